@@ -1,0 +1,134 @@
+"""Arrays on a CUDA GPU: CuPy. Written with its plainest documented calls (see docs/cuda.md)."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from backends.base import Array, Backend, BackendError, Memory, segment_sums
+
+
+class CupyBackend(Backend):
+    """CuPy on one CUDA device.
+
+    Work is queued on the device's current stream: a call returns before the device has computed.
+    Reading a value (`float`, `to_numpy`) waits, so the training loop reads only what it reports.
+
+    Args:
+        index: the number of the GPU, or None for the current one.
+
+    Raises:
+        BackendError: CuPy, the driver, or the GPU is missing.
+    """
+
+    twins: Mapping[str, Callable[..., Any]] = {}
+
+    def __init__(self, index: int | None = None) -> None:
+        cupy = self._cupy = _import_cupy()
+        count = _device_count(cupy)
+        index = cupy.cuda.runtime.getDevice() if index is None else index
+        if index >= count:
+            raise BackendError(
+                f"cuda:{index} was asked for, but this machine shows {count} CUDA GPU(s), numbered from 0 to "
+                f"{count - 1}. Choose one of them, and check that CUDA_VISIBLE_DEVICES does not hide it."
+            )
+        import array_api_compat.cupy
+
+        self.xp = array_api_compat.cupy
+        self.name = f"cuda:{index}"
+        self.device = cupy.cuda.Device(index)
+        self.device.use()  # new arrays, kernels and the memory pool of this thread belong to it
+
+    def asarray(self, host: Any, dtype: Any = None) -> Array:
+        if isinstance(host, self._cupy.ndarray) and host.device != self.device:
+            raise TypeError(f"the array lives on cuda:{host.device.id}, this backend on {self.name}")
+        return self._cupy.asarray(host, dtype=dtype)
+
+    def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
+        host: np.ndarray[Any, Any] = self._cupy.asnumpy(array)
+        return host
+
+    def scatter_add(self, target: Array, indices: Array, rows: Array, *, deterministic: bool = False) -> None:
+        """See `Backend.scatter_add`.
+
+        `cupyx.scatter_add` adds with atomics, whose order, and so whose rounding, varies from run to
+        run. It also wraps indices that are out of range silently, hence the check on the host before ids
+        are ever uploaded. With `deterministic`, rows are sorted by index and summed by segment.
+        """
+        if deterministic:
+            unique, sums = segment_sums(self.xp, indices, rows)
+            target[unique] += sums
+            return
+        import cupyx
+
+        with warnings.catch_warnings():  # some releases announce its successor, `cupy.add.at`: one kernel, two names
+            warnings.simplefilter("ignore", DeprecationWarning)
+            cupyx.scatter_add(target, indices, rows)
+
+    def erf(self, x: Array) -> Array:
+        from cupyx.scipy import special
+
+        return special.erf(x)
+
+    def synchronize(self) -> None:
+        self.device.synchronize()
+
+    def memory(self) -> Memory:
+        """Of CuPy's memory pool: in use, and reserved so far (the pool keeps what it once needed)."""
+        pool = self._cupy.get_default_memory_pool()
+        _, total = self.device.mem_info
+        return Memory(used=pool.used_bytes(), peak=pool.total_bytes(), total=total)
+
+    def description(self) -> str:
+        properties = self._cupy.cuda.runtime.getDeviceProperties(self.device.id)
+        runtime = self._cupy.cuda.runtime.runtimeGetVersion()
+        return (
+            f"{properties['name'].decode()} ({self.name}, compute capability {properties['major']}."
+            f"{properties['minor']}), CuPy {self._cupy.__version__}, CUDA {runtime // 1000}.{runtime % 1000 // 10}"
+        )
+
+
+def _import_cupy() -> Any:
+    try:
+        import cupy
+    except ImportError as error:
+        raise BackendError(
+            "CUDA was asked for, but CuPy cannot be imported "
+            f"({error}). Install the one that fits the driver: pip install 'minibert[cuda12]' for CUDA 12, "
+            "'minibert[cuda13]' for CUDA 13 (never both), or run with --device cpu."
+        ) from error
+    return cupy
+
+
+def _device_count(cupy: Any) -> int:
+    """How many GPUs the driver shows; a missing driver and a missing GPU are two different errors."""
+    runtime = cupy.cuda.runtime
+    try:
+        driver = runtime.driverGetVersion()  # 0 where no driver is installed
+        count = runtime.getDeviceCount() if driver else 0
+    except runtime.CUDARuntimeError as error:
+        if "cudaErrorNoDevice" not in str(error):
+            raise BackendError(
+                f"CUDA was asked for and CuPy {cupy.__version__} is installed, but the NVIDIA driver does not "
+                f"serve it ({error}). Compare the CUDA version in the first lines of nvidia-smi with CuPy's "
+                f"({runtime.runtimeGetVersion() // 1000}), and update the driver or install the CuPy that fits it."
+            ) from error
+        driver, count = -1, 0
+    if driver == 0:
+        raise BackendError(
+            f"CUDA was asked for and CuPy {cupy.__version__} is installed, but there is no NVIDIA driver. Install "
+            "it on the host (nvidia-smi must work there); in a container, start it with `docker run --gpus all`; "
+            "or run with --device cpu."
+        )
+    if count == 0:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        hidden = "" if visible is None else f" CUDA_VISIBLE_DEVICES is {visible!r}, which may hide it."
+        raise BackendError(
+            "CUDA was asked for; CuPy and the NVIDIA driver are here, but no GPU is visible."
+            f"{hidden} Check that nvidia-smi lists one, or run with --device cpu."
+        )
+    return int(count)

@@ -1,0 +1,84 @@
+"""Arrays on a CPU: NumPy, with SciPy where NumPy has no function."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import array_api_compat.numpy as xp
+import numpy as np
+import scipy
+from scipy import sparse, special
+
+from backends.base import Array, Backend, Memory
+from backends.numpy_kernels import TWINS
+
+
+class NumpyBackend(Backend):
+    """NumPy on the CPU. The host and the device are the same memory, so transfers copy nothing."""
+
+    name = "cpu"
+    xp = xp
+    device = "cpu"
+    twins: Mapping[str, Callable[..., Any]] = TWINS
+
+    def asarray(self, host: Any, dtype: Any = None) -> Array:
+        return np.asarray(host, dtype=dtype)
+
+    def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
+        return np.asarray(array)
+
+    def scatter_add(self, target: Array, indices: Array, rows: Array, *, deterministic: bool = False) -> None:
+        """See `Backend.scatter_add`; always deterministic here.
+
+        One sparse product sums the rows of each distinct index: row u of the (U, N) matrix has a one in
+        every column i with `indices[i] == unique[u]`. `np.add.at` does the same an order of magnitude
+        slower, because its fast path covers one-dimensional arrays only.
+        """
+        if rows.shape[0] == 0:
+            return
+        order = np.argsort(indices, kind="stable")
+        unique, first = np.unique(indices[order], return_index=True)
+        ones = np.ones(order.size, dtype=rows.dtype)
+        row_starts = np.append(first, order.size)
+        membership = sparse.csr_array((ones, order, row_starts), shape=(unique.size, order.size))
+        target[unique] += membership @ rows
+
+    def erf(self, x: Array) -> Array:
+        return special.erf(x)
+
+    def synchronize(self) -> None:
+        """Nothing to wait for: NumPy returns when it has computed."""
+
+    def memory(self) -> Memory:
+        """Of this process (used, peak) and this machine (total)."""
+        return Memory(used=_resident_bytes(), peak=_peak_resident_bytes(), total=_physical_bytes())
+
+    def description(self) -> str:
+        return f"CPU, NumPy {np.__version__}, SciPy {scipy.__version__}, {os.cpu_count()} logical cores"
+
+
+def _resident_bytes() -> int | None:
+    try:
+        with open("/proc/self/statm") as statm:  # Linux
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None
+
+
+def _peak_resident_bytes() -> int | None:
+    try:
+        import resource  # absent on Windows
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB elsewhere
+
+
+def _physical_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):  # Windows has no sysconf; others may lack the name
+        return None
