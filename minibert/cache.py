@@ -1,0 +1,130 @@
+"""What the forward pass leaves for the backward pass, and for a curious reader.
+
+Internally activations are rows (see `minibert.rows`); the properties show them per sequence and position, as
+in the papers: `cache.hidden_states[2]` is (B, T, H), `cache.layers[0].attention_weights` is (B, A, T, T).
+Positions that were not computed (left-out padding, the pruned last layer) show as zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from backends import Array, Backend
+from minibert.inputs import Inputs
+from minibert.ops import AttentionLayout, Dropout, attention_weights
+from minibert.rows import Rows, to_slots
+
+
+@dataclass
+class EmbeddingsCache:
+    """Of the embeddings; rows (N, H)."""
+
+    total: Array  # the sum of the three embeddings
+    statistics: tuple[Array, Array]  # of its layer norm
+    dropout: Dropout | None
+
+
+@dataclass
+class LayerCache:
+    """Of one encoder layer. `x` has N rows; everything from the queries on has Nq (N unless pruned).
+
+    Attributes (rows):
+        x: (N, H), the layer's input; `query_x` (Nq, H) its rows that become queries.
+        queries, keys, values: (Nq or N, H), the projections.
+        context: (Nq, H), the weighted values of all heads side by side.
+        attention_total: (Nq, H), residual + attention output, before the layer norm.
+        attention_output: (Nq, H), after it.
+        intermediate_input: (Nq, I), before bias and activation; `intermediate` (Nq, I) after them.
+        output_total: (Nq, H), residual + feed-forward output, before the layer norm.
+    """
+
+    backend: Backend
+    layout: AttentionLayout
+    x: Array
+    query_x: Array
+    queries: Array
+    keys: Array
+    values: Array
+    context: Array
+    saved_attention: Array
+    attention_total: Array
+    attention_statistics: tuple[Array, Array]
+    attention_output: Array
+    intermediate_input: Array
+    intermediate: Array
+    output_total: Array
+    output_statistics: tuple[Array, Array]
+    attention_dropout: Dropout | None
+    attention_output_dropout: Dropout | None
+    output_dropout: Dropout | None
+
+    @property
+    def attention_weights(self) -> Array:
+        """(B, A, T, T): how much every query (third axis) attends to every key (last axis), before dropout.
+
+        In a pruned last layer the third axis holds only the computed queries, packed per sequence.
+        """
+        return attention_weights(self.backend, self.queries, self.keys, self.layout)
+
+
+@dataclass
+class HeadCache:
+    """Of the masked-language-model head; M rows."""
+
+    x: Array  # (M, H), the final hidden states at the predicted positions
+    dense: Array  # (M, H), before bias and activation
+    activated: Array  # (M, H), after them
+    statistics: tuple[Array, Array]
+    normalised: Array  # (M, H), after the layer norm
+    logits: Array  # (M, V)
+
+
+@dataclass
+class PoolerCache:
+    """Of the pooler and the next-sentence head; B rows."""
+
+    x: Array  # (B, H), the final hidden states at the first positions
+    output: Array  # (B, H), tanh of the dense layer
+    logits: Array  # (B, 2)
+
+
+@dataclass
+class Cache:
+    """Everything that one forward pass computed.
+
+    Attributes:
+        inputs: the batch as the model saw it.
+        layers: one `LayerCache` per encoder layer.
+    """
+
+    backend: Backend
+    inputs: Inputs
+    embeddings: EmbeddingsCache
+    hidden_rows: list[Array] = field(default_factory=list)
+    layers: list[LayerCache] = field(default_factory=list)
+    head: HeadCache | None = None
+    pooler: PoolerCache | None = None
+
+    @property
+    def hidden_states(self) -> tuple[Array, ...]:
+        """L + 1 arrays (B, T, H): the embeddings, then the output of every layer."""
+        earlier = [self._per_position(rows, self.inputs.host_positions) for rows in self.hidden_rows[:-1]]
+        return (*earlier, self.per_position(self.hidden_rows[-1]))
+
+    @property
+    def pooled_output(self) -> Array | None:
+        """(B, H), the pooler's output; None where the next-sentence head was not asked for."""
+        return None if self.pooler is None else self.pooler.output
+
+    @property
+    def next_sentence_logits(self) -> Array | None:
+        """(B, 2): column 0 for "B follows A", column 1 for "B is random"; None where not asked for."""
+        return None if self.pooler is None else self.pooler.logits
+
+    def per_position(self, x: Array) -> Array:
+        """(Nq, C) rows of the last layer -> (B, T, C)."""
+        return self._per_position(x, self.inputs.host_last_positions)
+
+    def _per_position(self, x: Array, host_positions: Array) -> Array:
+        rows = Rows.at(self.backend, self.inputs.batch_size, self.inputs.seq_length, host_positions)
+        return to_slots(self.backend.xp, x, rows)

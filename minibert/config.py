@@ -1,0 +1,115 @@
+"""The sizes of a BERT and everything else that tells one BERT from another.
+
+Fields have the names of Hugging Face's `config.json`, so that a file of theirs reads as a config of ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+ACTIVATIONS = ("gelu", "gelu_new", "relu")
+"""Values of `hidden_act`: exact (erf) GELU as in BERT, its tanh approximation, rectified linear."""
+
+_PRESETS: dict[str, dict[str, int]] = {  # Turc et al. 2019 (arXiv:1908.08962), table 1; base: Devlin et al. 2018
+    "tiny": {"num_hidden_layers": 2, "hidden_size": 128},
+    "mini": {"num_hidden_layers": 4, "hidden_size": 256},
+    "small": {"num_hidden_layers": 4, "hidden_size": 512},
+    "medium": {"num_hidden_layers": 8, "hidden_size": 512},
+    "base": {"num_hidden_layers": 12, "hidden_size": 768},
+}
+PRESETS = tuple(_PRESETS)
+
+
+@dataclass(frozen=True)
+class MiniBERTConfig:
+    """What a BERT is made of; the defaults are BERT-Mini's.
+
+    Attributes:
+        vocab_size: V, the number of token ids.
+        hidden_size: H, the width of the hidden states; a multiple of `num_attention_heads`.
+        num_hidden_layers: L, the encoder layers.
+        num_attention_heads: A; a head is D = H / A wide.
+        intermediate_size: I, the width of the feed-forward layer.
+        max_position_embeddings: the longest sequence, in tokens.
+        type_vocab_size: the number of segments that `token_type_ids` can name.
+        hidden_dropout_prob: dropout of the embeddings and of every sub-layer's output, in training.
+        attention_probs_dropout_prob: dropout of the attention weights, in training.
+        layer_norm_eps: added to the variance in layer normalisation.
+        hidden_act: one of `ACTIVATIONS`.
+        initializer_range: standard deviation of the freshly drawn weights.
+        pad_token_id: the id that fills up short sequences.
+
+    Raises:
+        ValueError: sizes that make no BERT; the message names the field.
+    """
+
+    vocab_size: int = 30522
+    hidden_size: int = 256
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    intermediate_size: int = 1024
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    layer_norm_eps: float = 1e-12
+    hidden_act: str = "gelu"
+    initializer_range: float = 0.02
+    pad_token_id: int = 0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" and not (isinstance(value, int) and value >= (field.name != "pad_token_id")):
+                raise ValueError(f"{field.name} must be a positive integer, not {value!r}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be divisible by num_attention_heads "
+                f"({self.num_attention_heads}): every head gets an equal share of the hidden states"
+            )
+        if self.pad_token_id >= self.vocab_size:
+            raise ValueError(f"pad_token_id ({self.pad_token_id}) must be below vocab_size ({self.vocab_size})")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)!r}")
+        for name in ("layer_norm_eps", "initializer_range"):
+            if not getattr(self, name) > 0.0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)!r}")
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, not {self.hidden_act!r}")
+
+    @property
+    def head_size(self) -> int:
+        """D = H / A, the width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> MiniBERTConfig:
+        """One of Google's published sizes, with fields changed as asked.
+
+        Args:
+            name: "tiny" (L2 H128), "mini" (L4 H256), "small" (L4 H512), "medium" (L8 H512), "base" (L12 H768).
+            changes: fields that shall differ, e.g. `vocab_size=8192`.
+
+        Raises:
+            ValueError: another name, or changes that make no BERT.
+        """
+        if name not in _PRESETS:
+            raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
+        sizes = _PRESETS[name]
+        hidden_size = sizes["hidden_size"]  # in all of them, D = 64 and I = 4 H
+        derived = {"num_attention_heads": hidden_size // 64, "intermediate_size": 4 * hidden_size}
+        return cls(**{**sizes, **derived, **changes})
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> MiniBERTConfig:
+        """From the content of a `config.json`; fields that Mini-BERT does not have are left out."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in fields.items() if name in known})
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, ready for JSON."""
+        return dataclasses.asdict(self)

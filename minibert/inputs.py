@@ -1,0 +1,231 @@
+"""From the user's ids and masks to what the model computes on: checked on the host, laid out, moved once.
+
+Everything that can be wrong with a batch is found here, before any transfer: a GPU would wrap an id that is
+out of range without a word. And every decision about which rows are computed is made here: with `unpad`,
+padding gets no row at all; with `prediction_positions`, the last layer computes those positions only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from backends import Array, Backend, get_backend
+from minibert.config import MiniBERTConfig
+from minibert.ops import AttentionLayout, score_bound
+from minibert.rows import Rows
+
+_HOST = get_backend("cpu")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A batch on the device. N rows are computed in every layer but the last, which has Nq rows of queries.
+
+    Attributes:
+        batch_size: B.
+        seq_length: T.
+        token_ids, position_ids, token_type_ids: (N,) int32, the ids of every row.
+        row_numbers: (N,) uint32, unique within a training step; what dropout draws by.
+        attention: who attends to whom, in every layer but the last.
+        pruned: whether the last layer computes fewer query rows than N.
+        last_rows: (Nq,) int32, which of the N rows those are; None if all.
+        last_attention: who attends to whom in the last layer.
+        last_row_numbers: (Nq,) uint32.
+        prediction_rows: (M,) int32, which of the Nq rows get logits; None if all.
+        first_token_rows: (B,) int32, which of the Nq rows the pooler reads; None without next-sentence head.
+        host_positions: (N,) int64 on the host, the flat position b * T + t of every row.
+        host_last_positions: (Nq,) int64 on the host, the same for the last layer.
+        host_prediction_positions: (M,) int64 on the host, or None when every position was asked for.
+    """
+
+    batch_size: int
+    seq_length: int
+    token_ids: Array
+    position_ids: Array
+    token_type_ids: Array
+    row_numbers: Array
+    attention: AttentionLayout
+    pruned: bool
+    last_rows: Array | None
+    last_attention: AttentionLayout
+    last_row_numbers: Array
+    prediction_rows: Array | None
+    first_token_rows: Array | None
+    host_positions: Array
+    host_last_positions: Array
+    host_prediction_positions: Array | None
+
+
+def host_integers(backend: Backend, values: Any, what: str) -> Array:
+    """Integers on the host, from lists, NumPy arrays or arrays of the backend.
+
+    Args:
+        backend: where `values` may live.
+        values: integers (or bools) of any shape.
+        what: the name of the argument, for the error.
+
+    Raises:
+        TypeError: not integers.
+    """
+    xp = _HOST.xp
+    on_device = hasattr(values, "__array_namespace__") or hasattr(values, "__cuda_array_interface__")
+    array = backend.to_numpy(values) if on_device else _HOST.asarray(values)
+    if not xp.isdtype(array.dtype, ("bool", "integral")):
+        raise TypeError(f"{what} must be integers, not {array.dtype}")
+    return array
+
+
+def _check_range(array: Array, size: int, what: str, of: str) -> None:
+    xp = _HOST.xp
+    wrong = (array < 0) | (array >= size)
+    if bool(xp.any(wrong)):
+        where = [int(index[0]) for index in xp.nonzero(wrong)]
+        value = int(array[tuple(where)])
+        raise ValueError(f"{what}{where} is {value}, but {of} has {size} entries, numbered from 0 to {size - 1}")
+
+
+def _check_batch(
+    config: MiniBERTConfig, backend: Backend, input_ids: Any, attention_mask: Any, token_type_ids: Any
+) -> tuple[Array, Array, Array]:
+    """Ids, mask (bool) and segments, each (B, T) on the host."""
+    xp = _HOST.xp
+    ids = host_integers(backend, input_ids, "input_ids")
+    if ids.ndim != 2 or 0 in ids.shape:
+        raise ValueError(
+            f"input_ids must have the shape (batch, sequence length), both at least 1, not {ids.shape}; "
+            "wrap a single sequence as [ids]"
+        )
+    if ids.shape[1] > config.max_position_embeddings:
+        raise ValueError(
+            f"the sequences are {ids.shape[1]} tokens long, but this model has only "
+            f"max_position_embeddings = {config.max_position_embeddings}; shorten them or split them up"
+        )
+    _check_range(ids, config.vocab_size, "input_ids", "the vocabulary")
+    mask = xp.ones(ids.shape, dtype=xp.bool)
+    if attention_mask is not None:
+        mask = host_integers(backend, attention_mask, "attention_mask")
+        if mask.shape != ids.shape:
+            raise ValueError(
+                f"attention_mask has the shape {mask.shape}, input_ids {ids.shape}; it needs one 1 (token) or 0 "
+                "(padding) for every id"
+            )
+        if bool(xp.any((mask != 0) & (mask != 1))):
+            raise ValueError("attention_mask must contain only 1 (token) and 0 (padding)")
+        mask = mask != 0
+    segments = xp.zeros(ids.shape, dtype=xp.int32)
+    if token_type_ids is not None:
+        segments = host_integers(backend, token_type_ids, "token_type_ids")
+        if segments.shape != ids.shape:
+            raise ValueError(f"token_type_ids has the shape {segments.shape}, input_ids {ids.shape}; they must agree")
+        _check_range(segments, config.type_vocab_size, "token_type_ids", "the table of segments")
+    return ids, mask, segments
+
+
+def _check_positions(backend: Backend, prediction_positions: Any, total: int) -> Array:
+    xp = _HOST.xp
+    positions = xp.astype(host_integers(backend, prediction_positions, "prediction_positions"), xp.int64)
+    if positions.ndim != 1:
+        raise ValueError(f"prediction_positions must be one list of flat positions b * T + t, not {positions.shape}")
+    _check_range(positions, total, "prediction_positions", "the batch")
+    if bool(xp.any(positions[1:] <= positions[:-1])):
+        raise ValueError("prediction_positions must increase, each position at most once")
+    return positions
+
+
+def prepare_inputs(
+    config: MiniBERTConfig,
+    backend: Backend,
+    dtype: Any,
+    input_ids: Any,
+    attention_mask: Any,
+    token_type_ids: Any,
+    prediction_positions: Any,
+    *,
+    next_sentence: bool,
+    first_sequence: int,
+    unpad: bool,
+) -> Inputs:
+    """See `MiniBERT.forward`, which has these arguments.
+
+    Raises:
+        ValueError, TypeError: input that makes no sense for this model; the message says what and where.
+    """
+    xp = _HOST.xp
+    ids, mask, segments = _check_batch(config, backend, input_ids, attention_mask, token_type_ids)
+    batch, length = ids.shape
+    predicted = None
+    if prediction_positions is not None:
+        predicted = _check_positions(backend, prediction_positions, batch * length)
+
+    needed = xp.ones((batch, length), dtype=xp.bool)
+    if unpad:
+        needed = xp.asarray(mask, copy=True)
+        needed[:, 0] = True  # the pooler reads every sequence's first position
+        if predicted is not None:
+            xp.reshape(needed, (-1,))[predicted] = True
+    (positions,) = xp.nonzero(xp.reshape(needed, (-1,)))  # (N,)
+
+    last_positions = positions
+    if predicted is not None:
+        wanted = xp.zeros(batch * length, dtype=xp.bool)
+        wanted[predicted] = True
+        if next_sentence:
+            wanted[xp.arange(batch) * length] = True
+        (last_positions,) = xp.nonzero(wanted)  # (Nq,)
+    pruned = last_positions.shape[0] != positions.shape[0]
+
+    def move(array: Array) -> Array:
+        return backend.asarray(array, dtype=backend.xp.int32)
+
+    def numbers(of_positions: Array) -> Array:
+        sequence, position = of_positions // length, of_positions % length
+        number = (first_sequence + sequence) * config.max_position_embeddings + position
+        return backend.asarray(xp.astype(number % 2**32, xp.uint32))
+
+    def pick(array: Array) -> Array:
+        return move(xp.take(xp.reshape(array, (-1,)), positions))
+
+    def rows_among(these: Array, those: Array) -> Array | None:
+        return None if these.shape == those.shape else move(xp.searchsorted(those, these))
+
+    keys = Rows.at(backend, batch, length, positions)
+    additive_mask = None
+    if not bool(xp.all(mask)):
+        excluded = -2.0 * score_bound(backend.xp, dtype)
+        additive_mask = backend.asarray(xp.where(mask, 0.0, excluded)[:, None, None, :], dtype=dtype)
+    attention = AttentionLayout(keys, keys, additive_mask, config.num_attention_heads)
+    last_attention = attention
+    if pruned:
+        queries = _rows_side_by_side(backend, last_positions, batch, length)
+        last_attention = AttentionLayout(queries, keys, additive_mask, config.num_attention_heads)
+
+    row_numbers = numbers(positions)
+    return Inputs(
+        batch_size=batch,
+        seq_length=length,
+        token_ids=pick(ids),
+        position_ids=move(positions % length),
+        token_type_ids=pick(segments),
+        row_numbers=row_numbers,
+        attention=attention,
+        pruned=pruned,
+        last_rows=rows_among(last_positions, positions),
+        last_attention=last_attention,
+        last_row_numbers=numbers(last_positions) if pruned else row_numbers,
+        prediction_rows=None if predicted is None else rows_among(predicted, last_positions),
+        first_token_rows=move(xp.searchsorted(last_positions, xp.arange(batch) * length)) if next_sentence else None,
+        host_positions=positions,
+        host_last_positions=last_positions,
+        host_prediction_positions=predicted,
+    )
+
+
+def _rows_side_by_side(backend: Backend, positions: Array, batch: int, length: int) -> Rows:
+    """Rows of few positions in as few slots per sequence as hold the fullest one."""
+    xp = _HOST.xp
+    sequences = positions // length
+    starts = xp.searchsorted(sequences, xp.arange(batch + 1))  # (B + 1,) first row of every sequence
+    slots = max(1, int(xp.max(starts[1:] - starts[:-1])))
+    place = xp.arange(positions.shape[0]) - xp.take(starts, sequences)
+    return Rows.at(backend, batch, slots, sequences * slots + place)

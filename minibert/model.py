@@ -1,0 +1,247 @@
+"""MiniBERT: the forward pass of BERT (Devlin et al. 2018, arXiv:1810.04805), with its pretraining heads.
+
+    embeddings -> layer norm -> dropout
+    L times:   attention    -> dropout -> + residual -> layer norm
+               feed-forward -> dropout -> + residual -> layer norm
+    masked-language-model head on every (or every predicted) position; pooler and next-sentence head
+
+The order of the residual and the layer norm is BERT's own ("post-layer-norm"). The gradients of all this
+are in `minibert/gradients.py`, function by function.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+from backends import Array, Backend, get_backend
+from minibert.cache import Cache, EmbeddingsCache, HeadCache, LayerCache, PoolerCache
+from minibert.config import MiniBERTConfig
+from minibert.inputs import Inputs, prepare_inputs
+from minibert.kernels import Kernels
+from minibert.ops import Dropout
+from minibert.parameters import Layout, NamedArrays, initialise
+from minibert.random_bits import Stream, derive_key
+
+QKV = ("query", "key", "value")
+
+
+class Site(IntEnum):
+    """Where in a layer dropout is applied; part of the key of its random bits."""
+
+    EMBEDDINGS = 0
+    ATTENTION_WEIGHTS = 1
+    ATTENTION_OUTPUT = 2
+    OUTPUT = 3
+
+
+class MiniBERT:
+    """BERT with its masked-language-model and next-sentence heads.
+
+    Args:
+        config: the sizes; BERT-Mini's if None.
+        backend: where to compute: a `Backend` or the name of a device ("cpu", "cuda", "cuda:1").
+        dtype: "float32" or "float64".
+        seed: of the initial parameters and of dropout.
+        kernels: "auto" uses the backend's fast twins, "reference" the definitions only.
+        initialised: False leaves all parameters zero, for loading a checkpoint.
+
+    Attributes:
+        parameters: mapping from name to writable array; `parameters.flat` is all of them.
+
+    Raises:
+        ValueError: an unknown dtype, device or kind of kernels.
+        BackendError: a device that this machine does not have.
+    """
+
+    def __init__(
+        self,
+        config: MiniBERTConfig | None = None,
+        *,
+        backend: Backend | str = "cpu",
+        dtype: str = "float32",
+        seed: int = 0,
+        kernels: str = "auto",
+        initialised: bool = True,
+    ) -> None:
+        self.config = MiniBERTConfig() if config is None else config
+        self.backend = get_backend(backend)
+        self.dtype = self.backend.dtype(dtype)
+        self.seed = seed
+        self.kernels = Kernels(self.backend, kernels)
+        self.parameters = NamedArrays.zeros(Layout.of(self.config), self.backend, self.dtype)
+        if initialised:
+            initialise(self.parameters, self.config, self.backend, seed)
+
+    def forward(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        *,
+        prediction_positions: Any = None,
+        next_sentence: bool = True,
+        dropout_step: int | None = None,
+        first_sequence: int = 0,
+        unpad: bool = False,
+    ) -> tuple[Array, Cache]:
+        """Compute logits for the masked tokens.
+
+        Args:
+            input_ids: (B, T) integers from 0 to V - 1; lists, NumPy arrays or arrays of the backend.
+            attention_mask: (B, T), 1 for a token, 0 for padding; None for all tokens. It is added to the
+                attention scores before the softmax, so no position attends to padding.
+            token_type_ids: (B, T), the segment of every token; None for all 0.
+            prediction_positions: increasing flat positions b * T + t, M of them: compute logits there only,
+                and the last layer only there (and at the first positions, for the next-sentence head).
+            next_sentence: whether to compute the pooler and the next-sentence logits (in the cache).
+            dropout_step: number of the training step, which dropout depends on; None for no dropout.
+            first_sequence: number of the first sequence within that step; micro-batches of one step pass
+                different numbers, and then draw the same dropout as the whole batch would.
+            unpad: leave padding out of all computation but attention; its logits and hidden states are zero.
+
+        Returns:
+            logits (B, T, V), or (M, V) with `prediction_positions`; and the cache for the backward pass.
+
+        Raises:
+            ValueError: ids outside the tables, too long a sequence, shapes that do not fit.
+            TypeError: ids that are not integers.
+        """
+        inputs = prepare_inputs(
+            self.config,
+            self.backend,
+            self.dtype,
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            prediction_positions,
+            next_sentence=next_sentence,
+            first_sequence=first_sequence,
+            unpad=unpad,
+        )
+        hidden, embeddings = self._embeddings(inputs, dropout_step)
+        cache = Cache(self.backend, inputs, embeddings, [hidden])
+        for n in range(self.config.num_hidden_layers):
+            hidden, layer = self._layer(n, hidden, inputs, dropout_step)
+            cache.hidden_rows.append(hidden)
+            cache.layers.append(layer)
+        if inputs.first_token_rows is not None:
+            cache.pooler = self._pooler(hidden, inputs.first_token_rows)
+        cache.head = self._masked_language_model_head(hidden, inputs.prediction_rows)
+        logits = cache.head.logits
+        return (logits if prediction_positions is not None else cache.per_position(logits)), cache
+
+    def _dropout(
+        self, probability: float, step: int | None, layer: int, site: Site, row_numbers: Array
+    ) -> Dropout | None:
+        if step is None or probability == 0.0:
+            return None
+        return Dropout(probability, derive_key(self.seed, Stream.DROPOUT, step, layer, site), row_numbers)
+
+    def _embeddings(self, inputs: Inputs, step: int | None) -> tuple[Array, EmbeddingsCache]:
+        p, config = self.parameters, self.config
+        total = self.kernels.embedding_forward(
+            (p["token_embeddings"], p["position_embeddings"], p["token_type_embeddings"]),
+            (inputs.token_ids, inputs.position_ids, inputs.token_type_ids),
+        )  # (N, H)
+        normalised, statistics = self.kernels.layer_norm_forward(
+            total, p["embeddings.layer_norm.weight"], p["embeddings.layer_norm.bias"], config.layer_norm_eps
+        )
+        dropout = self._dropout(config.hidden_dropout_prob, step, 0, Site.EMBEDDINGS, inputs.row_numbers)
+        return self.kernels.dropout_forward(normalised, dropout), EmbeddingsCache(total, statistics, dropout)
+
+    def _layer(self, n: int, x: Array, inputs: Inputs, step: int | None) -> tuple[Array, LayerCache]:
+        """One encoder layer: (N, H) -> (N, H), or (Nq, H) in a pruned last layer."""
+        p, config, kernels, width = self.parameters, self.config, self.kernels, self.config.hidden_size
+        pruned = inputs.pruned and n == config.num_hidden_layers - 1
+        layout = inputs.last_attention if pruned else inputs.attention
+        row_numbers = inputs.last_row_numbers if pruned else inputs.row_numbers
+        attention = f"layers.{n}.attention"
+
+        if pruned:  # queries of few rows, keys and values of all
+            query_x = self.backend.xp.take(x, inputs.last_rows, axis=0)  # (Nq, H)
+            queries = kernels.linear_forward(query_x, p[f"{attention}.query.weight"], p[f"{attention}.query.bias"])
+            packed = kernels.linear_forward(
+                x, p.packed(attention, QKV[1:], "weight"), p.packed(attention, QKV[1:], "bias")
+            )  # (N, 2H)
+            keys, values = packed[:, :width], packed[:, width:]
+        else:
+            query_x = x
+            packed = kernels.linear_forward(
+                x, p.packed(attention, QKV, "weight"), p.packed(attention, QKV, "bias")
+            )  # (N, 3H)
+            queries, keys, values = packed[:, :width], packed[:, width : 2 * width], packed[:, 2 * width :]
+        attention_dropout = self._dropout(
+            config.attention_probs_dropout_prob, step, n, Site.ATTENTION_WEIGHTS, row_numbers
+        )
+        context, saved = kernels.attention_forward(queries, keys, values, layout, attention_dropout)  # (Nq, H)
+
+        attention_output_dropout = self._dropout(
+            config.hidden_dropout_prob, step, n, Site.ATTENTION_OUTPUT, row_numbers
+        )
+        attention_output, attention_total, attention_statistics = kernels.dropout_add_layer_norm_forward(
+            kernels.linear_forward(context, p[f"{attention}.output.weight"]),
+            p[f"{attention}.output.bias"],
+            query_x,
+            p[f"{attention}.layer_norm.weight"],
+            p[f"{attention}.layer_norm.bias"],
+            config.layer_norm_eps,
+            attention_output_dropout,
+        )  # (Nq, H)
+
+        intermediate_input = kernels.linear_forward(attention_output, p[f"layers.{n}.intermediate.weight"])  # (Nq, I)
+        intermediate = self._activation(intermediate_input, p[f"layers.{n}.intermediate.bias"])
+        output_dropout = self._dropout(config.hidden_dropout_prob, step, n, Site.OUTPUT, row_numbers)
+        y, output_total, output_statistics = kernels.dropout_add_layer_norm_forward(
+            kernels.linear_forward(intermediate, p[f"layers.{n}.output.weight"]),
+            p[f"layers.{n}.output.bias"],
+            attention_output,
+            p[f"layers.{n}.output.layer_norm.weight"],
+            p[f"layers.{n}.output.layer_norm.bias"],
+            config.layer_norm_eps,
+            output_dropout,
+        )  # (Nq, H)
+        return y, LayerCache(
+            backend=self.backend,
+            layout=layout,
+            x=x,
+            query_x=query_x,
+            queries=queries,
+            keys=keys,
+            values=values,
+            context=context,
+            saved_attention=saved,
+            attention_total=attention_total,
+            attention_statistics=attention_statistics,
+            attention_output=attention_output,
+            intermediate_input=intermediate_input,
+            intermediate=intermediate,
+            output_total=output_total,
+            output_statistics=output_statistics,
+            attention_dropout=attention_dropout,
+            attention_output_dropout=attention_output_dropout,
+            output_dropout=output_dropout,
+        )
+
+    def _activation(self, x: Array, bias: Array) -> Array:
+        return getattr(self.kernels, f"bias_{self.config.hidden_act}_forward")(x, bias)
+
+    def _masked_language_model_head(self, hidden: Array, rows: Array | None) -> HeadCache:
+        """Dense, activation, layer norm, then the decoder: the token embeddings again, with a bias."""
+        p, kernels = self.parameters, self.kernels
+        x = hidden if rows is None else self.backend.xp.take(hidden, rows, axis=0)  # (M, H)
+        dense = kernels.linear_forward(x, p["mlm.dense.weight"])
+        activated = self._activation(dense, p["mlm.dense.bias"])
+        normalised, statistics = kernels.layer_norm_forward(
+            activated, p["mlm.layer_norm.weight"], p["mlm.layer_norm.bias"], self.config.layer_norm_eps
+        )
+        logits = kernels.linear_forward(normalised, p["token_embeddings"], p["mlm.bias"])  # (M, V)
+        return HeadCache(x, dense, activated, statistics, normalised, logits)
+
+    def _pooler(self, hidden: Array, rows: Array) -> PoolerCache:
+        """tanh(dense) of every sequence's first position, and the next-sentence logits on top."""
+        p, kernels, xp = self.parameters, self.kernels, self.backend.xp
+        x = xp.take(hidden, rows, axis=0)  # (B, H)
+        output = xp.tanh(kernels.linear_forward(x, p["pooler.weight"], p["pooler.bias"]))
+        logits = kernels.linear_forward(output, p["next_sentence.weight"], p["next_sentence.bias"])  # (B, 2)
+        return PoolerCache(x, output, logits)

@@ -1,0 +1,64 @@
+"""BERT's mathematics: every operation and its gradient, in the functions of the Array API standard.
+
+These bodies are the definitions. A backend may have a faster twin of any function that takes a `backend`,
+under the same name and signature; `minibert/kernels.py` chooses, and one test compares them all.
+
+`x_forward` and `x_backward` stand together, and a backward quotes the forward line that it undoes; `dx` is
+the gradient of the loss with respect to `x`. Gradients of parameters are written into arrays that the
+caller passes (views of the flat gradient); gradients of activations are returned.
+
+Letters in the shapes: N rows (one per token), B sequences, T positions, Q query positions, A heads,
+D head size, H hidden size, I intermediate size, V vocabulary, M predictions.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from minibert.ops.activations import (
+    bias_gelu_backward,
+    bias_gelu_forward,
+    bias_gelu_new_backward,
+    bias_gelu_new_forward,
+    bias_relu_backward,
+    bias_relu_forward,
+)
+from minibert.ops.adamw import adamw_update
+from minibert.ops.attention import AttentionLayout, attention_backward, attention_forward, attention_weights
+from minibert.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward
+from minibert.ops.dropout import Dropout, dropout_backward, dropout_forward, dropout_mask
+from minibert.ops.embedding import embedding_backward, embedding_forward
+from minibert.ops.layer_norm import layer_norm_backward, layer_norm_forward
+from minibert.ops.linear import linear_backward, linear_forward
+from minibert.ops.softmax import score_bound, softmax_backward, stable_softmax
+from minibert.ops.sublayer import dropout_add_layer_norm_backward, dropout_add_layer_norm_forward
+
+__all__ = [
+    "adamw_update",
+    "attention_backward",
+    "attention_forward",
+    "attention_weights",
+    "bias_gelu_backward",
+    "bias_gelu_forward",
+    "bias_gelu_new_backward",
+    "bias_gelu_new_forward",
+    "bias_relu_backward",
+    "bias_relu_forward",
+    "cross_entropy_backward",
+    "cross_entropy_forward",
+    "dropout_add_layer_norm_backward",
+    "dropout_add_layer_norm_forward",
+    "dropout_backward",
+    "dropout_forward",
+    "dropout_mask",
+    "embedding_backward",
+    "embedding_forward",
+    "layer_norm_backward",
+    "layer_norm_forward",
+    "linear_backward",
+    "linear_forward",
+]
+
+DEFINITIONS: dict[str, Callable[..., Any]] = {name: globals()[name] for name in __all__}
+"""Name -> definition of every operation that a backend may have a twin of."""
+
+__all__ += ["DEFINITIONS", "AttentionLayout", "Dropout", "score_bound", "softmax_backward", "stable_softmax"]

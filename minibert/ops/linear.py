@@ -1,0 +1,22 @@
+"""The linear layer and its gradient."""
+
+from __future__ import annotations
+
+from backends import Array, Backend
+
+
+def linear_forward(backend: Backend, x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """y = x @ weight.T + bias: (N, in), (out, in), (out,) -> (N, out)."""
+    y = x @ weight.T
+    return y if bias is None else y + bias
+
+
+def linear_backward(
+    backend: Backend, dy: Array, x: Array, weight: Array, dweight: Array, dbias: Array | None = None
+) -> Array:
+    """Writes dweight (out, in) and dbias (out,); returns dx (N, in)."""
+    # y = x @ weight.T + bias
+    dweight[...] = dy.T @ x
+    if dbias is not None:
+        dbias[...] = backend.xp.sum(dy, axis=0)
+    return dy @ weight

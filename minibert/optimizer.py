@@ -1,0 +1,100 @@
+"""AdamW over the flat parameters, clipping by the global norm, and BERT's learning-rate schedule."""
+
+from __future__ import annotations
+
+from backends import Array
+from minibert.model import MiniBERT
+from minibert.parameters import NamedArrays
+
+_NORM_EPSILON = 1e-6  # keeps the clipping factor finite for zero gradients
+
+
+def linear_schedule(progress: float, warmup: float) -> float:
+    """BERT's learning-rate factor: up from 0 to 1 over the warm-up, then straight down to 0.
+
+    Args:
+        progress: the share of the training that is done, from 0 to 1.
+        warmup: the share that is warm-up, from 0 to below 1.
+
+    Returns:
+        The factor on the peak learning rate, from 0 to 1.
+    """
+    if progress < warmup:
+        return progress / warmup
+    return max(0.0, (1.0 - progress) / (1.0 - warmup))
+
+
+def clipping_scale(model: MiniBERT, gradients: NamedArrays, max_norm: float) -> tuple[Array, Array]:
+    """The global norm of the gradients, and the factor that brings it down to at most `max_norm`.
+
+    Pascanu et al. 2013 (arXiv:1211.5063), algorithm 1. Both are 0-d arrays on the device: nobody waits.
+    """
+    xp, flat = model.backend.xp, gradients.flat
+    norm = xp.sqrt(xp.vecdot(flat, flat))
+    return norm, xp.minimum(max_norm / (norm + _NORM_EPSILON), xp.ones_like(norm))
+
+
+class AdamW:
+    """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101), without decay on biases and layer norms, as in BERT.
+
+    Args:
+        model: whose parameters to train.
+        betas: decay of the two moments.
+        epsilon: added to the square root of the second moment; BERT's 1e-6.
+        weight_decay: BERT's 0.01, multiplied by the learning rate.
+        max_norm: gradients with a larger global norm are scaled down to it; BERT's 1.0.
+
+    Attributes:
+        first_moment, second_moment: with the layout of the parameters.
+        steps: how many steps were taken.
+
+    Raises:
+        ValueError: numbers outside their range.
+    """
+
+    def __init__(
+        self,
+        model: MiniBERT,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        epsilon: float = 1e-6,
+        weight_decay: float = 0.01,
+        max_norm: float = 1.0,
+    ) -> None:
+        if not all(0.0 <= beta < 1.0 for beta in betas):
+            raise ValueError(f"betas must be at least 0 and below 1, not {betas}")
+        if not (epsilon > 0.0 and weight_decay >= 0.0 and max_norm > 0.0):
+            raise ValueError(
+                "epsilon and max_norm must be positive and weight_decay at least 0, not "
+                f"{epsilon}, {max_norm} and {weight_decay}"
+            )
+        self.model = model
+        self.betas = betas
+        self.epsilon = epsilon
+        self.weight_decay = weight_decay
+        self.max_norm = max_norm
+        self.first_moment = NamedArrays.zeros_like(model.parameters)
+        self.second_moment = NamedArrays.zeros_like(model.parameters)
+        self.steps = 0
+
+    def step(self, gradients: NamedArrays, learning_rate: float) -> Array:
+        """Clip the gradients and update the parameters, in place.
+
+        Args:
+            gradients: of the whole batch; left alone.
+            learning_rate: of this step.
+
+        Returns:
+            The global norm of the gradients before clipping, a 0-d array on the device.
+        """
+        self.steps += 1
+        parameters, first, second = self.model.parameters, self.first_moment, self.second_moment
+        norm, scale = clipping_scale(self.model, gradients, self.max_norm)
+        for values, gradient, m, v, weight_decay in (
+            (parameters.decayed, gradients.decayed, first.decayed, second.decayed, self.weight_decay),
+            (parameters.others, gradients.others, first.others, second.others, 0.0),
+        ):
+            self.model.kernels.adamw_update(
+                values, gradient, m, v, scale, learning_rate, *self.betas, self.epsilon, weight_decay, self.steps
+            )
+        return norm

@@ -1,0 +1,72 @@
+"""Rows and slots: the two shapes in which a batch of tokens is held.
+
+Linear layers and layer norms work on *rows*, one per token that is really needed, (N, H). Attention works
+on *slots*, (B, S, H): every sequence has the same number of them, and some may be empty. Where every slot
+holds a row, the two are the same memory. Leaving out padding, and computing the last layer at predicted
+positions only, are both a choice of rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from array_api_compat import device
+
+from backends import Array, Backend, get_backend
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which slot of which sequence each row fills.
+
+    Attributes:
+        sequences: B.
+        slots: S, slots per sequence.
+        slot_of_row: (N,) int32, sequence * S + slot; None where row i is simply slot i.
+        row_of_slot: (B * S,) int32, N for an empty slot; None likewise.
+    """
+
+    sequences: int
+    slots: int
+    slot_of_row: Array | None = None
+    row_of_slot: Array | None = None
+
+    @classmethod
+    def at(cls, backend: Backend, sequences: int, slots: int, slot_of_row: Array) -> Rows:
+        """Rows at the given slots.
+
+        Args:
+            backend: where the index arrays will live.
+            sequences: B.
+            slots: S.
+            slot_of_row: (N,) on the host, increasing.
+        """
+        host = get_backend("cpu").xp
+        number, total = slot_of_row.shape[0], sequences * slots
+        if number == total:
+            return cls(sequences, slots)
+        row_of_slot = host.full(total, number, dtype=host.int32)
+        row_of_slot[slot_of_row] = host.arange(number, dtype=host.int32)
+        return cls(
+            sequences,
+            slots,
+            backend.asarray(slot_of_row, dtype=backend.xp.int32),
+            backend.asarray(row_of_slot),
+        )
+
+
+def to_slots(xp: Any, x: Array, rows: Rows) -> Array:
+    """(N, C) rows -> (B, S, C) slots; empty slots are zero."""
+    shape = (rows.sequences, rows.slots, x.shape[1])
+    if rows.row_of_slot is not None:
+        empty = xp.zeros((1, x.shape[1]), dtype=x.dtype, device=device(x))
+        x = xp.concat((x, empty), axis=0)
+        x = xp.take(x, rows.row_of_slot, axis=0)
+    return xp.reshape(x, shape)
+
+
+def from_slots(xp: Any, x: Array, rows: Rows) -> Array:
+    """(B, S, C) slots -> (N, C) rows."""
+    x = xp.reshape(x, (rows.sequences * rows.slots, x.shape[2]))
+    return x if rows.slot_of_row is None else xp.take(x, rows.slot_of_row, axis=0)
