@@ -12,6 +12,7 @@ are in `minibert/gradients.py`, function by function.
 from __future__ import annotations
 
 from enum import IntEnum
+from os import PathLike
 from typing import Any
 
 from backends import Array, Backend, get_backend
@@ -48,6 +49,8 @@ class MiniBERT:
 
     Attributes:
         parameters: mapping from name to writable array; `parameters.flat` is all of them.
+        absent_heads: heads ("mlm", "pooler", "next_sentence") that the loaded checkpoint lacked, and that are
+            therefore untrained.
 
     Raises:
         ValueError: an unknown dtype, device or kind of kernels.
@@ -72,6 +75,22 @@ class MiniBERT:
         self.parameters = NamedArrays.zeros(Layout.of(self.config), self.backend, self.dtype)
         if initialised:
             initialise(self.parameters, self.config, self.backend, seed)
+        self.absent_heads: tuple[str, ...] = ()
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | PathLike[str], *, device: str = "cpu", dtype: str = "float32", kernels: str = "auto"
+    ) -> MiniBERT:
+        """A model from a folder in Hugging Face's format; see `minibert.pretrained.from_pretrained`."""
+        from minibert.pretrained import from_pretrained
+
+        return from_pretrained(folder, device=device, dtype=dtype, kernels=kernels)
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Write a folder that Hugging Face's `BertForPreTraining` loads; see `minibert.pretrained`."""
+        from minibert.pretrained import save_pretrained
+
+        save_pretrained(self, folder)
 
     def forward(
         self,

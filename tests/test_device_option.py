@@ -1,0 +1,32 @@
+"""`pytest --device cuda` never passes for want of a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_asking_for_cuda_without_a_gpu_fails_with_a_reason():
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "--device", "cuda", "-q", str(Path(__file__).parent / "test_config.py")],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode != 0
+    assert "--device cuda: CUDA was asked for" in run.stderr
+    assert "passed" not in run.stdout
+
+
+def test_an_unknown_device_fails_with_the_choice():
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "--device", "tpu", "-q", str(Path(__file__).parent / "test_config.py")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode != 0
+    assert "use 'cpu', 'cuda' or 'cuda:N'" in run.stderr
