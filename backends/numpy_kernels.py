@@ -1,13 +1,60 @@
 """Fast twins for the NumPy backend: operation name -> a faster function of the same meaning.
 
-The definition of every operation is in `minibert/ops.py`, in the standard's own functions. A twin here
-may do anything that NumPy and SciPy can, as long as `tests/test_twins.py` finds the same values, dtype
-and shape.
+The definition of every operation is in `minibert/ops/`, in the standard's own functions. A twin here may do
+anything that NumPy can, as long as `tests/test_twins.py` finds the same values, dtype and shape.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-TWINS: Mapping[str, Callable[..., Any]] = {}
+import numpy as np
+
+from backends.base import Array, Backend
+
+_BLOCK = 1 << 15  # elements of one pass: the seven arrays of an AdamW step then stay in a core's second-level cache
+
+
+def adamw_update(
+    backend: Backend,
+    parameters: Array,
+    gradients: Array,
+    first_moment: Array,
+    second_moment: Array,
+    gradient_scale: Array,
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    weight_decay: float,
+    step: int,
+) -> None:
+    """One AdamW step, block by block and without temporaries: the definition reads memory a dozen times more."""
+    gradient_scale = gradients.dtype.type(gradient_scale)
+    root_correction = 1.0 / math.sqrt(1.0 - beta2**step)
+    step_size = learning_rate / (1.0 - beta1**step)
+    buffers = np.empty((2, min(_BLOCK, parameters.size)), dtype=parameters.dtype)
+    for start in range(0, parameters.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        p, m, v = parameters[block], first_moment[block], second_moment[block]
+        g, scratch = buffers[0, : p.size], buffers[1, : p.size]
+        np.multiply(gradients[block], gradient_scale, out=g)
+        m *= beta1
+        np.multiply(g, 1.0 - beta1, out=scratch)
+        m += scratch
+        np.multiply(g, g, out=g)
+        g *= 1.0 - beta2
+        v *= beta2
+        v += g
+        np.sqrt(v, out=g)
+        g *= root_correction
+        g += epsilon
+        np.divide(m, g, out=g)
+        g *= step_size
+        p *= 1.0 - learning_rate * weight_decay
+        p -= g
+
+
+TWINS: Mapping[str, Callable[..., Any]] = {"adamw_update": adamw_update}

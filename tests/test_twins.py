@@ -1,0 +1,105 @@
+"""A twin means what its definition means: the same values, dtype, shape and device, under the same name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import backends_under_test
+import numpy as np
+import pytest
+from checking import assert_close
+from op_cases import CASES, run
+
+from backends import Backend
+from backends.numpy_backend import NumpyBackend
+from minibert import MiniBERT, MiniBERTConfig
+from minibert.kernels import Kernels
+from minibert.ops import DEFINITIONS
+
+
+def test_a_twin_has_the_name_and_arguments_of_its_definition(backend: Backend):
+    assert set(backend.twins) <= set(DEFINITIONS)
+    for name, twin in backend.twins.items():
+        assert list(inspect.signature(twin).parameters) == list(inspect.signature(DEFINITIONS[name]).parameters)
+
+
+def test_every_twin_computes_what_its_definition_computes(backend: Backend):
+    """All twins of this backend, each through the cases that use it."""
+    for case in CASES:
+        if set(case.operations) & set(backend.twins):
+            for dtype in backends_under_test.float_dtypes(backend):
+                expected, expected_gradients = run(case, Kernels(backend, "reference"), backend, dtype)
+                y, gradients = run(case, Kernels(backend, "auto"), backend, dtype)
+                assert_close(backend, y, backend.to_numpy(expected), dtype)
+                for name, gradient in gradients.items():
+                    assert_close(backend, gradient, backend.to_numpy(expected_gradients[name]), dtype)
+
+
+@pytest.mark.parametrize("size", [1, 1000, 100_003])
+def test_the_adamw_twin_takes_the_same_steps(size: int, backend: Backend):
+    """AdamW works in place and has no gradient, so it is no case; sizes are around the twins' blocks."""
+    rng = np.random.default_rng(size)
+    start = rng.standard_normal((2, size))
+    for dtype in backends_under_test.float_dtypes(backend):
+        results = []
+        for choice in ("reference", "auto"):
+            xp, kernels = backend.xp, Kernels(backend, choice)
+            target = backend.dtype(dtype)
+            parameters = xp.asarray(backend.asarray(start[0], dtype=target), copy=True)
+            gradients = backend.asarray(start[1], dtype=target)
+            moments = [xp.zeros_like(parameters), xp.zeros_like(parameters)]
+            scale = xp.asarray(0.7, dtype=target, device=backend.device)
+            for step in (1, 2, 3):
+                kernels.adamw_update(parameters, gradients, *moments, scale, 0.01, 0.9, 0.999, 1e-6, 0.1, step)
+            results.append((parameters, *moments))
+        for expected, actual in zip(*results, strict=True):
+            assert_close(backend, actual, backend.to_numpy(expected), dtype)
+
+
+class _TwinnedBackend(NumpyBackend):
+    """NumPy with a twin that leaves a trace."""
+
+    def __init__(self, twins: Mapping[str, Any]) -> None:
+        self.twins = twins
+
+
+def test_the_model_uses_a_twin_unless_told_not_to():
+    calls = []
+
+    def traced(backend: Backend, *arguments: Any) -> Any:
+        calls.append(backend)
+        return DEFINITIONS["linear_forward"](backend, *arguments)
+
+    backend = _TwinnedBackend({"linear_forward": traced})
+    config = MiniBERTConfig.preset("tiny", vocab_size=30)
+    model = MiniBERT(config, backend=backend)
+    logits, _ = model.forward([[1, 2, 3]])
+    assert calls
+    assert set(calls) == {backend}
+    assert model.kernels.twins == ("linear_forward",)
+
+    calls.clear()
+    reference = MiniBERT(config, backend=backend, kernels="reference")
+    np.testing.assert_array_equal(reference.forward([[1, 2, 3]])[0], logits)
+    assert not calls
+    assert reference.kernels.twins == ()
+
+
+def test_a_wrong_twin_is_found_out():
+    def wrong(backend: Backend, x: Any, bias: Any) -> Any:
+        return 1.001 * DEFINITIONS["bias_gelu_forward"](backend, x, bias)
+
+    with pytest.raises(AssertionError):
+        test_every_twin_computes_what_its_definition_computes(_TwinnedBackend({"bias_gelu_forward": wrong}))
+
+
+def test_a_twin_of_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"twins of operations that minibert.ops lacks: \['bias_gulu'\]"):
+        Kernels(_TwinnedBackend({"bias_gulu": print}))
+
+
+def test_an_unknown_choice_of_kernels_is_refused():
+    with pytest.raises(ValueError, match="kernels must be one of auto, reference, not 'fast'"):
+        MiniBERT(MiniBERTConfig.preset("tiny", vocab_size=30), kernels="fast")
