@@ -39,8 +39,8 @@ class GradientAccumulator:
 
     def __init__(self, model: MiniBERT) -> None:
         self.gradients = NamedArrays.zeros_like(model.parameters)
-        flat = self.gradients.flat
-        self._blocks = [flat[start : start + _BLOCK] for start in range(0, flat.shape[0], _BLOCK)]
+        flat, size = self.gradients.flat, self.gradients.layout.size
+        self._blocks = [flat[start : min(start + _BLOCK, size)] for start in range(0, size, _BLOCK)]
         self._scratch = model.backend.xp.empty_like(self._blocks[0])
         self.total_weight = 0.0
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from array_api_compat import is_array_api_obj, is_numpy_array
+
 from backends import Array, Backend, get_backend
 from minibert.config import MiniBERTConfig
 from minibert.ops import AttentionLayout, score_bound
@@ -69,7 +71,7 @@ def host_integers(backend: Backend, values: Any, what: str) -> Array:
         TypeError: not integers.
     """
     xp = _HOST.xp
-    on_device = hasattr(values, "__array_namespace__") or hasattr(values, "__cuda_array_interface__")
+    on_device = is_array_api_obj(values) and not is_numpy_array(values)
     array = backend.to_numpy(values) if on_device else _HOST.asarray(values)
     if not xp.isdtype(array.dtype, ("bool", "integral")):
         raise TypeError(f"{what} must be integers, not {array.dtype}")
