@@ -1,0 +1,61 @@
+"""Text -> batches of token ids, on the host: reading, tokenizing, packing, masking.
+
+    corpus = open_corpus(["books/"])
+    tokenizer = train_tokenizer((document.text for document in corpus), vocab_size=8192)
+    tokenized = prepare_tokens(corpus, tokenizer, "runs/tokens")
+    source, held_out = build_batch_source("mlm", tokenized, tokenizer, seq_length=128, batch_size=32, seed=0)
+    batch = source.training_batch(0)
+
+The files, in the order of the way the text takes: `corpus` (with `text_stream`, `stdlib_text`), `sentences`,
+`tokenizer` and `vocabulary`, `token_file` (with `token_splitting`), `sequences`, `permutation`, `masking`,
+`batch`, `batch_source`, `prefetch`.
+"""
+
+from minibert.data.batch import Batch, pad_batch, unigram_cross_entropy
+from minibert.data.batch_source import (
+    OBJECTIVES,
+    BatchSource,
+    build_batch_source,
+    build_sequences,
+    evaluation_batches,
+)
+from minibert.data.corpus import CORPUS_HELP, Corpus, Document, open_corpus
+from minibert.data.errors import DataError
+from minibert.data.masking import MaskingRule, mask_tokens
+from minibert.data.permutation import permute
+from minibert.data.prefetch import prefetch
+from minibert.data.sentences import split_sentences
+from minibert.data.sequences import Examples, PackedSequences, PairedSequences, Sequences
+from minibert.data.token_file import TokenizedCorpus, TokenSplit, prepare_tokens
+from minibert.data.tokenizer import Tokenizer
+from minibert.data.vocabulary import train_tokenizer
+
+__all__ = [
+    "CORPUS_HELP",
+    "OBJECTIVES",
+    "Batch",
+    "BatchSource",
+    "Corpus",
+    "DataError",
+    "Document",
+    "Examples",
+    "MaskingRule",
+    "PackedSequences",
+    "PairedSequences",
+    "Sequences",
+    "TokenSplit",
+    "TokenizedCorpus",
+    "Tokenizer",
+    "build_batch_source",
+    "build_sequences",
+    "evaluation_batches",
+    "mask_tokens",
+    "open_corpus",
+    "pad_batch",
+    "permute",
+    "prefetch",
+    "prepare_tokens",
+    "split_sentences",
+    "train_tokenizer",
+    "unigram_cross_entropy",
+]

@@ -1,0 +1,64 @@
+"""A random order of n things without storing it: position -> thing, as a pure function, in O(1) memory.
+
+An epoch visits every sequence once in random order. A shuffled array of numbers would cost 8 bytes per
+sequence and would have to be saved for an exact resume; a keyed *bijection* of `range(n)` costs nothing.
+
+It is a Feistel network (Luby and Rackoff, "How to construct pseudorandom permutations from pseudorandom
+functions", SIAM J. Computing 1988) on the smallest power of two that holds n. Results that fall outside
+`range(n)` are enciphered again until they fall inside: the "cycle walking" of Black and Rogaway, "Ciphers
+with arbitrary finite domains" (CT-RSA 2002). Fewer than two passes are needed on average.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from minibert.random_bits import Key, Stream, derive_key, random_bits
+
+# Four rounds make a Feistel network pseudorandom; small domains have short halves, so there are more.
+_ROUNDS = 8
+
+
+def permute(positions: npt.ArrayLike, size: int, key: Key) -> npt.NDArray[np.int64]:
+    """Where a random permutation of `range(size)` sends the given positions.
+
+    Args:
+        positions: integers of any shape, each from 0 to size - 1.
+        size: how many things are put in order, 1 to 2**62.
+        key: from `derive_key`; another key gives another order.
+
+    Returns:
+        int64 of the shape of `positions`; over all of `range(size)` every value occurs exactly once.
+
+    Raises:
+        ValueError: a size outside its range, or a position outside `range(size)`.
+    """
+    if not 1 <= size <= 2**62:
+        raise ValueError(f"a permutation orders 1 to 2**62 things; got {size}")
+    given = np.asarray(positions, dtype=np.int64)
+    if given.size and not (given.min() >= 0 and given.max() < size):
+        raise ValueError(f"positions must be from 0 to {size - 1}; got {given.min()} to {given.max()}")
+    words = given.astype(np.uint64).reshape(-1)
+    outside = np.arange(words.size)
+    while outside.size:
+        words[outside] = _encipher(words[outside], (size - 1).bit_length(), key)
+        outside = outside[words[outside] >= size]
+    return words.astype(np.int64).reshape(given.shape)
+
+
+def _encipher(words: npt.NDArray[np.uint64], bits: int, key: Key) -> npt.NDArray[np.uint64]:
+    """A keyed bijection of the integers below 2**bits (bits <= 62)."""
+    right_bits = bits - bits // 2
+    left = (words >> np.uint64(right_bits)).astype(np.uint32)
+    right = (words & ((1 << right_bits) - 1)).astype(np.uint32)
+    left_mask, right_mask = (1 << (bits // 2)) - 1, (1 << right_bits) - 1
+    seed = key[0] | key[1] << 32
+    for step in range(_ROUNDS):
+        # The halves may differ by one bit, so they take turns instead of changing places.
+        round_key = derive_key(seed, Stream.ORDER, step)
+        if step % 2:
+            left ^= random_bits(right, round_key) & left_mask
+        else:
+            right ^= random_bits(left, round_key) & right_mask
+    return left.astype(np.uint64) << np.uint64(right_bits) | right

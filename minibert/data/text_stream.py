@@ -1,0 +1,121 @@
+"""Bytes of a file -> lines of text, with bounded memory and with the place of every fault.
+
+Plain, gzip and xz files are decoded chunk by chunk. A line longer than `MAX_LINE_CHARACTERS` comes in
+pieces, so a file without a line break needs no more memory than any other.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from minibert.data.errors import DataError
+
+CHUNK_BYTES = 1 << 16
+MAX_LINE_CHARACTERS = 1 << 18
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """The bytes of a file, decompressed when its name ends in `.gz` or `.xz`."""
+    if path.suffix == ".gz":
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    if path.suffix == ".xz":
+        return cast(BinaryIO, lzma.open(path, "rb"))
+    return open(path, "rb")
+
+
+def read_text(path: Path) -> Iterator[str]:
+    r"""The text of a UTF-8 file in chunks, without a byte order mark and with `\n` for every line break.
+
+    Raises:
+        DataError: the file cannot be read, is damaged, or holds bytes that are not UTF-8; the message gives
+            the offset of the first such byte (in the decompressed text of a compressed file).
+    """
+    newlines = io.IncrementalNewlineDecoder(decoder=None, translate=True)
+    offset = 0  # of the first byte not yet decoded
+    pending = b""
+    for chunk in _read_chunks(path):
+        pending += chunk
+        try:
+            # At the end of the file (an empty chunk) a character cut in two is a fault as well.
+            text, used = codecs.utf_8_decode(pending, "strict", not chunk)
+        except UnicodeDecodeError as error:
+            raise _undecodable(path, offset + error.start, pending[error.start], offset, pending) from error
+        if offset == 0 and used:
+            text = text.removeprefix("\ufeff")
+        offset += used
+        pending = pending[used:]
+        yield newlines.decode(text, final=not chunk)
+
+
+def read_lines(path: Path, max_characters: int | None = MAX_LINE_CHARACTERS) -> Iterator[str]:
+    """The lines of a UTF-8 file, without their line breaks; the last one need not end in one.
+
+    Args:
+        path: a plain, `.gz` or `.xz` file.
+        max_characters: longer lines come in pieces, cut at a space where there is one; None: never cut.
+
+    Raises:
+        DataError: as `read_text`.
+    """
+    parts: list[str] = []  # of the line that has not ended yet
+    length = 0
+    for text in read_text(path):
+        first, *others = text.split("\n")
+        parts.append(first)
+        length += len(first)
+        if others:
+            yield from _pieces("".join(parts), max_characters)
+            for line in others[:-1]:
+                yield from _pieces(line, max_characters)
+            parts, length = [others[-1]], len(others[-1])
+        if max_characters is not None and length > max_characters:
+            *whole, rest = _pieces("".join(parts), max_characters)
+            yield from whole
+            parts, length = [rest], len(rest)
+    if length:
+        yield from _pieces("".join(parts), max_characters)
+
+
+def _pieces(line: str, max_characters: int | None) -> Iterator[str]:
+    """A line in pieces of at most `max_characters`, cut after a space where there is one."""
+    start = 0
+    while max_characters is not None and len(line) - start > max_characters:
+        space = line.rfind(" ", start + 1, start + max_characters)
+        cut = space + 1 if space > 0 else start + max_characters
+        yield line[start:cut]
+        start = cut
+    yield line[start:]
+
+
+def _read_chunks(path: Path) -> Iterator[bytes]:
+    """The (decompressed) bytes of a file, then one empty chunk."""
+    try:
+        with open_bytes(path) as file:
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
+        yield b""
+    except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
+        raise DataError(
+            f"{path} is not a whole {path.suffix} file ({error}); it may be damaged or half downloaded: "
+            f"fetch it again, or rename it if it is not compressed"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _undecodable(path: Path, offset: int, byte: int, base: int, data: bytes) -> DataError:
+    where = f"{path}: byte {offset}"
+    if path.suffix in {".gz", ".xz"}:
+        where += " of the decompressed text"
+    if base == 0 and data[:2] in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}:
+        advice = "it looks like UTF-16: convert it with `iconv -f UTF-16 -t UTF-8`"
+    else:
+        advice = "convert the file to UTF-8 (for example `iconv -f LATIN1 -t UTF-8`), or leave it out"
+    return DataError(f"{where} (0x{byte:02x}) is not UTF-8; {advice}")
