@@ -1,0 +1,217 @@
+"""Folders in Hugging Face's format: written, read back bit for bit, and refused when they are damaged."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from small_bert import CONFIG, INPUT_IDS, small_bert
+
+from minibert import MiniBERT
+from minibert.parameters import Layout
+from minibert.pretrained import PretrainedError, PretrainedWarning, hugging_face_name
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    small_bert(dtype="float32").save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+def rewrite(folder: Path, change) -> None:
+    """Change the tensors of a folder: `change` gets and returns name -> array."""
+    path = folder / "model.safetensors"
+    save_file({name: np.ascontiguousarray(value) for name, value in change(load_file(path)).items()}, path)
+
+
+def rewrite_config(folder: Path, **changes) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def same_parameters(one: MiniBERT, other: MiniBERT) -> bool:
+    return bool((one.parameters.flat == other.parameters.flat).all())
+
+
+def test_a_model_comes_back_bit_for_bit(folder: Path):
+    back = MiniBERT.from_pretrained(folder)
+    assert back.config == CONFIG
+    assert back.absent_heads == ()
+    assert same_parameters(back, small_bert(dtype="float32"))
+
+
+def test_the_names_are_those_of_bert_for_pretraining(folder: Path):
+    names = set(load_file(folder / "model.safetensors"))
+    assert names == {hugging_face_name(name) for name in Layout.of(CONFIG).shapes}
+    assert {
+        "bert.embeddings.word_embeddings.weight",
+        "bert.embeddings.LayerNorm.bias",
+        "bert.encoder.layer.1.attention.self.key.weight",
+        "bert.encoder.layer.0.attention.output.dense.bias",
+        "bert.encoder.layer.0.attention.output.LayerNorm.weight",
+        "bert.encoder.layer.0.intermediate.dense.weight",
+        "bert.encoder.layer.1.output.LayerNorm.weight",
+        "bert.pooler.dense.weight",
+        "cls.predictions.bias",
+        "cls.predictions.transform.dense.weight",
+        "cls.predictions.transform.LayerNorm.weight",
+        "cls.seq_relationship.bias",
+    } <= names
+    assert not names & {"cls.predictions.decoder.weight"}  # tied: stored once
+
+
+def test_old_names_a_stored_decoder_and_buffers_are_understood(folder: Path):
+    def older(tensors):
+        renamed = {
+            re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", name)): value
+            for name, value in tensors.items()
+        }
+        renamed["cls.predictions.decoder.bias"] = renamed.pop("cls.predictions.bias")
+        renamed["cls.predictions.decoder.weight"] = renamed["bert.embeddings.word_embeddings.weight"]
+        renamed["bert.embeddings.position_ids"] = np.arange(9)[None, :]
+        return renamed
+
+    rewrite(folder, older)
+    assert same_parameters(MiniBERT.from_pretrained(folder), small_bert(dtype="float32"))
+
+
+def test_a_bare_encoder_is_read_without_its_prefix_and_its_heads_are_drawn(folder: Path):
+    rewrite(
+        folder,
+        lambda tensors: {name.removeprefix("bert."): v for name, v in tensors.items() if name.startswith("bert.")},
+    )
+    with pytest.warns(PretrainedWarning, match="no masked-language-model head and next-sentence head: drawn at random"):
+        model = MiniBERT.from_pretrained(folder)
+    assert model.absent_heads == ("mlm", "next_sentence")
+    expected = small_bert(dtype="float32").forward(INPUT_IDS)[1]
+    np.testing.assert_array_equal(model.forward(INPUT_IDS)[1].pooled_output, expected.pooled_output)
+
+
+def test_unknown_tensors_are_left_alone_and_reported_once(folder: Path):
+    rewrite(folder, lambda tensors: {**tensors, "classifier.weight": np.ones((2, 12), np.float32)})
+    with pytest.warns(PretrainedWarning, match=r"left alone, unknown to BERT: classifier\.weight") as warned:
+        model = MiniBERT.from_pretrained(folder)
+    assert len(warned) == 1
+    assert same_parameters(model, small_bert(dtype="float32"))
+
+
+def test_shards_are_put_together(folder: Path):
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    weight_map = {}
+    for number, names in enumerate((sorted(tensors)[::2], sorted(tensors)[1::2])):
+        shard = f"model-0000{number + 1}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in names}, folder / shard)
+        weight_map |= dict.fromkeys(names, shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert same_parameters(MiniBERT.from_pretrained(folder), small_bert(dtype="float32"))
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(PretrainedError, match=r"model-00002-of-00002\.safetensors is missing"):
+        MiniBERT.from_pretrained(folder)
+
+
+def test_float16_weights_are_converted(folder: Path):
+    rewrite(folder, lambda tensors: {name: value.astype(np.float16) for name, value in tensors.items()})
+    expected = small_bert(dtype="float32").parameters.flat.astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(MiniBERT.from_pretrained(folder).parameters.flat, expected)
+
+
+def test_bfloat16_weights_are_converted(folder: Path):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    header, data = {}, b""
+    for name, value in tensors.items():
+        halves = (np.ascontiguousarray(value).view(np.uint32) >> 16).astype("<u2").tobytes()
+        header[name] = {
+            "dtype": "BF16",
+            "shape": list(value.shape),
+            "data_offsets": [len(data), len(data) + len(halves)],
+        }
+        data += halves
+    encoded = json.dumps(header).encode()
+    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + data)
+    flat = small_bert(dtype="float32").parameters.flat
+    expected = (flat.view(np.uint32) >> 16 << 16).view(np.float32)
+    np.testing.assert_array_equal(MiniBERT.from_pretrained(folder).parameters.flat, expected)
+
+
+def test_saving_again_replaces_the_files_and_leaves_nothing_else(folder: Path):
+    model = MiniBERT.from_pretrained(folder)
+    model.parameters.flat[...] = 1.0
+    model.save_pretrained(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert (MiniBERT.from_pretrained(folder).parameters.flat == 1.0).all()
+
+
+def test_a_failed_save_leaves_the_old_model(folder: Path, monkeypatch):
+    before = (folder / "model.safetensors").read_bytes()
+
+    def full_disk(tensors, path, metadata):
+        Path(path).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("minibert.files.save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        small_bert(dtype="float32", seed=3).save_pretrained(folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "roberta"}, "model_type is 'roberta'"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
+        ({"is_decoder": True}, "is_decoder is True"),
+        ({"hidden_act": "swish"}, "hidden_act must be one of"),
+        ({"num_attention_heads": 5}, r"hidden_size \(12\) must be divisible"),
+        ({"vocab_size": 24}, r"word_embeddings.weight has the shape \(23, 12\), but config.json asks for \(24, 12\)"),
+        ({"num_hidden_layers": 3}, r"the tensor bert\.encoder\.layer\.2\.\S+ is missing \(16 in all\)"),
+        ({"vocab_size": "many"}, "vocab_size"),
+    ],
+)
+def test_a_config_that_is_no_bert_or_contradicts_the_weights_is_named(changes, message, folder: Path):
+    rewrite_config(folder, **changes)
+    with pytest.raises(PretrainedError, match=message):
+        MiniBERT.from_pretrained(folder)
+
+
+def test_a_missing_tensor_is_named(folder: Path):
+    name = "bert.encoder.layer.0.output.dense.weight"
+    rewrite(folder, lambda tensors: {key: value for key, value in tensors.items() if key != name})
+    with pytest.raises(PretrainedError, match=f"the tensor {re.escape(name)} is missing"):
+        MiniBERT.from_pretrained(folder)
+
+
+def test_an_untied_decoder_is_refused(folder: Path):
+    other = np.ones((23, 12), np.float32)
+    rewrite(folder, lambda tensors: {**tensors, "cls.predictions.decoder.weight": other})
+    with pytest.raises(PretrainedError, match="differs from the token embeddings"):
+        MiniBERT.from_pretrained(folder)
+
+
+def test_a_truncated_file_is_named(folder: Path):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(PretrainedError, match=r"model\.safetensors is damaged"):
+        MiniBERT.from_pretrained(folder)
+
+
+def test_pickles_are_refused_with_the_way_to_convert_them(folder: Path):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(PretrainedError, match=r"only as a pickle .* safe_serialization=True"):
+        MiniBERT.from_pretrained(folder)
+
+
+def test_folders_that_are_no_checkpoint_are_named(tmp_path: Path):
+    with pytest.raises(PretrainedError, match="absent is not a folder"):
+        MiniBERT.from_pretrained(tmp_path / "absent")
+    with pytest.raises(PretrainedError, match=r"it has no config\.json"):
+        MiniBERT.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(PretrainedError, match="not valid JSON"):
+        MiniBERT.from_pretrained(tmp_path)
