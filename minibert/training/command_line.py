@@ -1,0 +1,84 @@
+"""What all command lines share: one-line errors, exit statuses, Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+from backends import BackendError
+from minibert.data.errors import DataError
+from minibert.training.errors import NonFiniteError, TrainingError
+
+SUCCESS, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with status 2."""
+        self.exit(BAD_INPUT, f"error: {message} (--help lists all options)\n")
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Runs a command; turns what the user can mend into one line on standard error.
+
+    Args:
+        command: returns the exit status.
+
+    Returns:
+        The exit status: 2 for input that cannot be used, 1 for a training that failed, 130 if interrupted.
+    """
+
+    def show_warning(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show_warning
+        try:
+            return command()
+        except NonFiniteError as error:
+            return _fail(error, FAILURE)
+        except (TrainingError, DataError, BackendError) as error:
+            return _fail(error, BAD_INPUT)
+        except OSError as error:  # a full disk, a folder that may not be written to
+            where = f"{error.filename}: " if error.filename else ""
+            return _fail(f"{where}{error.strerror or error}", BAD_INPUT)
+        except KeyboardInterrupt:
+            return _fail("interrupted", INTERRUPTED)
+
+
+def _fail(error: object, status: int) -> int:
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    return status
+
+
+@contextmanager
+def polite_interrupts() -> Iterator[Callable[[], bool]]:
+    """Lets Ctrl-C (or a SIGTERM, as from a container that is stopped) end the work at a good moment.
+
+    The value tells whether one has come. A second one ends the program at once.
+    """
+    requested = False
+    before = {}
+
+    def request(number: int, frame: FrameType | None) -> None:
+        nonlocal requested
+        if requested:
+            raise KeyboardInterrupt
+        requested = True
+        print("\nfinishing this step and saving a checkpoint (again to stop at once)", file=sys.stderr)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, request)
+    try:
+        yield lambda: requested
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

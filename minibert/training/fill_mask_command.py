@@ -1,0 +1,40 @@
+"""The command line of `scripts/fill_mask.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from minibert.training.command_line import SUCCESS, Parser, run_command
+from minibert.training.fill_mask import fill_mask
+from minibert.training.loading import load_model
+from minibert.training.results import show_candidates
+
+
+def build_parser() -> Parser:
+    """All options."""
+    parser = Parser(
+        prog="fill_mask.py",
+        description="Show what a model would put in the place of every [MASK].",
+        allow_abbrev=False,
+    )
+    parser.add_argument("text", help='quoted, for example "the function returns a [MASK] object."')
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="an output folder, or Hugging Face's")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="how many candidates (default: 5)")
+    parser.add_argument("--device", default="cpu", metavar="{cpu,cuda,cuda:N}", help="(default: cpu)")
+    parser.add_argument("--kernels", default="auto", metavar="{auto,reference}", help="(default: auto)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fills masks; returns the exit status."""
+    return run_command(lambda: _fill_mask(arguments))
+
+
+def _fill_mask(arguments: Sequence[str] | None) -> int:
+    options = build_parser().parse_args(arguments)
+    model, tokenizer = load_model(options.model, options.device, kernels=options.kernels)
+    show_candidates(Console(), fill_mask(model, tokenizer, options.text, options.top))
+    return SUCCESS

@@ -1,0 +1,49 @@
+"""A trained model and its vocabulary from a folder, with the checks that belong to both together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from minibert.data.tokenizer import Tokenizer
+from minibert.model import MiniBERT
+from minibert.training.errors import TrainingError, explained
+
+_LARGEST_PADDING = 128  # tables of embeddings are rounded up to a multiple of at most this
+
+
+def load_model(
+    folder: Path, device: str = "cpu", dtype: str = "float32", kernels: str = "auto"
+) -> tuple[MiniBERT, Tokenizer]:
+    """The model and the tokenizer of an output folder, or of any folder in Hugging Face's format.
+
+    Args:
+        folder: with config.json, model.safetensors and vocab.txt or tokenizer.json.
+        device: where to compute.
+        dtype: to compute in.
+        kernels: see `MiniBERT`.
+
+    Raises:
+        TrainingError: no such folder, no model, no vocabulary, or one that does not belong to the model.
+        BackendError: a device that this machine does not have.
+    """
+    if not folder.is_dir():
+        raise TrainingError(f"there is no folder {folder}; give the --output of a finished run")
+    if not (folder / "config.json").exists() and (folder / "checkpoints").is_dir():
+        raise TrainingError(
+            f"the run in {folder} is not finished: it has checkpoints but no model yet. Continue it with "
+            f"scripts/train.py --output {folder} --resume"
+        )
+    with explained():
+        tokenizer = Tokenizer.load(folder)
+        model = MiniBERT.from_pretrained(folder, device=device, dtype=dtype, kernels=kernels)
+    surplus = model.config.vocab_size - tokenizer.vocab_size
+    if not 0 <= surplus < _LARGEST_PADDING:
+        raise TrainingError(
+            f"the vocabulary in {folder} has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}: "
+            "they do not belong together"
+        )
+    if "mlm" in model.absent_heads:
+        raise TrainingError(
+            f"the model in {folder} has no masked-language-model head: it can embed texts, but not predict words"
+        )
+    return model, tokenizer

@@ -1,0 +1,10 @@
+"""Pretrain BERT on text: text in, trained model out. All options: scripts/train.py --help."""
+
+from __future__ import annotations
+
+import sys
+
+from minibert.training.train_command import main
+
+if __name__ == "__main__":
+    sys.exit(main())
