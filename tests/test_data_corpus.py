@@ -218,3 +218,8 @@ def test_a_text_without_sentences_is_cut_between_words():
     assert max(map(len, sentences)) <= 1000
     assert [len(sentence) for sentence in split_sentences("x" * 2500)] == [1000, 1000, 500]
     assert list(split_sentences(" \n ")) == []
+
+
+def test_long_runs_of_spaces_are_no_trouble():
+    # A pattern that tries every space as the beginning of a line's end would take minutes.
+    assert list(split_sentences("one" + " " * 200_000 + "two.\n" + " " * 200_000 + "three"))[-2:] == ["two.", "three"]

@@ -50,7 +50,7 @@ class MaskingRule:
         if not 0 < self.probability <= 1:
             raise ValueError(f"the masking probability must lie between 0 and 1, such as 0.15; got {self.probability}")
         shares = (self.mask_fraction, self.random_fraction)
-        # A hair above 1 is rounding: 0.9 + 0.1 may come out as 1.0000000000000002 in longer sums.
+        # A hair above 1 is rounding, as when one share was computed from the other.
         if min(shares) < 0 or sum(shares) > 1 + 1e-9:
             raise ValueError(
                 f"mask_fraction {self.mask_fraction} and random_fraction {self.random_fraction} are shares of the "

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 MAX_SENTENCE_CHARACTERS = 1000
 
 _CLOSING = "\"')\\]}\u2019\u201d\u00bb"
-_END = re.compile(rf"\s*\n\s*|(?<=[.!?])\s+|(?<=[.!?][{_CLOSING}])\s+|(?<=[\u3002\uff01\uff1f])")
+_END = re.compile(rf"\n|(?<=[.!?])\s+|(?<=[.!?][{_CLOSING}])\s+|(?<=[\u3002\uff01\uff1f])")
 
 
 def split_sentences(text: str) -> Iterator[str]:

@@ -139,7 +139,6 @@ class PairedSequences:
     def examples(self, indices: npt.NDArray[np.int64], key: Key) -> Examples:
         """The pairs with these numbers (B,), drawn by `key`."""
         split, tokenizer = self._split, self._tokenizer
-        count = len(indices)
         bits = random_bits(np.asarray(indices).astype(np.uint32), key, 6)  # (B, 6)
         uniform = bits / 2.0**32  # (B, 6) in [0, 1)
         shorter = 2 + np.floor(uniform[:, 1] * (self._text_length - 1)).astype(np.int64)  # 2 .. T - 3
@@ -164,27 +163,24 @@ class PairedSequences:
         other_start = split.sentence_offsets[other_sentence]
         other_end = split.document_offsets[other_document + 1] - 1
 
-        ids = np.full((count, self.seq_length), tokenizer.pad_id, dtype=np.int32)
-        attention_mask, token_types = np.zeros_like(ids), np.zeros_like(ids)
-        labels = (uniform[:, 2] < 0.5).astype(np.int32)
-        for row in range(count):
-            cut = self._cut(int(start[row]), int(end[row]), int(sentence[row]), float(uniform[row, 3]))
-            a = split.tokens[start[row] : cut]
-            b = split.tokens[cut : end[row]]
-            if not b.size:
-                labels[row] = 1  # a document of one token, which nothing follows
-            if labels[row]:
-                room = int(budget[row]) - a.size
-                b = split.tokens[other_start[row] : min(other_start[row] + room, other_end[row])]
-            second, stop = a.size + 2, a.size + b.size + 3
-            ids[row, 0] = tokenizer.cls_id
-            ids[row, 1 : second - 1] = a
-            ids[row, second - 1] = tokenizer.sep_id
-            ids[row, second : stop - 1] = b
-            ids[row, stop - 1] = tokenizer.sep_id
-            token_types[row, second:stop] = 1
-            attention_mask[row, :stop] = 1
-        return Examples(ids, attention_mask, token_types, labels)
+        cut = self._cut(start, end, uniform[:, 3])
+        is_random = (uniform[:, 2] < 0.5) | (cut == end)  # nothing follows a document of one token
+        a_length = cut - start
+        b_start = np.where(is_random, other_start, cut)
+        b_end = np.where(is_random, np.minimum(other_start + budget - a_length, other_end), end)
+
+        columns = np.arange(self.seq_length)  # (T,)
+        first_sep = (a_length + 1)[:, None]  # (B, 1) the column of the [SEP] after A
+        last_sep = first_sep + (b_end - b_start + 1)[:, None]  # (B, 1) of the one after B
+        token_types = (columns > first_sep) & (columns <= last_sep)  # (B, T)
+        place = np.where(token_types, (b_start[:, None] - first_sep), start[:, None]) + columns - 1  # (B, T)
+        # Columns that hold no text may point outside the text; they are overwritten.
+        ids = split.tokens[np.clip(place, 0, split.number_of_tokens - 1)].astype(np.int32)
+        ids[:, 0] = tokenizer.cls_id
+        ids[(columns == first_sep) | (columns == last_sep)] = tokenizer.sep_id
+        ids[columns > last_sep] = tokenizer.pad_id
+        mask = (columns <= last_sep).astype(np.int32)
+        return Examples(ids, mask, token_types.astype(np.int32), is_random.astype(np.int32))
 
     def _place(self, tokens: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The numbers of the documents and sentences some tokens belong to; a binary search in the mapped files."""
@@ -192,11 +188,13 @@ class PairedSequences:
         sentence = np.searchsorted(self._split.sentence_offsets, tokens, side="right") - 1
         return document, sentence
 
-    def _cut(self, start: int, end: int, sentence: int, uniform: float) -> int:
-        """Where A ends and B begins: after a random sentence, or within the only one; `end` if there is one token."""
-        last = sentence + self._text_length + 1  # every sentence has a token, so no more of them fit
-        boundaries = self._split.sentence_offsets[max(sentence - 1, 0) : last]
-        inside = boundaries[(boundaries > start) & (boundaries < end)]
-        if inside.size:
-            return int(inside[int(uniform * inside.size)])
-        return start + max(1, int(uniform * (end - start)))
+    def _cut(
+        self, start: npt.NDArray[np.int64], end: npt.NDArray[np.int64], uniform: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.int64]:
+        """(B,) where A ends and B begins: after a random sentence, or within the only one; `end` if it is one token."""
+        offsets = self._split.sentence_offsets
+        first = np.searchsorted(offsets, start, side="right")
+        inside = np.searchsorted(offsets, end, side="left") - first  # (B,) sentences that begin between the two
+        at_sentence = offsets[np.minimum(first + (uniform * inside).astype(np.int64), offsets.size - 1)]
+        within = start + np.maximum(1, (uniform * (end - start)).astype(np.int64))
+        return np.where(inside > 0, at_sentence, within)
