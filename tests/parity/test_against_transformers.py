@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import batch, fresh_model, in_transformers
+from in_transformers import in_transformers
+from oracle import INPUTS, batch, fresh_model
 
 from minibert import AdamW, MiniBERT, MiniBERTConfig, MiniBERTGradients
 from minibert.optimizer import linear_schedule
 from minibert.pretrained import hugging_face_name
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 FLOAT64, FLOAT32 = 1e-10, 1e-5  # relative to the largest number of the array
 
 
