@@ -5,8 +5,11 @@ Run `python -m minibert.gradient_accumulator` to see it at work.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
+
+from array_api_compat import array_namespace
 
 from backends import Array
 from minibert.parameters import NamedArrays
@@ -29,6 +32,10 @@ class GradientAccumulator:
             accumulator.add(gradients.gradients, weight=part.number_of_predictions)
         accumulator.average()
 
+    That holds for a loss that is one mean. With the next-sentence loss on top there are two counts, and no one
+    weight is right: divide by the totals of the whole step instead (`MiniBERTGradients.backward`), and simply
+    add up. So does the trainer, always.
+
     Args:
         model: whose parameters the gradients belong to.
 
@@ -39,46 +46,47 @@ class GradientAccumulator:
 
     def __init__(self, model: MiniBERT) -> None:
         self.gradients = NamedArrays.zeros_like(model.parameters)
-        flat, size = self.gradients.flat, self.gradients.layout.size
-        self._blocks = [flat[start : min(start + _BLOCK, size)] for start in range(0, size, _BLOCK)]
-        self._scratch = model.backend.xp.empty_like(self._blocks[0])
+        flat = self.gradients.flat
+        self._scratch = model.backend.xp.empty_like(flat[: min(_BLOCK, flat.shape[0])])
         self.total_weight = 0.0
 
     def add(self, gradients: Mapping[str, Array], weight: float = 1.0) -> None:
-        """Add weight * gradients. Allocates nothing on the device.
+        """Add weight * gradients, in place and without allocating anything.
 
         Args:
             gradients: of the same parameters, e.g. `MiniBERTGradients.gradients`.
             weight: not negative, e.g. the number of predictions that the gradients are the mean of.
 
         Raises:
-            ValueError: a negative or NaN weight, or gradients of another model.
+            ValueError: a negative, infinite or NaN weight, or gradients of another model.
         """
-        if not weight >= 0.0:
+        if not 0.0 <= weight < math.inf:
             raise ValueError(f"weight must be a number of predictions, at least 0, not {weight!r}")
         if isinstance(gradients, NamedArrays) and gradients.layout == self.gradients.layout:
-            self._add_scaled(gradients.flat, weight)
+            self._add_scaled(self.gradients.flat, gradients.flat, weight)
         else:
-            self._add_by_name(gradients, weight)
+            self._check_names_and_shapes(gradients)
+            for name, accumulated in self.gradients.items():
+                xp = array_namespace(accumulated)
+                self._add_scaled(xp.reshape(accumulated, (-1,), copy=False), xp.reshape(gradients[name], (-1,)), weight)
         self.total_weight += weight
 
-    def _add_scaled(self, flat: Array, weight: float) -> None:
-        """buffer += weight * flat, block by block, since the standard has no `out=` for the product."""
-        for number, block in enumerate(self._blocks):
-            start, size = number * _BLOCK, block.shape[0]
-            source = flat[start : start + size]
+    def _add_scaled(self, total: Array, values: Array, weight: float) -> None:
+        """Total += weight * values, block by block, since the standard has no `out=` for the product."""
+        size = total.shape[0]
+        for start in range(0, size, _BLOCK):
+            stop = min(start + _BLOCK, size)
+            block, source = total[start:stop], values[start:stop]
             if weight == 1.0:
                 block += source
                 continue
-            scaled = self._scratch[:size]
+            scaled = self._scratch[: stop - start]
             scaled[...] = source
             scaled *= weight
             block += scaled
 
-    def _add_by_name(self, gradients: Mapping[str, Array], weight: float) -> None:
-        """For gradients that do not lie in one array of this layout."""
-        if set(gradients) != set(self.gradients):
-            different = sorted(set(gradients) ^ set(self.gradients))
+    def _check_names_and_shapes(self, gradients: Mapping[str, Array]) -> None:
+        if different := sorted(set(gradients) ^ set(self.gradients)):
             raise ValueError(f"the gradients are of another model: {', '.join(different[:5])} is in only one of them")
         for name, accumulated in self.gradients.items():
             if gradients[name].shape != accumulated.shape:
@@ -86,8 +94,6 @@ class GradientAccumulator:
                     f"the gradients are of another model: {name} has the shape {gradients[name].shape}, "
                     f"this model's {accumulated.shape}"
                 )
-        for name, accumulated in self.gradients.items():
-            accumulated += weight * gradients[name]
 
     def average(self) -> None:
         """Divide by the total weight, in place; zero gradients stay zero when nothing was predicted."""

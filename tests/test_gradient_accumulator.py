@@ -53,7 +53,7 @@ def test_averaging_nothing_changes_nothing():
     assert (accumulator.gradients.flat == 0.0).all()
 
 
-@pytest.mark.parametrize("weight", [-1.0, float("nan")])
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_a_weight_that_is_no_count_is_refused(weight: float):
     model = small_bert()
     with pytest.raises(ValueError, match="weight must be a number of predictions"):
