@@ -1,4 +1,7 @@
-"""Arrays on a CPU: NumPy, with SciPy where NumPy has no function."""
+"""Arrays on a CPU: NumPy, with SciPy where NumPy has no function.
+
+SciPy is imported by what needs it: its import takes as long as embedding a few sentences.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,6 @@ from typing import Any
 
 import array_api_compat.numpy as xp
 import numpy as np
-import scipy
-from scipy import sparse, special
 
 from backends.base import Array, Backend, Memory
 from backends.numpy_kernels import TWINS
@@ -39,6 +40,8 @@ class NumpyBackend(Backend):
         """
         if rows.shape[0] == 0:
             return
+        from scipy import sparse
+
         order = np.argsort(indices, kind="stable")
         unique, first = np.unique(indices[order], return_index=True)
         ones = np.ones(order.size, dtype=rows.dtype)
@@ -47,6 +50,8 @@ class NumpyBackend(Backend):
         target[unique] += membership @ rows
 
     def erf(self, x: Array) -> Array:
+        from scipy import special
+
         return special.erf(x)
 
     def synchronize(self) -> None:
@@ -57,6 +62,8 @@ class NumpyBackend(Backend):
         return Memory(used=_resident_bytes(), peak=_peak_resident_bytes(), total=_physical_bytes())
 
     def description(self) -> str:
+        import scipy
+
         return f"CPU, NumPy {np.__version__}, SciPy {scipy.__version__}, {os.cpu_count()} logical cores"
 
 
