@@ -81,11 +81,19 @@ class HeadCache:
 
 @dataclass
 class PoolerCache:
-    """Of the pooler and the next-sentence head; B rows."""
+    """Of the pooler; B rows."""
 
     x: Array  # (B, H), the final hidden states at the first positions
     output: Array  # (B, H), tanh of the dense layer
-    logits: Array  # (B, 2)
+
+
+@dataclass
+class ClassifierCache:
+    """Of the classifier; B rows."""
+
+    x: Array  # (B, H), the pooled output after dropout
+    dropout: Dropout | None
+    logits: Array  # (B, C)
 
 
 @dataclass
@@ -94,7 +102,9 @@ class Cache:
 
     Attributes:
         inputs: the batch as the model saw it.
-        layers: one `LayerCache` per encoder layer.
+        layers: one `LayerCache` per encoder layer; none if there will be no backward pass.
+        next_sentence_logits: (B, 2): column 0 for "B follows A", column 1 for "B is random"; None where not asked
+            for.
     """
 
     backend: Backend
@@ -104,6 +114,8 @@ class Cache:
     layers: list[LayerCache] = field(default_factory=list)
     head: HeadCache | None = None
     pooler: PoolerCache | None = None
+    next_sentence_logits: Array | None = None
+    classifier: ClassifierCache | None = None
 
     @property
     def hidden_states(self) -> tuple[Array, ...]:
@@ -113,13 +125,8 @@ class Cache:
 
     @property
     def pooled_output(self) -> Array | None:
-        """(B, H), the pooler's output; None where the next-sentence head was not asked for."""
+        """(B, H), the pooler's output; None where nothing that reads it was asked for."""
         return None if self.pooler is None else self.pooler.output
-
-    @property
-    def next_sentence_logits(self) -> Array | None:
-        """(B, 2): column 0 for "B follows A", column 1 for "B is random"; None where not asked for."""
-        return None if self.pooler is None else self.pooler.logits
 
     def per_position(self, x: Array) -> Array:
         """(Nq, C) rows of the last layer -> (B, T, C)."""

@@ -37,10 +37,14 @@ class MiniBERTConfig:
         type_vocab_size: the number of segments that `token_type_ids` can name.
         hidden_dropout_prob: dropout of the embeddings and of every sub-layer's output, in training.
         attention_probs_dropout_prob: dropout of the attention weights, in training.
+        classifier_dropout: dropout of the pooled output before the classifier, in training; None for
+            `hidden_dropout_prob`.
         layer_norm_eps: added to the variance in layer normalisation.
         hidden_act: one of `ACTIVATIONS`.
         initializer_range: standard deviation of the freshly drawn weights.
         pad_token_id: the id that fills up short sequences.
+        labels: names of the classes that a classifier tells apart, C of them (Hugging Face's `id2label`); empty
+            without a classifier.
 
     Raises:
         ValueError: sizes that make no BERT; the message names the field.
@@ -59,6 +63,8 @@ class MiniBERTConfig:
     hidden_act: str = "gelu"
     initializer_range: float = 0.02
     pad_token_id: int = 0
+    classifier_dropout: float | None = None
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -72,14 +78,16 @@ class MiniBERTConfig:
             )
         if self.pad_token_id >= self.vocab_size:
             raise ValueError(f"pad_token_id ({self.pad_token_id}) must be below vocab_size ({self.vocab_size})")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            if not 0.0 <= getattr(self, name) < 1.0:
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+            if getattr(self, name) is not None and not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)!r}")
         for name in ("layer_norm_eps", "initializer_range"):
             if not getattr(self, name) > 0.0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)!r}")
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, not {self.hidden_act!r}")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels must be names that differ, not {', '.join(map(repr, self.labels))}")
 
     @property
     def head_size(self) -> int:
@@ -108,8 +116,9 @@ class MiniBERTConfig:
     def from_dict(cls, fields: Mapping[str, Any]) -> MiniBERTConfig:
         """From the content of a `config.json`; fields that Mini-BERT does not have are left out."""
         known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in fields.items() if name in known})
+        values = {name: value for name, value in fields.items() if name in known}
+        return cls(**{**values, "labels": tuple(values.get("labels", ()))})
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "labels": list(self.labels)}

@@ -13,17 +13,17 @@ from __future__ import annotations
 from typing import Any
 
 from backends import Array
-from minibert.cache import Cache, LayerCache
+from minibert.cache import Cache, ClassifierCache, LayerCache, PoolerCache
 from minibert.inputs import host_integers
 from minibert.model import QKV, MiniBERT
-from minibert.parameters import NamedArrays
+from minibert.parameters import NamedArrays, head_of
 
 IGNORED = -100
 """The label of a position that is not predicted (any negative label is)."""
 
 
 class MiniBERTGradients:
-    """The gradients of a model's pretraining loss.
+    """The gradients of a model's loss, in pretraining or in classification.
 
     Args:
         model: whose parameters to differentiate by.
@@ -73,11 +73,52 @@ class MiniBERTGradients:
         dlogits, self.masked_language_model_loss = self._masked_language_model_loss(cache, labels, total_predictions)
         dhidden = self._head(cache, dlogits)
         dpooler, self.next_sentence_loss = self._next_sentence_loss(cache, next_sentence_labels, total_sequences)
-        self._pooler(cache, dpooler, dhidden)
+        self._next_sentence(cache, dpooler, dhidden)
+        self._zero("classifier")
+        self._encoder(cache, dhidden)
+        return self.masked_language_model_loss + self.next_sentence_loss
+
+    def backward_classification(self, cache: Cache, labels: Any, *, total_sequences: int | None = None) -> Array:
+        """Compute the loss of classified sequences and its gradient with respect to every parameter.
+
+        loss = sum of the sequences' cross-entropies / total_sequences
+
+        Args:
+            cache: from `MiniBERT.classify`, of the same model with the same parameters.
+            labels: (B,), the number of each sequence's class; -100 to leave it out.
+            total_sequences: what to divide by; the number of labelled sequences if None.
+
+        Returns:
+            The loss, a 0-d array on the device.
+
+        Raises:
+            ValueError: labels of another shape or without a class; a forward pass without the classifier, or
+                that kept nothing for the backward pass.
+        """
+        model, classifier, pooler = self.model, cache.classifier, cache.pooler
+        if classifier is None or pooler is None or not cache.layers:
+            raise ValueError("the gradient of a classification needs the cache of MiniBERT.classify(for_backward=True)")
+        classes = len(model.config.labels)
+        host_labels = self._checked_labels(labels, (cache.inputs.batch_size,), classes, "labels")
+        dlogits, loss = self._cross_entropy(classifier.logits, host_labels, total_sequences)
+        dhidden = model.backend.xp.zeros_like(cache.hidden_rows[-1])  # (Nq, H)
+        self._classifier(cache, classifier, dlogits, dhidden)
+        self._zero("mlm", "next_sentence")
+        self.gradients["token_embeddings"][...] = 0.0  # no tied decoder wrote its part
+        self._encoder(cache, dhidden)
+        return loss
+
+    def _encoder(self, cache: Cache, dhidden: Array) -> None:
+        """From the gradient of the last hidden states (Nq, H) to that of all the encoder's parameters."""
         for n in reversed(range(len(cache.layers))):
             dhidden = self._layer(n, dhidden, cache.layers[n], cache)
         self._embeddings(dhidden, cache)
-        return self.masked_language_model_loss + self.next_sentence_loss
+
+    def _zero(self, *heads: str) -> None:
+        """No loss depends on these heads."""
+        for name, gradient in self.gradients.items():
+            if head_of(name) in heads:
+                gradient[...] = 0.0
 
     # --- losses ----------------------------------------------------------------------------------------------
 
@@ -85,7 +126,8 @@ class MiniBERTGradients:
         self, cache: Cache, labels: Any, total_predictions: int | None
     ) -> tuple[Array, Array]:
         """The gradient of the logits (M, V), and the loss."""
-        assert cache.head is not None
+        if cache.head is None:
+            raise ValueError("the gradient of the pretraining loss needs the cache of MiniBERT.forward")
         return self._cross_entropy(cache.head.logits, self._label_rows(cache, labels), total_predictions)
 
     def _next_sentence_loss(
@@ -95,10 +137,10 @@ class MiniBERTGradients:
         model = self.model
         if next_sentence_labels is None:
             return None, model.backend.xp.zeros((), dtype=model.dtype, device=model.backend.device)
-        if cache.pooler is None:
+        if cache.next_sentence_logits is None:
             raise ValueError("next_sentence_labels were given, but the forward pass had next_sentence=False")
         labels = self._checked_labels(next_sentence_labels, (cache.inputs.batch_size,), 2, "next_sentence_labels")
-        return self._cross_entropy(cache.pooler.logits, labels, total_sequences)
+        return self._cross_entropy(cache.next_sentence_logits, labels, total_sequences)
 
     def _cross_entropy(self, logits: Array, host_labels: Array, total: int | None) -> tuple[Array, Array]:
         """Of host labels (M,): the gradient of the logits (M, V), and the loss."""
@@ -160,17 +202,32 @@ class MiniBERTGradients:
         # x = hidden[prediction_rows]
         return self._scattered(dx, cache.inputs.prediction_rows, cache.hidden_rows[-1])
 
-    def _pooler(self, cache: Cache, dlogits: Array | None, dhidden: Array) -> None:
-        """Adds the pooler's part to dhidden (Nq, H), in place."""
+    def _next_sentence(self, cache: Cache, dlogits: Array | None, dhidden: Array) -> None:
+        """Adds the next-sentence head's part to dhidden (Nq, H), in place."""
         p, d, kernels = self.model.parameters, self.gradients, self.model.kernels
-        pooler = cache.pooler
-        if dlogits is None or pooler is None:
-            for name in ("pooler.weight", "pooler.bias", "next_sentence.weight", "next_sentence.bias"):
-                d[name][...] = 0.0
+        if dlogits is None or cache.pooler is None:
+            self._zero("pooler", "next_sentence")
             return
+        # logits = pooled @ weight.T + bias
         doutput = kernels.linear_backward(
-            dlogits, pooler.output, p["next_sentence.weight"], d["next_sentence.weight"], d["next_sentence.bias"]
+            dlogits, cache.pooler.output, p["next_sentence.weight"], d["next_sentence.weight"], d["next_sentence.bias"]
         )
+        self._pooler(cache, cache.pooler, doutput, dhidden)
+
+    def _classifier(self, cache: Cache, classifier: ClassifierCache, dlogits: Array, dhidden: Array) -> None:
+        """Adds the classifier's part to dhidden (Nq, H), in place."""
+        p, d, kernels = self.model.parameters, self.gradients, self.model.kernels
+        assert cache.pooler is not None
+        # logits = x @ weight.T + bias
+        dx = kernels.linear_backward(
+            dlogits, classifier.x, p["classifier.weight"], d["classifier.weight"], d["classifier.bias"]
+        )
+        # x = dropout(pooled)
+        self._pooler(cache, cache.pooler, kernels.dropout_backward(dx, classifier.dropout), dhidden)
+
+    def _pooler(self, cache: Cache, pooler: PoolerCache, doutput: Array, dhidden: Array) -> None:
+        """From the gradient of the pooled output (B, H); adds the pooler's part to dhidden (Nq, H), in place."""
+        p, d, kernels = self.model.parameters, self.gradients, self.model.kernels
         # output = tanh(dense)
         ddense = doutput * (1.0 - pooler.output * pooler.output)
         dx = kernels.linear_backward(ddense, pooler.x, p["pooler.weight"], d["pooler.weight"], d["pooler.bias"])

@@ -35,7 +35,7 @@ class Inputs:
         last_attention: who attends to whom in the last layer.
         last_row_numbers: (Nq,) uint32.
         prediction_rows: (M,) int32, which of the Nq rows get logits; None if all.
-        first_token_rows: (B,) int32, which of the Nq rows the pooler reads; None without next-sentence head.
+        first_token_rows: (B,) int32, which of the Nq rows the pooler reads; None where it is not computed.
         host_positions: (N,) int64 on the host, the flat position b * T + t of every row.
         host_last_positions: (Nq,) int64 on the host, the same for the last layer.
         host_prediction_positions: (M,) int64 on the host, or None when every position was asked for.
@@ -126,6 +126,8 @@ def _check_batch(
 
 def _check_positions(backend: Backend, prediction_positions: Any, total: int) -> Array:
     xp = _HOST.xp
+    if isinstance(prediction_positions, list) and not prediction_positions:
+        return xp.zeros(0, dtype=xp.int64)  # an empty list has no dtype of its own
     positions = xp.astype(host_integers(backend, prediction_positions, "prediction_positions"), xp.int64)
     if positions.ndim != 1:
         raise ValueError(f"prediction_positions must be one list of flat positions b * T + t, not {positions.shape}")
@@ -144,11 +146,11 @@ def prepare_inputs(
     token_type_ids: Any,
     prediction_positions: Any,
     *,
-    next_sentence: bool,
+    pooler: bool,
     first_sequence: int,
     unpad: bool,
 ) -> Inputs:
-    """See `MiniBERT.forward`, which has these arguments.
+    """See `MiniBERT.forward`, which has these arguments; `pooler` says whether the first positions are read.
 
     Raises:
         ValueError, TypeError: input that makes no sense for this model; the message says what and where.
@@ -172,7 +174,7 @@ def prepare_inputs(
     if predicted is not None:
         wanted = xp.zeros(batch * length, dtype=xp.bool)
         wanted[predicted] = True
-        if next_sentence:
+        if pooler:
             wanted[xp.arange(batch) * length] = True
         (last_positions,) = xp.nonzero(wanted)  # (Nq,)
     pruned = last_positions.shape[0] != positions.shape[0]
@@ -216,7 +218,7 @@ def prepare_inputs(
         last_attention=last_attention,
         last_row_numbers=numbers(last_positions) if pruned else row_numbers,
         prediction_rows=None if predicted is None else rows_among(predicted, last_positions),
-        first_token_rows=move(xp.searchsorted(last_positions, xp.arange(batch) * length)) if next_sentence else None,
+        first_token_rows=move(xp.searchsorted(last_positions, xp.arange(batch) * length)) if pooler else None,
         host_positions=positions,
         host_last_positions=last_positions,
         host_prediction_positions=predicted,

@@ -1,9 +1,10 @@
-"""MiniBERT: the forward pass of BERT (Devlin et al. 2018, arXiv:1810.04805), with its pretraining heads.
+"""MiniBERT: the forward pass of BERT (Devlin et al. 2018, arXiv:1810.04805), with its heads.
 
     embeddings -> layer norm -> dropout
     L times:   attention    -> dropout -> + residual -> layer norm
                feed-forward -> dropout -> + residual -> layer norm
-    masked-language-model head on every (or every predicted) position; pooler and next-sentence head
+    masked-language-model head on every (or every predicted) position; pooler and next-sentence head,
+    or a classifier on the pooler instead
 
 The order of the residual and the layer norm is BERT's own ("post-layer-norm"). The gradients of all this
 are in `minibert/gradients.py`, function by function.
@@ -11,17 +12,18 @@ are in `minibert/gradients.py`, function by function.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from os import PathLike
 from typing import Any
 
 from backends import Array, Backend, get_backend
-from minibert.cache import Cache, EmbeddingsCache, HeadCache, LayerCache, PoolerCache
+from minibert.cache import Cache, ClassifierCache, EmbeddingsCache, HeadCache, LayerCache, PoolerCache
 from minibert.config import MiniBERTConfig
 from minibert.inputs import Inputs, prepare_inputs
 from minibert.kernels import Kernels
 from minibert.ops import Dropout
-from minibert.parameters import Layout, NamedArrays, initialise
+from minibert.parameters import PRETRAINING_HEADS, Layout, NamedArrays, checked_heads, initialise
 from minibert.random_bits import Stream, derive_key
 
 QKV = ("query", "key", "value")
@@ -34,10 +36,11 @@ class Site(IntEnum):
     ATTENTION_WEIGHTS = 1
     ATTENTION_OUTPUT = 2
     OUTPUT = 3
+    POOLED_OUTPUT = 4
 
 
 class MiniBERT:
-    """BERT with its masked-language-model and next-sentence heads.
+    """BERT: an encoder, and on it the heads for masked words, for the next sentence and for classes.
 
     Args:
         config: the sizes; BERT-Mini's if None.
@@ -46,14 +49,17 @@ class MiniBERT:
         seed: of the initial parameters and of dropout.
         kernels: "auto" uses the backend's fast twins, "reference" the definitions only.
         initialised: False leaves all parameters zero, for loading a checkpoint.
+        heads: what stands on the encoder, from `minibert.parameters.HEADS`; BERT's pretraining heads unless
+            given. A classifier tells the classes `config.labels` apart.
 
     Attributes:
+        heads: as given, in a fixed order.
         parameters: mapping from name to writable array; `parameters.flat` is all of them.
         absent_heads: heads ("mlm", "pooler", "next_sentence") that the loaded checkpoint lacked, and that are
             therefore untrained.
 
     Raises:
-        ValueError: an unknown dtype, device or kind of kernels.
+        ValueError: an unknown dtype, device or kind of kernels; heads that do not go together.
         BackendError: a device that this machine does not have.
     """
 
@@ -66,28 +72,40 @@ class MiniBERT:
         seed: int = 0,
         kernels: str = "auto",
         initialised: bool = True,
+        heads: Iterable[str] = PRETRAINING_HEADS,
     ) -> None:
         self.config = MiniBERTConfig() if config is None else config
         self.backend = get_backend(backend)
         self.dtype = self.backend.dtype(dtype)
         self.seed = seed
         self.kernels = Kernels(self.backend, kernels)
-        self.parameters = NamedArrays.zeros(Layout.of(self.config), self.backend, self.dtype)
+        self.heads = checked_heads(heads, self.config)
+        self.parameters = NamedArrays.zeros(Layout.of(self.config, self.heads), self.backend, self.dtype)
         if initialised:
             initialise(self.parameters, self.config, self.backend, seed)
         self.absent_heads: tuple[str, ...] = ()
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | PathLike[str], *, device: str = "cpu", dtype: str = "float32", kernels: str = "auto"
+        cls,
+        folder: str | PathLike[str],
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        kernels: str = "auto",
+        heads: Iterable[str] | None = None,
+        labels: Sequence[str] | None = None,
+        seed: int = 0,
     ) -> MiniBERT:
         """A model from a folder in Hugging Face's format; see `minibert.pretrained.from_pretrained`."""
         from minibert.pretrained import from_pretrained
 
-        return from_pretrained(folder, device=device, dtype=dtype, kernels=kernels)
+        return from_pretrained(
+            folder, device=device, dtype=dtype, kernels=kernels, heads=heads, labels=labels, seed=seed
+        )
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write a folder that Hugging Face's `BertForPreTraining` loads; see `minibert.pretrained`."""
+        """Write a folder that Hugging Face's `transformers` loads; see `minibert.pretrained.save_pretrained`."""
         from minibert.pretrained import save_pretrained
 
         save_pretrained(self, folder)
@@ -123,9 +141,11 @@ class MiniBERT:
             logits (B, T, V), or (M, V) with `prediction_positions`; and the cache for the backward pass.
 
         Raises:
-            ValueError: ids outside the tables, too long a sequence, shapes that do not fit.
+            ValueError: ids outside the tables, too long a sequence, shapes that do not fit; a model without the
+                heads.
             TypeError: ids that are not integers.
         """
+        self._require("mlm", *(("next_sentence",) if next_sentence else ()))
         inputs = prepare_inputs(
             self.config,
             self.backend,
@@ -134,21 +154,125 @@ class MiniBERT:
             attention_mask,
             token_type_ids,
             prediction_positions,
-            next_sentence=next_sentence,
+            pooler=next_sentence,
             first_sequence=first_sequence,
             unpad=unpad,
         )
-        hidden, embeddings = self._embeddings(inputs, dropout_step)
-        cache = Cache(self.backend, inputs, embeddings, [hidden])
-        for n in range(self.config.num_hidden_layers):
-            hidden, layer = self._layer(n, hidden, inputs, dropout_step)
-            cache.hidden_rows.append(hidden)
-            cache.layers.append(layer)
+        cache = self._encoder(inputs, dropout_step)
+        hidden = cache.hidden_rows[-1]
         if inputs.first_token_rows is not None:
             cache.pooler = self._pooler(hidden, inputs.first_token_rows)
+            cache.next_sentence_logits = self.kernels.linear_forward(
+                cache.pooler.output, self.parameters["next_sentence.weight"], self.parameters["next_sentence.bias"]
+            )  # (B, 2)
         cache.head = self._masked_language_model_head(hidden, inputs.prediction_rows)
         logits = cache.head.logits
         return (logits if prediction_positions is not None else cache.per_position(logits)), cache
+
+    def classify(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        *,
+        dropout_step: int | None = None,
+        first_sequence: int = 0,
+        unpad: bool = False,
+        for_backward: bool = True,
+    ) -> tuple[Array, Cache]:
+        """Compute logits for the classes of whole sequences, from the pooled output.
+
+        Only the first position is read, so the last layer computes that one only.
+
+        Args:
+            input_ids: (B, T), as in `forward`, like all arguments but the last.
+            attention_mask: (B, T).
+            token_type_ids: (B, T).
+            dropout_step: number of the training step.
+            first_sequence: number of the first sequence within that step.
+            unpad: leave padding out of all computation but attention.
+            for_backward: False lets go of what only the backward pass needs, layer by layer.
+
+        Returns:
+            logits (B, C), in the order of `config.labels`; and the cache for the backward pass.
+
+        Raises:
+            ValueError, TypeError: as `forward`.
+        """
+        self._require("classifier")
+        inputs = prepare_inputs(
+            self.config,
+            self.backend,
+            self.dtype,
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            [],
+            pooler=True,
+            first_sequence=first_sequence,
+            unpad=unpad,
+        )
+        cache = self._encoder(inputs, dropout_step, for_backward)
+        cache.pooler = self._pooler(cache.hidden_rows[-1], inputs.first_token_rows)
+        cache.classifier = self._classifier(cache.pooler.output, inputs, dropout_step)
+        return cache.classifier.logits, cache
+
+    def encode(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        *,
+        first_only: bool = False,
+        unpad: bool = False,
+    ) -> Array:
+        """Compute the last layer's hidden states and nothing else, keeping nothing for a backward pass.
+
+        Args:
+            input_ids: (B, T), as in `forward`, like all arguments but `first_only`.
+            attention_mask: (B, T).
+            token_type_ids: (B, T).
+            first_only: compute the last layer at every sequence's first position only.
+            unpad: leave padding out of all computation but attention; its hidden states are zero.
+
+        Returns:
+            hidden states (B, T, H), or (B, H) with `first_only`.
+
+        Raises:
+            ValueError, TypeError: as `forward`.
+        """
+        inputs = prepare_inputs(
+            self.config,
+            self.backend,
+            self.dtype,
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            [] if first_only else None,
+            pooler=first_only,
+            first_sequence=0,
+            unpad=unpad,
+        )
+        cache = self._encoder(inputs, None, for_backward=False)
+        return cache.hidden_rows[-1] if first_only else cache.per_position(cache.hidden_rows[-1])
+
+    def _require(self, *heads: str) -> None:
+        if missing := [head for head in heads if head not in self.heads]:
+            has = ", ".join(self.heads) or "none"
+            raise ValueError(f"this model lacks the head {missing[0]}; its heads are: {has}")
+
+    def _encoder(self, inputs: Inputs, step: int | None, for_backward: bool = True) -> Cache:
+        """Embeddings and all layers; the cache holds the last hidden states only unless `for_backward`."""
+        hidden, embeddings = self._embeddings(inputs, step)
+        cache = Cache(self.backend, inputs, embeddings, [hidden])
+        for n in range(self.config.num_hidden_layers):
+            hidden, layer = self._layer(n, hidden, inputs, step)
+            if for_backward:
+                cache.hidden_rows.append(hidden)
+                cache.layers.append(layer)
+            else:
+                cache.hidden_rows = [hidden]
+        return cache
 
     def _dropout(
         self, probability: float, step: int | None, layer: int, site: Site, row_numbers: Array
@@ -258,9 +382,18 @@ class MiniBERT:
         return HeadCache(x, dense, activated, statistics, normalised, logits)
 
     def _pooler(self, hidden: Array, rows: Array) -> PoolerCache:
-        """tanh(dense) of every sequence's first position, and the next-sentence logits on top."""
+        """tanh(dense) of every sequence's first position."""
         p, kernels, xp = self.parameters, self.kernels, self.backend.xp
         x = xp.take(hidden, rows, axis=0)  # (B, H)
-        output = xp.tanh(kernels.linear_forward(x, p["pooler.weight"], p["pooler.bias"]))
-        logits = kernels.linear_forward(output, p["next_sentence.weight"], p["next_sentence.bias"])  # (B, 2)
-        return PoolerCache(x, output, logits)
+        return PoolerCache(x, xp.tanh(kernels.linear_forward(x, p["pooler.weight"], p["pooler.bias"])))
+
+    def _classifier(self, pooled: Array, inputs: Inputs, step: int | None) -> ClassifierCache:
+        """Dropout of the pooled output, then the logits of the classes."""
+        p, config, kernels = self.parameters, self.config, self.kernels
+        probability = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        # the last layer has one row for every sequence here, in their order
+        dropout = self._dropout(
+            probability, step, config.num_hidden_layers, Site.POOLED_OUTPUT, inputs.last_row_numbers
+        )
+        x = kernels.dropout_forward(pooled, dropout)  # (B, H)
+        return ClassifierCache(x, dropout, kernels.linear_forward(x, p["classifier.weight"], p["classifier.bias"]))

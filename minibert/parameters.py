@@ -8,7 +8,7 @@ group is one slice. Gradients, their accumulator and the optimizer's moments hav
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,35 @@ from minibert.random_bits import Stream, derive_key, random_bits
 
 Shape = tuple[int, ...]
 
+HEADS = ("mlm", "pooler", "next_sentence", "classifier")
+"""What may stand on the encoder: the first word of the parameters' names. The last two read the pooler's output."""
 
-def _shapes(config: MiniBERTConfig) -> tuple[dict[str, Shape], dict[str, Shape]]:
+PRETRAINING_HEADS = ("mlm", "pooler", "next_sentence")
+CLASSIFICATION_HEADS = ("pooler", "classifier")
+
+
+def head_of(name: str) -> str:
+    """The first word of a parameter's name, which for a head's parameter is the head."""
+    return name.split(".")[0]
+
+
+def checked_heads(heads: Iterable[str], config: MiniBERTConfig) -> tuple[str, ...]:
+    """The heads in the order of `HEADS`.
+
+    Raises:
+        ValueError: an unknown head, one without the pooler it reads, or a classifier without labels.
+    """
+    wanted = set(heads)
+    if unknown := wanted - set(HEADS):
+        raise ValueError(f"unknown heads {', '.join(sorted(unknown))}: choose from {', '.join(HEADS)}")
+    if "pooler" not in wanted and wanted & {"next_sentence", "classifier"}:
+        raise ValueError("the heads next_sentence and classifier read the pooler's output: add the head pooler")
+    if "classifier" in wanted and not config.labels:
+        raise ValueError("a classifier needs the names of its classes: give the config some labels")
+    return tuple(head for head in HEADS if head in wanted)
+
+
+def _shapes(config: MiniBERTConfig, heads: tuple[str, ...]) -> tuple[dict[str, Shape], dict[str, Shape]]:
     """Names and shapes of the decayed and of the other parameters, in the order of the flat array.
 
     A linear layer's weight is stored (out, in) and applied as x @ weight.T, as in Hugging Face's files. The
@@ -35,8 +62,10 @@ def _shapes(config: MiniBERTConfig) -> tuple[dict[str, Shape], dict[str, Shape]]
         linear |= {f"{layer}.attention.{name}": (h, h) for name in ("query", "key", "value", "output")}
         linear |= {f"{layer}.intermediate": (i, h), f"{layer}.output": (h, i)}
         layer_norms += [f"{layer}.attention.layer_norm", f"{layer}.output.layer_norm"]
-    linear |= {"mlm.dense": (h, h), "pooler": (h, h), "next_sentence": (2, h)}
-    layer_norms += ["mlm.layer_norm"]
+    of_heads = {"mlm.dense": (h, h), "pooler": (h, h), "next_sentence": (2, h), "classifier": (len(config.labels), h)}
+    linear |= {name: shape for name, shape in of_heads.items() if head_of(name) in heads}
+    if "mlm" in heads:
+        layer_norms += ["mlm.layer_norm"]
 
     decayed: dict[str, Shape] = {
         "token_embeddings": (v, h),  # also the MLM decoder's weight: the two are tied
@@ -46,7 +75,8 @@ def _shapes(config: MiniBERTConfig) -> tuple[dict[str, Shape], dict[str, Shape]]
     decayed |= {f"{name}.weight": shape for name, shape in linear.items()}
     others: dict[str, Shape] = {f"{name}.bias": shape[:1] for name, shape in linear.items()}
     others |= {f"{name}.{part}": (h,) for name in layer_norms for part in ("weight", "bias")}
-    others["mlm.bias"] = (v,)
+    if "mlm" in heads:
+        others["mlm.bias"] = (v,)
     return decayed, others
 
 
@@ -67,9 +97,9 @@ class Layout:
     size: int
 
     @classmethod
-    def of(cls, config: MiniBERTConfig) -> Layout:
-        """The layout of a model."""
-        decayed, others = _shapes(config)
+    def of(cls, config: MiniBERTConfig, heads: Iterable[str] = PRETRAINING_HEADS) -> Layout:
+        """The layout of a model with these heads; see `checked_heads` for the errors."""
+        decayed, others = _shapes(config, checked_heads(heads, config))
         shapes = {**decayed, **others}
         offsets, size = {}, 0
         for name, shape in shapes.items():
@@ -130,15 +160,26 @@ class NamedArrays(Mapping[str, Array]):
         return len(self._views)
 
 
-def initialise(parameters: NamedArrays, config: MiniBERTConfig, backend: Backend, seed: int) -> None:
+def initialise(
+    parameters: NamedArrays, config: MiniBERTConfig, backend: Backend, seed: int, names: Collection[str] | None = None
+) -> None:
     """Draw fresh parameters as BERT does: weights from a truncated normal, layer norms 1, biases 0.
 
     The normal has standard deviation `initializer_range` and is redrawn beyond two of them. It is drawn on
     the host in float64 from the counter and then rounded and moved, so that every device and dtype starts
     from the same numbers.
+
+    Args:
+        parameters: to draw.
+        config: of the model.
+        backend: where the parameters live.
+        seed: of the draws.
+        names: of the parameters to draw; None for all. Each is drawn as if all were.
     """
     host = get_backend("cpu").xp
     for number, (name, view) in enumerate(parameters.items()):
+        if names is not None and name not in names:
+            continue
         if name.endswith("layer_norm.weight"):
             view[...] = 1.0
         elif view.ndim == 1:  # biases

@@ -8,24 +8,31 @@ exactly is refused by name; pickles are refused altogether.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import math
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from backends import Array, get_backend
 from minibert.config import MiniBERTConfig
 from minibert.files import write_tensors, write_text
 from minibert.model import MiniBERT
-from minibert.parameters import Layout, initialise
+from minibert.parameters import CLASSIFICATION_HEADS, HEADS, PRETRAINING_HEADS, Layout, head_of, initialise
+from minibert.tensor_files import WEIGHTS_FILE, PretrainedError, StoredTensors, read_json
 
-CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
+__all__ = [
+    "PretrainedError",
+    "PretrainedWarning",
+    "from_pretrained",
+    "hugging_face_name",
+    "read_config",
+    "save_pretrained",
+]
+
+CONFIG_FILE = "config.json"
 
 _ROOTS = {  # the first words of a name: ours -> theirs
     "token_embeddings": "bert.embeddings.word_embeddings.weight",
@@ -37,6 +44,7 @@ _ROOTS = {  # the first words of a name: ours -> theirs
     "mlm.bias": "cls.predictions.bias",
     "pooler": "bert.pooler.dense",
     "next_sentence": "cls.seq_relationship",
+    "classifier": "classifier",
 }
 _IN_LAYER = {
     "attention.query": "attention.self.query",
@@ -48,13 +56,15 @@ _IN_LAYER = {
     "output": "output.dense",
     "output.layer_norm": "output.LayerNorm",
 }
-_HEADS = {"mlm": "masked-language-model head", "pooler": "pooler", "next_sentence": "next-sentence head"}
+_HEADS = {  # for people
+    "mlm": "masked-language-model head",
+    "pooler": "pooler",
+    "next_sentence": "next-sentence head",
+    "classifier": "classifier",
+}
+_CLASSIFIER = "BertForSequenceClassification"
 _BUFFERS = re.compile(r"(^|\.)(position_ids|token_type_ids)$")  # constants that old versions stored as well
 _DECODER_WEIGHT, _DECODER_BIAS = "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"
-
-
-class PretrainedError(ValueError):
-    """A folder that is no BERT checkpoint, a damaged one, or one that cannot be computed exactly."""
 
 
 class PretrainedWarning(UserWarning):
@@ -83,31 +93,18 @@ def _canonical_name(stored: str) -> str:
 # --- reading -------------------------------------------------------------------------------------------------
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+def read_config(folder: Path) -> tuple[MiniBERTConfig, tuple[str, ...]]:
+    """The model's sizes, from `config.json`, with the labels of its classes if it is a classifier.
 
-    Raises:
-        PretrainedError: the file is missing, or is no JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PretrainedError(f"{path.parent} is no checkpoint folder: it has no {path.name}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PretrainedError(f"{path} is not valid JSON ({error}); fetch or write it again") from error
-    if not isinstance(content, dict):
-        raise PretrainedError(f"{path} must hold a JSON object, not a {type(content).__name__}")
-    return content
-
-
-def read_config(folder: Path) -> MiniBERTConfig:
-    """The model's sizes, from `config.json`.
+    Returns:
+        The config, and the architectures that the file names.
 
     Raises:
         PretrainedError: no BERT, or one that Mini-BERT does not compute exactly.
     """
     path = folder / CONFIG_FILE
     fields = read_json(path)
+    architectures = fields.get("architectures") or ()
     if fields.get("model_type", "bert") != "bert":
         raise PretrainedError(f"{path}: model_type is {fields['model_type']!r}; Mini-BERT is BERT and nothing else")
     for name, only in (
@@ -120,70 +117,36 @@ def read_config(folder: Path) -> MiniBERTConfig:
     missing = [name for name in ("vocab_size", "hidden_size", "num_hidden_layers") if name not in fields]
     if missing:
         raise PretrainedError(f"{path}: {', '.join(missing)} is missing; this is no BERT's config")
+    labels = _labels(path, fields) if _CLASSIFIER in architectures else ()
     try:
-        return MiniBERTConfig.from_dict({**_HUGGING_FACE_DEFAULTS, **fields})
+        config = MiniBERTConfig.from_dict({**_HUGGING_FACE_DEFAULTS, **fields, "labels": labels})
     except (TypeError, ValueError) as error:
         raise PretrainedError(f"{path}: {error}") from error
+    return config, tuple(architectures)
+
+
+def _labels(path: Path, fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the classes, in the order of their numbers; LABEL_0, LABEL_1 where the file has none."""
+    named = fields.get("id2label")
+    if named is None:
+        return tuple(f"LABEL_{number}" for number in range(int(fields.get("num_labels", 2))))
+    if not isinstance(named, dict) or set(named) != {str(number) for number in range(len(named))}:
+        raise PretrainedError(f"{path}: id2label must name the classes 0 to C - 1, not {named!r}")
+    return tuple(str(named[str(number)]) for number in range(len(named)))
 
 
 _HUGGING_FACE_DEFAULTS = {"num_attention_heads": 12, "intermediate_size": 3072}  # where they differ from ours
 
 
-def _weight_files(folder: Path) -> dict[str, Path]:
-    """Stored tensor name -> the file that holds it."""
-    if (folder / INDEX_FILE).exists():
-        index = folder / INDEX_FILE
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise PretrainedError(f"{index} has no weight_map")
-        return {name: folder / file for name, file in weight_map.items()}
-    if not (folder / WEIGHTS_FILE).exists():
-        pickles = sorted(path.name for path in folder.glob("*.bin"))
-        if pickles:
-            raise PretrainedError(
-                f"{folder} has its weights only as a pickle ({', '.join(pickles)}). Loading a pickle can run any "
-                "code, so Mini-BERT does not. Convert it where you trust it, with transformers: "
-                f"AutoModel.from_pretrained({str(folder)!r}).save_pretrained(..., safe_serialization=True)"
-            )
-        raise PretrainedError(f"{folder} is no checkpoint folder: it has no {WEIGHTS_FILE}")
-    return dict.fromkeys(_read_names(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
-
-
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="numpy")
-    except FileNotFoundError:
-        raise PretrainedError(f"{path} is missing, but {INDEX_FILE} names it; fetch it again") from None
-    except SafetensorError as error:
-        raise PretrainedError(f"{path} is damaged or not safetensors ({error}); fetch it again") from error
-
-
-def _read_names(path: Path) -> Iterable[str]:
-    with _open(path) as file:
-        return list(file.keys())
-
-
-def _read_tensor(file: Any, path: Path, name: str) -> Array:
-    """A tensor on the host; bfloat16, which NumPy lacks, as float32."""
-    xp = get_backend("cpu").xp
-    part = file.get_slice(name)
-    if part.get_dtype() != "BF16":
-        return file.get_tensor(name)
-    return _read_bfloat16(xp, path, name, part.get_shape())
-
-
-def _read_bfloat16(xp: Any, path: Path, name: str, shape: list[int]) -> Array:
-    """The bits of a bfloat16 are the upper half of a float32's."""
-    with path.open("rb") as file:
-        header_size = int.from_bytes(file.read(8), "little")
-        begin, _ = json.loads(file.read(header_size))[name]["data_offsets"]
-        file.seek(8 + header_size + begin)
-        halves = xp.frombuffer(file.read(2 * math.prod(shape)), dtype="<u2")
-    return xp.reshape((xp.astype(halves, xp.uint32) << 16).view(xp.float32), tuple(shape))
-
-
 def from_pretrained(
-    folder: str | os.PathLike[str], *, device: str = "cpu", dtype: str = "float32", kernels: str = "auto"
+    folder: str | os.PathLike[str],
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    kernels: str = "auto",
+    heads: Iterable[str] | None = None,
+    labels: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> MiniBERT:
     """A model from a folder in Hugging Face's format.
 
@@ -192,92 +155,97 @@ def from_pretrained(
         device: "cpu", "cuda" or "cuda:N".
         dtype: "float32" or "float64"; the stored weights are converted.
         kernels: see `MiniBERT`.
+        heads: from `minibert.parameters.HEADS`, the heads to have; stored ones that are not among them are not
+            read. None: pooler and classifier of a `BertForSequenceClassification`, else the pretraining heads.
+        labels: the classes of a new classifier, which replaces a stored one unless that has the same labels.
+        seed: of the heads that the folder lacks, and of dropout.
 
     Raises:
         PretrainedError: the folder is no BERT, is damaged, or contradicts itself; names file and tensor.
 
     Warns:
-        PretrainedWarning: heads that the folder lacks are drawn afresh; tensors that BERT lacks are left alone.
+        PretrainedWarning: heads that the folder lacks are drawn afresh (a new classifier goes without saying);
+            tensors that BERT lacks are left alone.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise PretrainedError(f"{folder} is not a folder")
-    config = read_config(folder)
-    files = _weight_files(folder)
-    stored = {_canonical_name(name): name for name in files}
-    layout = Layout.of(config)
+    config, architectures = read_config(folder)
+    tensors = StoredTensors(folder)
+    stored = {_canonical_name(name): name for name in tensors}
+    if _CLASSIFIER not in architectures or (labels is not None and tuple(labels) != config.labels):
+        # of other labels, or of an architecture that calls something else a classifier
+        unread = {name for name in stored if head_of(name) == "classifier"}
+    else:
+        unread = set()
+    if labels is not None:
+        config = dataclasses.replace(config, labels=tuple(labels))
+    if heads is None:
+        heads = CLASSIFICATION_HEADS if config.labels else PRETRAINING_HEADS
+    try:
+        layout = Layout.of(config, heads)
+    except ValueError as error:
+        raise PretrainedError(f"{folder}: {error}") from error
     names = {name: hugging_face_name(name) for name in layout.shapes}
-    if names["mlm.bias"] not in stored and _DECODER_BIAS in stored:
+    if names.get("mlm.bias") not in stored and _DECODER_BIAS in stored:
         names["mlm.bias"] = _DECODER_BIAS
-    missing = {name for name, theirs in names.items() if theirs not in stored}
+    missing = {name for name in layout.shapes if names[name] not in stored or names[name] in unread}
     absent_heads = _absent_heads(layout.shapes, missing)
-    if broken := sorted(name for name in missing if _head_of(name) not in absent_heads):
-        raise PretrainedError(f"{folder}: the tensor {names[broken[0]]} is missing ({len(broken)} in all)")
+    if broken := sorted(name for name in missing if head_of(name) not in absent_heads):
+        raise PretrainedError(f"{tensors.listing}: the tensor {names[broken[0]]} is missing ({len(broken)} in all)")
 
-    model = MiniBERT(config, backend=device, dtype=dtype, kernels=kernels, initialised=False)
-    if absent_heads:
-        initialise(model.parameters, config, model.backend, model.seed)
-    with _OpenFiles() as opened:
-        for name in layout.shapes:
-            if name in missing:
-                continue
-            path = files[stored[names[name]]]
-            tensor = _read_tensor(opened[path], path, stored[names[name]])
-            if tensor.shape != layout.shapes[name]:
-                raise PretrainedError(
-                    f"{path}: the tensor {stored[names[name]]} has the shape {tensor.shape}, but {CONFIG_FILE} "
-                    f"asks for {layout.shapes[name]}"
-                )
-            model.parameters[name][...] = model.backend.asarray(tensor, dtype=model.dtype)
-        if _DECODER_WEIGHT in stored:
-            path = files[stored[_DECODER_WEIGHT]]
-            _check_tied(model, path, _read_tensor(opened[path], path, stored[_DECODER_WEIGHT]))
+    model = MiniBERT(
+        config, backend=device, dtype=dtype, seed=seed, kernels=kernels, initialised=False, heads=tuple(heads)
+    )
+    initialise(model.parameters, config, model.backend, seed, missing)
+    for name, shape in layout.shapes.items():
+        if name in missing:
+            continue
+        theirs = stored[names[name]]
+        tensor = tensors[theirs]
+        if tensor.shape != shape:
+            raise PretrainedError(
+                f"{tensors.file_of(theirs)}: the tensor {theirs} has the shape {tensor.shape}, but {CONFIG_FILE} "
+                f"asks for {shape}"
+            )
+        model.parameters[name][...] = model.backend.asarray(tensor, dtype=model.dtype)
+    if _DECODER_WEIGHT in stored and "mlm" in model.heads:
+        _check_tied(tensors, stored)
 
-    known = {*names.values(), _DECODER_WEIGHT, _DECODER_BIAS}
-    unknown = sorted(name for canonical, name in stored.items() if canonical not in known and not _BUFFERS.search(name))
-    _report(folder, absent_heads, unknown)
+    _report(folder, absent_heads, labels is not None, _unknown(config, stored, unread if labels is None else set()))
     model.absent_heads = absent_heads
     return model
 
 
-class _OpenFiles(dict[Path, Any]):
-    """Opens each weight file when its first tensor is read, and closes all of them together."""
-
-    def __enter__(self) -> _OpenFiles:
-        return self
-
-    def __missing__(self, path: Path) -> Any:
-        self[path] = _open(path).__enter__()
-        return self[path]
-
-    def __exit__(self, *exception: object) -> None:
-        for file in self.values():
-            file.__exit__(*exception)
-
-
-def _head_of(name: str) -> str:
-    return name.split(".")[0]
+def _unknown(config: MiniBERTConfig, stored: Mapping[str, str], unread: set[str]) -> list[str]:
+    """The stored names of tensors that no BERT of ours has, whichever heads were asked for."""
+    labelled = config if config.labels else dataclasses.replace(config, labels=("any",))
+    known = {hugging_face_name(name) for name in Layout.of(labelled, HEADS).shapes} - unread
+    known |= {_DECODER_WEIGHT, _DECODER_BIAS}
+    return sorted(name for theirs, name in stored.items() if theirs not in known and not _BUFFERS.search(name))
 
 
 def _absent_heads(names: Iterable[str], missing: set[str]) -> tuple[str, ...]:
     """The heads of which no parameter is stored; a head that is there in part is damage instead."""
-    return tuple(head for head in _HEADS if all(name in missing for name in names if _head_of(name) == head))
+    parameters: dict[str, list[str]] = {}
+    for name in names:
+        parameters.setdefault(head_of(name), []).append(name)
+    return tuple(head for head in HEADS if head in parameters and missing.issuperset(parameters[head]))
 
 
-def _check_tied(model: MiniBERT, path: Path, decoder: Array) -> None:
-    xp = get_backend("cpu").xp
-    embeddings = model.backend.to_numpy(model.parameters["token_embeddings"])
-    if decoder.shape != embeddings.shape or not bool(xp.all(xp.astype(decoder, embeddings.dtype) == embeddings)):
+def _check_tied(tensors: StoredTensors, stored: Mapping[str, str]) -> None:
+    decoder = tensors[stored[_DECODER_WEIGHT]]
+    embeddings = tensors[stored[hugging_face_name("token_embeddings")]]
+    if decoder.shape != embeddings.shape or not bool((decoder == embeddings).all()):
         raise PretrainedError(
-            f"{path}: {_DECODER_WEIGHT} differs from the token embeddings; in BERT the two are one matrix, and "
-            "Mini-BERT has no place for a second"
+            f"{tensors.file_of(stored[_DECODER_WEIGHT])}: {_DECODER_WEIGHT} differs from the token embeddings; in "
+            "BERT the two are one matrix, and Mini-BERT has no place for a second"
         )
 
 
-def _report(folder: Path, absent_heads: tuple[str, ...], unknown: list[str]) -> None:
-    if absent_heads:
-        heads = " and ".join(_HEADS[head] for head in absent_heads)
-        warnings.warn(f"{folder} has no {heads}: drawn at random", PretrainedWarning, stacklevel=4)
+def _report(folder: Path, absent_heads: tuple[str, ...], new_classifier: bool, unknown: list[str]) -> None:
+    if drawn := [_HEADS[head] for head in absent_heads if head != "classifier" or not new_classifier]:
+        warnings.warn(f"{folder} has no {' and '.join(drawn)}: drawn at random", PretrainedWarning, stacklevel=4)
     if unknown:
         shown = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
         warnings.warn(f"{folder}: left alone, unknown to BERT: {shown}", PretrainedWarning, stacklevel=4)
@@ -286,8 +254,20 @@ def _report(folder: Path, absent_heads: tuple[str, ...], unknown: list[str]) -> 
 # --- writing -------------------------------------------------------------------------------------------------
 
 
+def _architecture(heads: tuple[str, ...]) -> str:
+    """What transformers calls a BERT with these heads."""
+    if "classifier" in heads:
+        return _CLASSIFIER
+    if "next_sentence" in heads:
+        return "BertForPreTraining"
+    return "BertForMaskedLM" if "mlm" in heads else "BertModel"
+
+
 def save_pretrained(model: MiniBERT, folder: str | os.PathLike[str]) -> None:
-    """Write `config.json` and `model.safetensors` as `BertForPreTraining` reads them; creates the folder.
+    """Write `config.json` and `model.safetensors` as Hugging Face's `transformers` reads them; creates the folder.
+
+    The architecture that the config names follows from the model's heads: `BertForPreTraining` with all of the
+    pretraining heads, `BertForSequenceClassification` with a classifier, and so on.
 
     Each file is written beside its place and renamed into it, so a crash leaves the old one whole. The
     tokenizer's files are saved by `minibert.data.Tokenizer.save`.
@@ -295,14 +275,20 @@ def save_pretrained(model: MiniBERT, folder: str | os.PathLike[str]) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = "float64" if model.dtype == model.backend.xp.float64 else "float32"
+    sizes = model.config.to_dict()
+    labels = sizes.pop("labels")
     fields = {
-        "architectures": ["BertForPreTraining"],
+        "architectures": [_architecture(model.heads)],
         "model_type": "bert",
-        **model.config.to_dict(),
+        **sizes,
         "position_embedding_type": "absolute",
         "torch_dtype": dtype,
         "use_cache": True,
     }
+    if "classifier" in model.heads:
+        fields["id2label"] = {str(number): label for number, label in enumerate(labels)}
+        fields["label2id"] = {label: number for number, label in enumerate(labels)}
+        fields["problem_type"] = "single_label_classification"
     write_text(folder / CONFIG_FILE, json.dumps(fields, indent=2) + "\n")
     host = {hugging_face_name(name): model.backend.to_numpy(view) for name, view in model.parameters.items()}
     write_tensors(folder / WEIGHTS_FILE, host, {"format": "pt"})

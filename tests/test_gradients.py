@@ -92,7 +92,7 @@ def _loss_only(model: MiniBERT, cache: Any) -> float:
     """The loss by the forward operations alone, without the backward pass."""
     predictions = model.kernels.cross_entropy_forward(cache.head.logits, batch_labels(pruned=True)).sum()
     labels = NEXT_SENTENCE_LABELS
-    sequences = model.kernels.cross_entropy_forward(cache.pooler.logits, labels).sum()
+    sequences = model.kernels.cross_entropy_forward(cache.next_sentence_logits, labels).sum()
     return float(predictions / len(batch_labels(pruned=True)) + sequences / (labels >= 0).sum())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from small_bert import CONFIG, INPUT_IDS, small_bert
 
 from minibert import MiniBERT
-from minibert.parameters import Layout
+from minibert.parameters import CLASSIFICATION_HEADS, Layout
 from minibert.pretrained import PretrainedError, PretrainedWarning, hugging_face_name
 
 
@@ -92,8 +93,8 @@ def test_a_bare_encoder_is_read_without_its_prefix_and_its_heads_are_drawn(folde
 
 
 def test_unknown_tensors_are_left_alone_and_reported_once(folder: Path):
-    rewrite(folder, lambda tensors: {**tensors, "classifier.weight": np.ones((2, 12), np.float32)})
-    with pytest.warns(PretrainedWarning, match=r"left alone, unknown to BERT: classifier\.weight") as warned:
+    rewrite(folder, lambda tensors: {**tensors, "qa_outputs.weight": np.ones((2, 12), np.float32)})
+    with pytest.warns(PretrainedWarning, match=r"left alone, unknown to BERT: qa_outputs\.weight") as warned:
         model = MiniBERT.from_pretrained(folder)
     assert len(warned) == 1
     assert same_parameters(model, small_bert(dtype="float32"))
@@ -215,3 +216,108 @@ def test_folders_that_are_no_checkpoint_are_named(tmp_path: Path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(PretrainedError, match="not valid JSON"):
         MiniBERT.from_pretrained(tmp_path)
+
+
+# --- classifiers, and heads that are asked for -------------------------------------------------------------------
+
+
+@pytest.fixture
+def classifier_folder(tmp_path: Path) -> Path:
+    model = MiniBERT(replace(CONFIG, labels=("ham", "spam", "eggs")), heads=CLASSIFICATION_HEADS, seed=4)
+    model.save_pretrained(tmp_path / "classifier")
+    return tmp_path / "classifier"
+
+
+def test_a_classifier_comes_back_with_its_labels_bit_for_bit(classifier_folder: Path):
+    fields = json.loads((classifier_folder / "config.json").read_text())
+    assert fields["architectures"] == ["BertForSequenceClassification"]
+    assert fields["id2label"] == {"0": "ham", "1": "spam", "2": "eggs"}
+    assert fields["label2id"] == {"ham": 0, "spam": 1, "eggs": 2}
+    assert "labels" not in fields
+    names = set(load_file(classifier_folder / "model.safetensors"))
+    assert {"classifier.weight", "classifier.bias", "bert.pooler.dense.weight"} <= names
+    assert not {name for name in names if name.startswith("cls.")}
+    back = MiniBERT.from_pretrained(classifier_folder)
+    assert back.heads == CLASSIFICATION_HEADS
+    assert back.config.labels == ("ham", "spam", "eggs")
+    assert same_parameters(back, MiniBERT(back.config, heads=CLASSIFICATION_HEADS, seed=4))
+
+
+def test_classes_without_names_are_called_as_hugging_face_calls_them(classifier_folder: Path):
+    rewrite_config(classifier_folder, id2label=None, num_labels=3)
+    assert MiniBERT.from_pretrained(classifier_folder).config.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    rewrite_config(classifier_folder, num_labels=2)
+    with pytest.raises(PretrainedError, match=r"classifier\.weight has the shape \(3, 12\), but config\.json asks"):
+        MiniBERT.from_pretrained(classifier_folder)
+    rewrite_config(classifier_folder, id2label={"1": "a", "2": "b", "3": "c"})
+    with pytest.raises(PretrainedError, match="id2label must name the classes 0 to C - 1"):
+        MiniBERT.from_pretrained(classifier_folder)
+
+
+def test_a_new_classifier_is_put_on_any_encoder_and_its_seed_decides_it(folder: Path):
+    labels = ["no", "yes"]
+    one, again, other = (
+        MiniBERT.from_pretrained(folder, heads=CLASSIFICATION_HEADS, labels=labels, seed=seed) for seed in (1, 1, 2)
+    )
+    assert one.config.labels == ("no", "yes")
+    assert one.absent_heads == ("classifier",)
+    assert same_parameters(one, again)
+    for name in one.parameters:
+        same = (one.parameters[name] == other.parameters[name]).all()
+        assert same == (name != "classifier.weight"), name
+    trained = small_bert(dtype="float32").parameters
+    np.testing.assert_array_equal(one.parameters["pooler.weight"], trained["pooler.weight"])
+
+
+def test_a_stored_classifier_is_kept_for_its_own_labels_and_replaced_for_others(classifier_folder: Path):
+    stored = MiniBERT.from_pretrained(classifier_folder)
+    arguments = {"heads": CLASSIFICATION_HEADS, "seed": 4}
+    same = MiniBERT.from_pretrained(classifier_folder, labels=["ham", "spam", "eggs"], **arguments)
+    assert same.absent_heads == ()
+    assert same_parameters(same, stored)
+    new = MiniBERT.from_pretrained(classifier_folder, labels=["ham", "eggs"], **arguments)
+    assert new.absent_heads == ("classifier",)
+    assert new.parameters["classifier.weight"].shape == (2, 12)
+
+
+def test_heads_that_are_not_asked_for_are_neither_read_nor_missed(folder: Path, classifier_folder: Path):
+    for each in (folder, classifier_folder):
+        bare = MiniBERT.from_pretrained(each, heads=())
+        assert bare.heads == bare.absent_heads == ()
+    with pytest.raises(PretrainedError, match="a classifier needs the names of its classes"):
+        MiniBERT.from_pretrained(folder, heads=CLASSIFICATION_HEADS)
+
+
+def test_a_token_classifier_is_not_mistaken_for_a_classifier_of_sequences(classifier_folder: Path):
+    rewrite_config(classifier_folder, architectures=["BertForTokenClassification"])
+    with pytest.warns(PretrainedWarning) as warned:
+        model = MiniBERT.from_pretrained(classifier_folder)
+    assert [str(each.message).split(": ", 1)[1] for each in warned] == [
+        "drawn at random",
+        "left alone, unknown to BERT: classifier.bias, classifier.weight",
+    ]
+    assert model.heads == ("mlm", "pooler", "next_sentence")
+
+
+def test_a_head_that_is_there_in_part_is_damage(classifier_folder: Path):
+    rewrite(classifier_folder, lambda tensors: {k: v for k, v in tensors.items() if k != "classifier.bias"})
+    with pytest.raises(PretrainedError, match=r"model\.safetensors: the tensor classifier\.bias is missing"):
+        MiniBERT.from_pretrained(classifier_folder)
+
+
+def test_weights_that_are_no_floating_numbers_are_named(folder: Path):
+    name = "bert.pooler.dense.bias"
+    rewrite(folder, lambda tensors: {**tensors, name: np.ones(12, np.int8)})
+    with pytest.raises(PretrainedError, match=rf"model\.safetensors: the tensor {re.escape(name)} is stored as I8"):
+        MiniBERT.from_pretrained(folder)
+
+
+def test_an_index_that_promises_what_its_shard_lacks_is_named(folder: Path):
+    tensors = load_file(folder / "model.safetensors")
+    name = "bert.pooler.dense.bias"
+    save_file({key: value for key, value in tensors.items() if key != name}, folder / "model.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "model.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    message = rf"model\.safetensors: the tensor {re.escape(name)} is missing, but model\.safetensors\.index\.json says"
+    with pytest.raises(PretrainedError, match=message):
+        MiniBERT.from_pretrained(folder)

@@ -104,8 +104,7 @@ def evaluate(model: MiniBERT, batches: Iterable[Batch], unigram_counts: npt.NDAr
         masked.add(model, logits, batch.labels)
         labels.append(batch.labels)
         if batch.next_sentence_labels is not None:
-            assert cache.pooler is not None
-            sentences.add(model, cache.pooler.logits, batch.next_sentence_labels)
+            sentences.add(model, cache.next_sentence_logits, batch.next_sentence_labels)
     if not masked.count:
         raise TrainingError("the evaluation text is too short: there is no token to predict; give more text")
     loss, accuracy = masked.means(model)
