@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 
-from minibert.data import CORPUS_HELP, DataError, open_corpus, split_sentences
+from minibert.data import CORPUS_HELP, DataError, open_corpus, split_sentences, stdlib_text
 from minibert.data.corpus import MAX_DOCUMENT_CHARACTERS
 from minibert.data.text_stream import CHUNK_BYTES
 
@@ -193,10 +193,29 @@ def test_the_standard_library_is_a_corpus_on_every_machine():
     assert "stdlib:json/__init__.py" in sources
     assert not any("site-packages" in source or "/test/" in source for source in sources)
     assert "JSON (JavaScript Object Notation)" in documents[sources.index("stdlib:json/__init__.py")].text
-    # A docstring stands once, however many classes repeat it.
-    everything = "\n\n".join(document.text for document in documents)
-    assert everything.count("Initialize self.  See help(type(self)) for accurate signature.") <= 1
     assert len(open_corpus(["stdlib"]).fingerprint()) == 64
+
+
+def test_a_docstring_of_the_standard_library_stands_once_and_sources_are_not_run(write, tmp_path, monkeypatch):
+    write(
+        "b.py",
+        '"""Module."""\nclass C:\n    """Common."""\n    def f(self):\n        """Of f.\n\n        More.\n        """\n',
+    )
+    write(
+        "a/__init__.py", '"""Common."""\ndef f():\n    "Old \\d escape."\ndef g():\n    "Common."\nraise SystemExit\n'
+    )
+    write("a/python2.py", '"""Not parsed."""\nprint "x"\n')
+    write("a/latin.py", b'# coding: latin-1\n"""Caf\xe9."""\n')
+    write("site-packages/p.py", '"""Installed."""')
+    write("a/tests/t.py", '"""Test."""')
+    monkeypatch.setattr(stdlib_text.sysconfig, "get_path", lambda name: str(tmp_path))
+    documents = dict(stdlib_text.stdlib_documents.__wrapped__())  # not the ones kept in memory
+    ours = {name: text for name, text in documents.items() if not name.startswith("pydoc/")}
+    assert list(ours.items()) == [
+        ("a/__init__.py", "Common.\n\nOld \\d escape."),
+        ("a/latin.py", "Café."),
+        ("b.py", "Module.\n\nOf f.\n\nMore."),
+    ]
 
 
 def test_the_help_names_every_kind_of_source():

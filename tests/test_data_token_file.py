@@ -70,8 +70,9 @@ def test_every_document_ends_with_one_separator_and_begins_with_a_sentence(corpu
         assert np.array_equal(ends + 1, split.document_offsets[1:])
 
 
-def test_documents_of_the_splits_are_neighbouring_sentences_of_one_text(corpus_of, tokenizer, tmp_path):
-    tokenized = prepare_tokens(corpus_of([story(number, 40) for number in range(100)]), tokenizer, tmp_path)
+def test_a_long_document_with_a_stretch_held_out_becomes_two_documents(corpus_of, tokenizer, tmp_path):
+    tokenized = prepare_tokens(corpus_of([story(number, 200) for number in range(20)]), tokenizer, tmp_path)
+    assert tokenized.train.number_of_documents > 20
     for split in (tokenized.train, tokenized.evaluation):
         for ids in documents_of(split):
             lines = tokenizer.decode(ids).replace(" .", ".").rstrip(".").split(".")
