@@ -197,13 +197,10 @@ def test_the_standard_library_is_a_corpus_on_every_machine():
 
 
 def test_a_docstring_of_the_standard_library_stands_once_and_sources_are_not_run(write, tmp_path, monkeypatch):
-    write(
-        "b.py",
-        '"""Module."""\nclass C:\n    """Common."""\n    def f(self):\n        """Of f.\n\n        More.\n        """\n',
-    )
-    write(
-        "a/__init__.py", '"""Common."""\ndef f():\n    "Old \\d escape."\ndef g():\n    "Common."\nraise SystemExit\n'
-    )
+    method = '    def f(self):\n        """Of f.\n\n        More.\n        """\n'
+    write("b.py", '"""Module."""\nclass C:\n    """Common."""\n' + method)
+    functions = 'def f():\n    "Old \\d escape."\ndef g():\n    "Common."\n'
+    write("a/__init__.py", '"""Common."""\n' + functions + "raise SystemExit\n")
     write("a/python2.py", '"""Not parsed."""\nprint "x"\n')
     write("a/latin.py", b'# coding: latin-1\n"""Caf\xe9."""\n')
     write("site-packages/p.py", '"""Installed."""')
