@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from backends import Array, Backend
 from minibert.inputs import Inputs
 from minibert.ops import AttentionLayout, Dropout, attention_weights
-from minibert.rows import Rows, to_slots
+from minibert.parameters import NamedArrays
+from minibert.rows import Rows, from_slots, to_slots
 
 
 @dataclass
@@ -40,6 +41,7 @@ class LayerCache:
 
     backend: Backend
     layout: AttentionLayout
+    host_query_positions: Array  # (Nq,) on the host, the flat position b * T + t of every query
     x: Array
     query_x: Array
     queries: Array
@@ -60,11 +62,16 @@ class LayerCache:
 
     @property
     def attention_weights(self) -> Array:
-        """(B, A, T, T): how much every query (third axis) attends to every key (last axis), before dropout.
-
-        In a pruned last layer the third axis holds only the computed queries, packed per sequence.
-        """
-        return attention_weights(self.backend, self.queries, self.keys, self.layout)
+        """(B, A, T, T): how much every query (third axis) attends to every key (last axis), before dropout."""
+        xp, queries = self.backend.xp, self.layout.queries
+        weights = attention_weights(self.backend, self.queries, self.keys, self.layout)  # (B, A, slots, T)
+        batch, heads, slots, length = weights.shape
+        if queries.row_of_slot is None:
+            return weights  # every position is a query
+        weights = xp.reshape(xp.permute_dims(weights, (0, 2, 1, 3)), (batch, slots, heads * length))
+        rows = from_slots(xp, weights, queries)  # (Nq, A T)
+        weights = to_slots(xp, rows, Rows.at(self.backend, batch, length, self.host_query_positions))  # (B, T, A T)
+        return xp.permute_dims(xp.reshape(weights, (batch, length, heads, length)), (0, 2, 1, 3))
 
 
 @dataclass
@@ -108,6 +115,7 @@ class Cache:
     """
 
     backend: Backend
+    parameters: NamedArrays  # of the model; the backward pass makes sure that it differentiates the same
     inputs: Inputs
     embeddings: EmbeddingsCache
     hidden_rows: list[Array] = field(default_factory=list)

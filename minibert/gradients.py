@@ -68,8 +68,10 @@ class MiniBERTGradients:
             The loss, a 0-d array on the device. Without any prediction the loss and all gradients are zero.
 
         Raises:
-            ValueError: labels of another shape, outside the vocabulary, or where nothing was computed.
+            ValueError: labels of another shape, outside the vocabulary, or where nothing was computed; a cache
+                of another model.
         """
+        self._check_cache(cache)
         dlogits, self.masked_language_model_loss = self._masked_language_model_loss(cache, labels, total_predictions)
         dhidden = self._head(cache, dlogits)
         dpooler, self.next_sentence_loss = self._next_sentence_loss(cache, next_sentence_labels, total_sequences)
@@ -95,6 +97,7 @@ class MiniBERTGradients:
             ValueError: labels of another shape or without a class; a forward pass without the classifier, or
                 that kept nothing for the backward pass.
         """
+        self._check_cache(cache)
         model, classifier, pooler = self.model, cache.classifier, cache.pooler
         if classifier is None or pooler is None or not cache.layers:
             raise ValueError("the gradient of a classification needs the cache of MiniBERT.classify(for_backward=True)")
@@ -107,6 +110,10 @@ class MiniBERTGradients:
         self.gradients["token_embeddings"][...] = 0.0  # no tied decoder wrote its part
         self._encoder(cache, dhidden)
         return loss
+
+    def _check_cache(self, cache: Cache) -> None:
+        if cache.parameters is not self.model.parameters:
+            raise ValueError("the cache is of another model's forward pass: give backward() this model's own")
 
     def _encoder(self, cache: Cache, dhidden: Array) -> None:
         """From the gradient of the last hidden states (Nq, H) to that of all the encoder's parameters."""

@@ -59,21 +59,29 @@ class Inputs:
     host_prediction_positions: Array | None
 
 
-def host_integers(backend: Backend, values: Any, what: str) -> Array:
+def host_integers(backend: Backend, values: Any, what: str, *, bools: bool = False) -> Array:
     """Integers on the host, from lists, NumPy arrays or arrays of the backend.
 
     Args:
         backend: where `values` may live.
-        values: integers (or bools) of any shape.
+        values: integers of any shape.
         what: the name of the argument, for the error.
+        bools: whether truth values will do as well, as in a mask.
 
     Raises:
         TypeError: not integers.
+        ValueError: lists of different lengths.
     """
     xp = _HOST.xp
     on_device = is_array_api_obj(values) and not is_numpy_array(values)
-    array = backend.to_numpy(values) if on_device else _HOST.asarray(values)
-    if not xp.isdtype(array.dtype, ("bool", "integral")):
+    try:
+        array = backend.to_numpy(values) if on_device else _HOST.asarray(values)
+    except ValueError as error:  # NumPy's word for lists of different lengths is "inhomogeneous"
+        raise ValueError(
+            f"{what} must be a full rectangle of numbers; sequences of different lengths are filled up with the "
+            "padding id, and attention_mask says 0 there"
+        ) from error
+    if not xp.isdtype(array.dtype, "integral") and not (bools and xp.isdtype(array.dtype, "bool")):
         raise TypeError(f"{what} must be integers, not {array.dtype}")
     return array
 
@@ -106,7 +114,7 @@ def _check_batch(
     _check_range(ids, config.vocab_size, "input_ids", "the vocabulary")
     mask = xp.ones(ids.shape, dtype=xp.bool)
     if attention_mask is not None:
-        mask = host_integers(backend, attention_mask, "attention_mask")
+        mask = host_integers(backend, attention_mask, "attention_mask", bools=True)
         if mask.shape != ids.shape:
             raise ValueError(
                 f"attention_mask has the shape {mask.shape}, input_ids {ids.shape}; it needs one 1 (token) or 0 "

@@ -264,7 +264,7 @@ class MiniBERT:
     def _encoder(self, inputs: Inputs, step: int | None, for_backward: bool = True) -> Cache:
         """Embeddings and all layers; the cache holds the last hidden states only unless `for_backward`."""
         hidden, embeddings = self._embeddings(inputs, step)
-        cache = Cache(self.backend, inputs, embeddings, [hidden])
+        cache = Cache(self.backend, self.parameters, inputs, embeddings, [hidden])
         for n in range(self.config.num_hidden_layers):
             hidden, layer = self._layer(n, hidden, inputs, step)
             if for_backward:
@@ -347,6 +347,7 @@ class MiniBERT:
         return y, LayerCache(
             backend=self.backend,
             layout=layout,
+            host_query_positions=inputs.host_last_positions if pruned else inputs.host_positions,
             x=x,
             query_x=query_x,
             queries=queries,

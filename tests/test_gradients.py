@@ -263,3 +263,9 @@ def test_next_sentence_labels_need_their_logits():
     _, cache = model.forward(INPUT_IDS, next_sentence=False)
     with pytest.raises(ValueError, match="next_sentence=False"):
         MiniBERTGradients(model).backward(cache, LABELS, NEXT_SENTENCE_LABELS)
+
+
+def test_the_cache_of_another_model_is_refused():
+    _, cache = small_bert().forward(INPUT_IDS)
+    with pytest.raises(ValueError, match="another model's forward pass"):
+        MiniBERTGradients(small_bert()).backward(cache, LABELS)

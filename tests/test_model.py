@@ -53,6 +53,18 @@ def test_attention_weights_sum_to_one_and_masked_keys_get_none(backend: Backend)
         assert (weights.transpose(0, 3, 1, 2)[~REAL] == 0.0).all()
 
 
+@pytest.mark.parametrize("unpad", [False, True])
+def test_attention_weights_show_at_their_positions_and_zeros_elsewhere(backend: Backend, unpad: bool):
+    """Whatever is left out: padding, or the queries of the pruned last layer."""
+    model = small_bert(backend, "float32")
+    _, full = model.forward(**batch_arguments(pruned=False))
+    _, cache = model.forward(**batch_arguments(pruned=True), unpad=unpad, next_sentence=False)
+    computed = [REAL if unpad else np.ones_like(REAL), np.isin(np.arange(REAL.size).reshape(REAL.shape), POSITIONS)]
+    for layer, full_layer, queries in zip(cache.layers, full.layers, computed, strict=True):
+        expected = backend.to_numpy(full_layer.attention_weights) * queries[:, None, :, None]
+        assert_close(backend, layer.attention_weights, expected, "float32")
+
+
 def test_what_stands_at_a_masked_position_does_not_matter(backend: Backend):
     model = small_bert(backend, "float32")
     changed = np.where(REAL, INPUT_IDS, (INPUT_IDS + 1) % CONFIG.vocab_size)
@@ -163,6 +175,8 @@ def test_the_example_of_the_docstring_works():
         ({"input_ids": [1, 2]}, ValueError, r"shape \(batch, sequence length\).* wrap a single sequence as \[ids\]"),
         ({"input_ids": [[]]}, TypeError, "input_ids must be integers"),
         ({"input_ids": [[1.0]]}, TypeError, "input_ids must be integers, not float64"),
+        ({"input_ids": [[True, False]]}, TypeError, "input_ids must be integers, not bool"),
+        ({"input_ids": [[1, 2], [3]]}, ValueError, "input_ids must be a full rectangle .* padding id"),
         ({"input_ids": [[1] * 10]}, ValueError, "10 tokens long, .* max_position_embeddings = 9"),
         ({"input_ids": [[1, 2]], "attention_mask": [[1]]}, ValueError, r"attention_mask has the shape \(1, 1\)"),
         ({"input_ids": [[1, 2]], "attention_mask": [[1, 2]]}, ValueError, "only 1 .* and 0"),
