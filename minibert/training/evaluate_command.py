@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from minibert.data.batch_source import build_sequences
+from minibert.data.batch_source import OBJECTIVES, build_sequences
 from minibert.data.corpus import CORPUS_HELP, open_corpus
 from minibert.data.token_file import prepare_tokens
 from minibert.training.command_line import SUCCESS, Parser, run_command
@@ -20,7 +20,7 @@ from minibert.training.loading import load_model
 from minibert.training.metrics import read_run_description
 from minibert.training.preparation import CACHE_FOLDER, frozen_batches
 from minibert.training.results import show_evaluation
-from minibert.training.settings import DTYPES, OBJECTIVES
+from minibert.training.settings import DTYPES
 
 _DESCRIPTION = """\
 Measure a model on the held-out part of a text: the masks are frozen, so the same model and text always give

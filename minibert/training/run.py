@@ -76,6 +76,8 @@ class Run:
         elapsed: float = 0.0,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
+        assert settings.learning_rate is not None  # filled in when the settings were made
+        self.highest_rate = settings.learning_rate
         self.settings = settings
         self.checkpoints = output / CHECKPOINTS_FOLDER
         self.model = model
@@ -134,7 +136,7 @@ class Run:
                 if self.interrupted():
                     return False
                 progress = self.budget.progress(self.step, self.elapsed)
-                self._learning_rate = settings.learning_rate * linear_schedule(progress, settings.warmup)
+                self._learning_rate = self.highest_rate * linear_schedule(progress, settings.warmup)
                 self.trainer.step(next(batches), self._learning_rate)
                 self.display.advance(self.step, self.elapsed)
                 if self.step % settings.report_every == 0:
@@ -197,7 +199,7 @@ class Run:
 
     def _remedy(self) -> str:
         settings = self.settings
-        advice = f"a lower --learning-rate (it was {settings.learning_rate:g}) usually helps"
+        advice = f"a lower --learning-rate (it was {self.highest_rate:g}) usually helps"
         saved = checkpoints(self.checkpoints)
         if not saved:
             return (
@@ -206,5 +208,5 @@ class Run:
             )
         return (
             f"The last good checkpoint is kept: {saved[-1]}. {advice[0].upper()}{advice[1:]}: continue from there "
-            f"with --output {self.checkpoints.parent} --resume --learning-rate {settings.learning_rate / 2:g}"
+            f"with --output {self.checkpoints.parent} --resume --learning-rate {self.highest_rate / 2:g}"
         )

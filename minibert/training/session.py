@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from importlib.metadata import version
@@ -216,12 +217,11 @@ def _finish(output: Path, model: MiniBERT, data: Data, display: Display, outcome
     model.save_pretrained(output)
     drawn = draw_loss_curve(read_metrics(output / METRICS_FILE), output / PLOT_FILE)
     show_results(display.console, outcome, model.backend.memory().peak)
-    show_examples(display.console, fill_mask_examples(model, data.tokenizer, data.tokenized.evaluation))
+    examples = fill_mask_examples(model, data.tokenizer, data.tokenized.evaluation)
+    show_examples(display.console, examples)
     if not drawn:
         display.message(f"{PLOT_FILE} was not drawn: Matplotlib is not installed (pip install 'minibert[plot]')")
     display.message(f"The model, its vocabulary, the metrics and the loss curve are in {output}. Try next:")
-    for command in (
-        f'scripts/fill_mask.py --model {output} "the function returns a [MASK] object."',
-        f"scripts/evaluate.py --model {output}",
-    ):
-        display.message(f"  python {command}")
+    text = examples[0].text if examples else data.tokenizer.special_tokens["mask_token"]
+    display.message(f"  python scripts/fill_mask.py --model {output} {shlex.quote(text)}")
+    display.message(f"  python scripts/evaluate.py --model {output}")

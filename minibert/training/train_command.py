@@ -10,13 +10,14 @@ from typing import Any
 from rich.console import Console
 
 from minibert.config import PRESETS
+from minibert.data.batch_source import OBJECTIVES
 from minibert.data.corpus import CORPUS_HELP
 from minibert.training.command_line import INTERRUPTED, SUCCESS, Parser, polite_interrupts, run_command
 from minibert.training.display import make_display
 from minibert.training.errors import TrainingError
 from minibert.training.preparation import CACHE_FOLDER
 from minibert.training.session import new_output, resume, start
-from minibert.training.settings import DEFAULT_MINUTES, DTYPES, OBJECTIVES, Settings, option
+from minibert.training.settings import DEFAULT_MINUTES, DTYPES, Settings, option
 
 _DESCRIPTION = """\
 Pretrain BERT on your own text, on a CPU or a GPU. Without any option this makes a small BERT from the
@@ -80,13 +81,20 @@ def build_parser() -> Parser:
     add(model, "vocab_size", int, "V", "tokens in the vocabulary")
     model.add_argument("--cased", action="store_true", help="tell upper from lower case")
     add(model, "dropout", float, "P", "of hidden states and attention weights; 0.1 for more than a few epochs")
+    add(
+        model,
+        "initializer_range",
+        float,
+        "S",
+        "spread of fresh weights (default: 0.02, BERT-base's, scaled to the width)",
+    )
     add(model, "dtype", str, "{" + ",".join(DTYPES) + "}", "of all numbers")
     add(model, "kernels", str, "{auto,reference}", "fast twins of single operations, or their definitions")
 
     task = parser.add_argument_group("the task")
     add(task, "objective", str, "{" + ",".join(OBJECTIVES) + "}", "masked tokens, or next sentences as well")
     add(task, "seq_length", int, "T", "tokens in a sequence")
-    add(task, "mask_probability", float, "P", "the share of tokens to predict")
+    add(task, "mask_probability", float, "P", "the share of tokens to predict; evaluations predict 15%%")
     task.add_argument("--whole-word-masking", action="store_true", help="mask words instead of word pieces")
 
     step = parser.add_argument_group("the optimizer")
@@ -98,7 +106,13 @@ def build_parser() -> Parser:
         "N",
         "micro-batches a step is divided into; less memory, the same result but for rounding",
     )
-    add(step, "learning_rate", float, "R", "the highest, reached at the end of the warm-up")
+    add(
+        step,
+        "learning_rate",
+        float,
+        "R",
+        "the highest, reached at the end of the warm-up (default: 2e-3 for tiny, less for wider models)",
+    )
     add(step, "warmup", float, "SHARE", "of the training over which the learning rate rises, to fall afterwards")
     add(step, "weight_decay", float, "W", "of AdamW; biases and layer norms have none")
     add(step, "clip_norm", float, "N", "gradients with a larger norm are scaled down to it")
