@@ -26,13 +26,13 @@ class Kernels:
     def __init__(self, backend: Backend, choice: str = "auto") -> None:
         if choice not in CHOICES:
             raise ValueError(f"kernels must be one of {', '.join(CHOICES)}, not {choice!r}")
-        if unknown := set(backend.twins) - set(DEFINITIONS):
+        twins = backend.twins if choice == "auto" else {}
+        if unknown := set(twins) - set(DEFINITIONS):
             raise ValueError(f"{backend.name} has twins of operations that minibert.ops lacks: {sorted(unknown)}")
         self.choice = choice
-        self.twins = tuple(sorted(backend.twins)) if choice == "auto" else ()
+        self.twins = tuple(sorted(twins))
         self._functions = {
-            name: partial(backend.twins[name] if name in self.twins else definition, backend)
-            for name, definition in DEFINITIONS.items()
+            name: partial(twins.get(name, definition), backend) for name, definition in DEFINITIONS.items()
         }
 
     def __getattr__(self, name: str) -> Callable[..., Any]:

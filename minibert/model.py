@@ -90,7 +90,7 @@ class MiniBERT:
         cls,
         folder: str | PathLike[str],
         *,
-        device: str = "cpu",
+        device: Backend | str = "cpu",
         dtype: str = "float32",
         kernels: str = "auto",
         heads: Iterable[str] | None = None,

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from backends import Backend
 from minibert.config import MiniBERTConfig
 from minibert.files import write_tensors, write_text
 from minibert.model import MiniBERT
@@ -141,7 +142,7 @@ _HUGGING_FACE_DEFAULTS = {"num_attention_heads": 12, "intermediate_size": 3072} 
 def from_pretrained(
     folder: str | os.PathLike[str],
     *,
-    device: str = "cpu",
+    device: Backend | str = "cpu",
     dtype: str = "float32",
     kernels: str = "auto",
     heads: Iterable[str] | None = None,
@@ -152,7 +153,7 @@ def from_pretrained(
 
     Args:
         folder: with `config.json` and `model.safetensors` (or its shards and their index).
-        device: "cpu", "cuda" or "cuda:N".
+        device: "cpu", "cuda" or "cuda:N", or a `Backend`.
         dtype: "float32" or "float64"; the stored weights are converted.
         kernels: see `MiniBERT`.
         heads: from `minibert.parameters.HEADS`, the heads to have; stored ones that are not among them are not

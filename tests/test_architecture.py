@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HOST_SIDE = ("minibert/data/", "minibert/training/")
+# text, files and figures are NumPy on the host; what BERT computes is not
+HOST_SIDE = ("minibert/data/", "minibert/training/", "minibert/inference/", "minibert/finetuning/")
+OUTER = ("minibert.training", "minibert.inference", "minibert.finetuning")
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -47,7 +49,7 @@ def test_no_file_of_the_model_imports_an_array_library(path: Path):
 
 @pytest.mark.parametrize("path", model_sources(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_model_knows_nothing_of_training(path: Path):
-    assert not {module for module in imported_modules(path) if module.startswith("minibert.training")}
+    assert not {module for module in imported_modules(path) if module.startswith(OUTER)}
 
 
 @pytest.mark.parametrize("path", sources("backends"), ids=lambda path: path.name)

@@ -1,16 +1,13 @@
-"""The command line of `scripts/fill_mask.py`."""
+"""The command line of `scripts/fill_mask.py`. It is typed again and again, so it starts fast: tables in plain text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from minibert.training.command_line import SUCCESS, Parser, run_command
-from minibert.training.fill_mask import fill_mask
-from minibert.training.loading import load_model
-from minibert.training.results import show_candidates
+from minibert.training.fill_mask import Candidate, fill_mask
+from minibert.training.loading import load_model, quick_backend
 
 
 def build_parser() -> Parser:
@@ -35,6 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fill_mask(arguments: Sequence[str] | None) -> int:
     options = build_parser().parse_args(arguments)
-    model, tokenizer = load_model(options.model, options.device, kernels=options.kernels)
-    show_candidates(Console(), fill_mask(model, tokenizer, options.text, options.top))
+    few = quick_backend(options.device, options.kernels, len(options.text))
+    model, tokenizer = load_model(options.model, few or options.device, kernels=options.kernels, heads=("mlm",))
+    masks = fill_mask(model, tokenizer, options.text, options.top)
+    for number, candidates in enumerate(masks, start=1):
+        print("Candidates" if len(masks) == 1 else f"Mask {number} of {len(masks)}")
+        print(table(candidates))
     return SUCCESS
+
+
+def table(candidates: Sequence[Candidate]) -> str:
+    """Tokens and probabilities in two columns, with a line of heads above."""
+    width = max(len("token"), *(len(candidate.token) for candidate in candidates))
+    rows = [f"  {candidate.token:<{width}}  {candidate.probability:11.2%}" for candidate in candidates]
+    return "\n".join([f"  {'token':<{width}}  probability", *rows])

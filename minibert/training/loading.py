@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from backends import Backend
 from minibert.data.tokenizer import Tokenizer
 from minibert.model import MiniBERT
+from minibert.parameters import PRETRAINING_HEADS
 from minibert.training.errors import TrainingError, explained
 
 _LARGEST_PADDING = 128  # tables of embeddings are rounded up to a multiple of at most this
+_FEW_CHARACTERS = 500  # of text, which takes less time without SciPy than importing it does
+
+
+def quick_backend(device: str, kernels: str, characters: int) -> Backend | None:
+    """The backend that starts fastest, for a command with little to compute; None where another is better.
+
+    Args:
+        device: that was asked for.
+        kernels: that were asked for.
+        characters: of all texts together.
+    """
+    if device != "cpu" or kernels != "auto" or characters > _FEW_CHARACTERS:
+        return None
+    from backends.quick_start import QuickStartNumpyBackend
+
+    return QuickStartNumpyBackend()
 
 
 def load_model(
-    folder: Path, device: str = "cpu", dtype: str = "float32", kernels: str = "auto"
+    folder: Path,
+    device: Backend | str = "cpu",
+    dtype: str = "float32",
+    kernels: str = "auto",
+    *,
+    heads: Iterable[str] = PRETRAINING_HEADS,
+    labels: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> tuple[MiniBERT, Tokenizer]:
     """The model and the tokenizer of an output folder, or of any folder in Hugging Face's format.
 
@@ -21,9 +47,13 @@ def load_model(
         device: where to compute.
         dtype: to compute in.
         kernels: see `MiniBERT`.
+        heads: what is needed on the encoder; only that is read.
+        labels: the classes of a new classifier.
+        seed: of a new classifier, and of dropout.
 
     Raises:
-        TrainingError: no such folder, no model, no vocabulary, or one that does not belong to the model.
+        TrainingError: no such folder, no model, no trained head for masked words or classes where one is asked
+            for, no vocabulary, or one that does not belong to the model.
         BackendError: a device that this machine does not have.
     """
     if not folder.is_dir():
@@ -35,7 +65,9 @@ def load_model(
         )
     with explained():
         tokenizer = Tokenizer.load(folder)
-        model = MiniBERT.from_pretrained(folder, device=device, dtype=dtype, kernels=kernels)
+        model = MiniBERT.from_pretrained(
+            folder, device=device, dtype=dtype, kernels=kernels, heads=heads, labels=labels, seed=seed
+        )
     surplus = model.config.vocab_size - tokenizer.vocab_size
     if not 0 <= surplus < _LARGEST_PADDING:
         raise TrainingError(

@@ -1,4 +1,4 @@
-"""Tables for people: results, examples, candidates."""
+"""Tables for people: results and examples."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:  # not needed by the commands that only show candidates
+if TYPE_CHECKING:
     from minibert.training.evaluation import Evaluation
     from minibert.training.examples import Example
-    from minibert.training.fill_mask import Candidate
     from minibert.training.run import Outcome
 
 
@@ -71,15 +70,3 @@ def show_examples(console: Console, examples: Sequence[Example]) -> None:
         candidates = "  ".join(f"{each.token} {each.probability:.0%}" for each in example.candidates)
         table.add_row(Text(example.text), Text(example.answer), Text(candidates))
     console.print(table)
-
-
-def show_candidates(console: Console, candidates: Sequence[Sequence[Candidate]]) -> None:
-    """Prints a table for every mask of a text."""
-    for number, of_mask in enumerate(candidates, start=1):
-        title = "Candidates" if len(candidates) == 1 else f"Mask {number} of {len(candidates)}"
-        table = Table(title=title, title_justify="left")
-        table.add_column("token")
-        table.add_column("probability", justify="right")
-        for candidate in of_mask:
-            table.add_row(Text(candidate.token), f"{candidate.probability:.2%}")
-        console.print(table)

@@ -1,0 +1,132 @@
+"""The command line of `scripts/embed.py`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from minibert.inference.embedding import BATCH_TOKENS, SentenceEmbedder
+from minibert.inference.errors import InferenceError
+from minibert.inference.pooling import POOLINGS
+from minibert.training.command_line import SUCCESS, Parser, run_command
+from minibert.training.errors import explained
+from minibert.training.loading import quick_backend
+
+_CHUNK = 8192  # texts that are sorted together and held in memory
+
+
+def build_parser() -> Parser:
+    """All options."""
+    parser = Parser(
+        prog="embed.py",
+        description="Turn every line of a file into a vector. Vectors come in the order of the lines.",
+        epilog="Pooling, normalisation and the longest text are read from the folder where sentence-transformers "
+        "wrote it; otherwise vectors are means, as they are.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("input", nargs="?", default="-", help="a text file, one text a line; - for standard input")
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="an output folder, or Hugging Face's")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help=".npy (one float32 array) or .jsonl (one object a line); JSON lines to standard output if not given",
+    )
+    parser.add_argument("--text", action="append", metavar="TEXT", help="embed this instead; may be repeated")
+    parser.add_argument("--pooling", choices=POOLINGS, help="how tokens become a vector (default: as the folder says)")
+    normalize = parser.add_mutually_exclusive_group()
+    normalize.add_argument("--normalize", action="store_true", default=None, help="vectors of length 1")
+    normalize.add_argument("--no-normalize", dest="normalize", action="store_false", help="vectors as they are")
+    parser.add_argument(
+        "--batch-tokens", type=int, default=BATCH_TOKENS, metavar="N", help=f"(default: {BATCH_TOKENS})"
+    )
+    parser.add_argument("--device", default="cpu", metavar="{cpu,cuda,cuda:N}", help="(default: cpu)")
+    parser.add_argument("--kernels", default="auto", metavar="{auto,reference}", help="(default: auto)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Embeds texts; returns the exit status."""
+    return run_command(lambda: _embed(arguments))
+
+
+def _embed(arguments: Sequence[str] | None) -> int:
+    options = build_parser().parse_args(arguments)
+    with explained():
+        if options.output is not None and options.output.suffix not in (".npy", ".jsonl"):
+            raise InferenceError(f"--output {options.output}: write to a file that ends in .npy or .jsonl")
+        if options.batch_tokens < 1:
+            raise InferenceError(f"--batch-tokens must be at least 1, not {options.batch_tokens}")
+        texts = iter(options.text) if options.text else _lines(options.input)
+        first = list(islice(texts, _CHUNK))
+        few = quick_backend(options.device, options.kernels, sum(map(len, first)))
+        embedder = SentenceEmbedder.load(
+            options.model,
+            device=few or options.device,
+            kernels=options.kernels,
+            pooling=options.pooling,
+            normalize=options.normalize,
+            batch_tokens=options.batch_tokens,
+        )
+        chunks = _embedded(embedder, chain(first, texts))
+        if options.output is None:
+            _write_json_lines(chunks, sys.stdout)
+        else:
+            _write_file(chunks, options.output, embedder.width)
+    return SUCCESS
+
+
+def _lines(source: str) -> Iterator[str]:
+    """The lines of a file or of standard input, without their ends."""
+    if source == "-":
+        sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+        yield from _without_ends(sys.stdin, "standard input")
+        return
+    with Path(source).open(encoding="utf-8-sig") as file:
+        yield from _without_ends(file, source)
+
+
+def _without_ends(file: TextIO, name: str) -> Iterator[str]:
+    number = 0
+    try:
+        for line in file:
+            number += 1
+            yield line.removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise InferenceError(f"{name}, after line {number}: this is not UTF-8 ({error.reason})") from error
+
+
+def _embedded(embedder: SentenceEmbedder, texts: Iterator[str]) -> Iterator[tuple[list[str], npt.NDArray[np.float32]]]:
+    while chunk := list(islice(texts, _CHUNK)):
+        yield chunk, embedder.embed(chunk)
+
+
+def _write_json_lines(chunks: Iterable[tuple[list[str], npt.NDArray[np.float32]]], file: TextIO) -> None:
+    for texts, vectors in chunks:
+        for text, vector in zip(texts, vectors.tolist(), strict=True):
+            numbers = ", ".join(format(number, ".9g") for number in vector)  # nine digits tell all float32 apart
+            file.write(f'{{"text": {json.dumps(text, ensure_ascii=False)}, "embedding": [{numbers}]}}\n')
+        file.flush()
+
+
+def _write_file(chunks: Iterable[tuple[list[str], npt.NDArray[np.float32]]], path: Path, width: int) -> None:
+    """Beside its place first, so that the file is whole if it is there."""
+    from minibert.files import write_beside
+
+    def write(beside: Path) -> None:
+        if path.suffix == ".jsonl":
+            with beside.open("w", encoding="utf-8") as file:
+                _write_json_lines(chunks, file)
+            return
+        vectors = [np.empty((0, width), dtype=np.float32), *(chunk for _, chunk in chunks)]
+        with beside.open("wb") as binary:
+            np.save(binary, np.concatenate(vectors))
+
+    write_beside(path, write)

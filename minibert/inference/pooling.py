@@ -1,0 +1,100 @@
+"""From a sentence's hidden states to one vector, as the folder's own files say.
+
+Folders of sentence-transformers describe that in `modules.json` (which steps), `1_Pooling/config.json` (which
+pooling) and `sentence_bert_config.json` (how long a text may be). What Mini-BERT does not compute is refused by
+name. A folder without these files gets the mean of the hidden states, as it is in sentence-transformers too.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minibert.inference.errors import InferenceError
+from minibert.tensor_files import read_json
+
+POOLINGS = ("mean", "cls")
+
+_MODULES_FILE, _TEXT_FILE = "modules.json", "sentence_bert_config.json"
+_POOLING_OF_FLAG = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+
+
+@dataclass(frozen=True)
+class SentencePooling:
+    """How a text becomes a vector.
+
+    Attributes:
+        pooling: "mean" of all tokens' hidden states ([CLS] and [SEP] included), or "cls": that of [CLS].
+        normalize: whether the vector is divided by its Euclidean length.
+        max_length: tokens that are read of a text, [CLS] and [SEP] included; None: as many as the model takes.
+        lowercase: whether the text is lowercased before it reaches the tokenizer.
+    """
+
+    pooling: str = "mean"
+    normalize: bool = False
+    max_length: int | None = None
+    lowercase: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise InferenceError(f"pooling must be one of {', '.join(POOLINGS)}, not {self.pooling!r}")
+        if self.max_length is not None and self.max_length < 3:
+            raise InferenceError(f"a text needs at least 3 tokens, [CLS] and [SEP] included, not {self.max_length}")
+
+    @classmethod
+    def read(cls, folder: Path) -> SentencePooling:
+        """What the folder says.
+
+        Raises:
+            InferenceError, PretrainedError: a step that Mini-BERT does not compute, or a damaged file.
+        """
+        path = folder / _MODULES_FILE
+        if not path.exists():
+            return cls()
+        fields: dict[str, Any] = {}
+        for module in _modules(path):
+            kind = str(module.get("type", "")).rsplit(".", 1)[-1]
+            inside = folder / str(module.get("path", ""))
+            if kind == "Transformer":
+                fields |= _text_fields(inside / _TEXT_FILE)
+            elif kind == "Pooling":
+                fields["pooling"] = _pooling(inside / "config.json")
+            elif kind == "Normalize":
+                fields["normalize"] = True
+            else:
+                raise InferenceError(f"{path}: Mini-BERT does not compute the step {kind or module}")
+        return cls(**fields)
+
+
+def _modules(path: Path) -> list[dict[str, Any]]:
+    # the file holds a list, which `read_json` does not take
+    try:
+        modules = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InferenceError(f"{path} is not valid JSON ({error})") from error
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise InferenceError(f"{path} must hold a list of steps")
+    return modules
+
+
+def _text_fields(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    content = read_json(path)
+    return {"max_length": content.get("max_seq_length"), "lowercase": bool(content.get("do_lower_case", False))}
+
+
+def _pooling(path: Path) -> str:
+    content = read_json(path)
+    flags = [name for name, value in content.items() if name.startswith("pooling_mode_") and value is True]
+    if "pooling_mode" in content and not flags:
+        flags = [str(content["pooling_mode"])]
+    wanted = [_POOLING_OF_FLAG.get(flag, flag) for flag in flags]
+    if len(wanted) != 1 or wanted[0] not in POOLINGS:
+        raise InferenceError(
+            f"{path} asks for the pooling {' and '.join(wanted) or 'none'}; Mini-BERT computes one of "
+            f"{', '.join(POOLINGS)}"
+        )
+    return wanted[0]

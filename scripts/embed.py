@@ -1,0 +1,10 @@
+"""Turn every line of a file into a vector. All options: scripts/embed.py --help."""
+
+from __future__ import annotations
+
+import sys
+
+from minibert.inference.embed_command import main
+
+if __name__ == "__main__":
+    sys.exit(main())
