@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from small_bert import ATTENTION_MASK, CONFIG, INPUT_IDS, small_bert
