@@ -7,24 +7,34 @@ logits, cache = model.forward(input_ids, attention_mask)
 loss = MiniBERTGradients(model).backward(cache, labels)
 """
 
-from typing import TYPE_CHECKING
-
-from minibert.config import MiniBERTConfig
-from minibert.gradients import MiniBERTGradients
-from minibert.model import MiniBERT
-from minibert.ops import stable_softmax
-from minibert.optimizer import AdamW
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from minibert.config import MiniBERTConfig
     from minibert.gradient_accumulator import GradientAccumulator
+    from minibert.gradients import MiniBERTGradients
+    from minibert.model import MiniBERT
+    from minibert.ops import stable_softmax
+    from minibert.optimizer import AdamW
 
 __all__ = ["AdamW", "GradientAccumulator", "MiniBERT", "MiniBERTConfig", "MiniBERTGradients", "stable_softmax"]
 
+_MODULE_OF = {
+    "AdamW": "optimizer",
+    "GradientAccumulator": "gradient_accumulator",
+    "MiniBERT": "model",
+    "MiniBERTConfig": "config",
+    "MiniBERTGradients": "gradients",
+    "stable_softmax": "ops",
+}
 
-def __getattr__(name: str) -> object:
-    """Import GradientAccumulator when it is first used, so that its module can also be run with `python -m`."""
-    if name == "GradientAccumulator":
-        from minibert import gradient_accumulator
 
-        return gradient_accumulator.GradientAccumulator
+def __getattr__(name: str) -> Any:
+    """Import what is used when it is used: command lines answer before NumPy is loaded.
+
+    And so the module of the accumulator can also be run with `python -m`.
+    """
+    if name in _MODULE_OF:
+        return getattr(import_module(f"minibert.{_MODULE_OF[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

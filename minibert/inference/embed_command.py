@@ -1,4 +1,4 @@
-"""The command line of `scripts/embed.py`."""
+"""The command line of `scripts/embed.py`. NumPy and the model are imported when the texts have been seen."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-import numpy as np
-import numpy.typing as npt
-
-from minibert.inference.embedding import BATCH_TOKENS, SentenceEmbedder
 from minibert.inference.errors import InferenceError
 from minibert.inference.pooling import POOLINGS
+from minibert.inference.quick import quick_backend
 from minibert.training.command_line import SUCCESS, Parser, run_command
 from minibert.training.errors import explained
-from minibert.training.loading import quick_backend
+
+if TYPE_CHECKING:
+    from minibert.inference.embedding import SentenceEmbedder
 
 _CHUNK = 8192  # texts that are sorted together and held in memory
 
@@ -44,9 +43,7 @@ def build_parser() -> Parser:
     normalize = parser.add_mutually_exclusive_group()
     normalize.add_argument("--normalize", action="store_true", default=None, help="vectors of length 1")
     normalize.add_argument("--no-normalize", dest="normalize", action="store_false", help="vectors as they are")
-    parser.add_argument(
-        "--batch-tokens", type=int, default=BATCH_TOKENS, metavar="N", help=f"(default: {BATCH_TOKENS})"
-    )
+    parser.add_argument("--batch-tokens", type=int, metavar="N", help="computed at once (default: what is fastest)")
     parser.add_argument("--device", default="cpu", metavar="{cpu,cuda,cuda:N}", help="(default: cpu)")
     parser.add_argument("--kernels", default="auto", metavar="{auto,reference}", help="(default: auto)")
     return parser
@@ -62,14 +59,16 @@ def _embed(arguments: Sequence[str] | None) -> int:
     with explained():
         if options.output is not None and options.output.suffix not in (".npy", ".jsonl"):
             raise InferenceError(f"--output {options.output}: write to a file that ends in .npy or .jsonl")
-        if options.batch_tokens < 1:
+        if options.batch_tokens is not None and options.batch_tokens < 1:
             raise InferenceError(f"--batch-tokens must be at least 1, not {options.batch_tokens}")
         texts = iter(options.text) if options.text else _lines(options.input)
         first = list(islice(texts, _CHUNK))
-        few = quick_backend(options.device, options.kernels, sum(map(len, first)))
+        backend = quick_backend(options.device, options.kernels, sum(map(len, first)))
+        from minibert.inference.embedding import SentenceEmbedder
+
         embedder = SentenceEmbedder.load(
             options.model,
-            device=few or options.device,
+            device=backend,
             kernels=options.kernels,
             pooling=options.pooling,
             normalize=options.normalize,
@@ -103,12 +102,12 @@ def _without_ends(file: TextIO, name: str) -> Iterator[str]:
         raise InferenceError(f"{name}, after line {number}: this is not UTF-8 ({error.reason})") from error
 
 
-def _embedded(embedder: SentenceEmbedder, texts: Iterator[str]) -> Iterator[tuple[list[str], npt.NDArray[np.float32]]]:
+def _embedded(embedder: SentenceEmbedder, texts: Iterator[str]) -> Iterator[tuple[list[str], Any]]:
     while chunk := list(islice(texts, _CHUNK)):
         yield chunk, embedder.embed(chunk)
 
 
-def _write_json_lines(chunks: Iterable[tuple[list[str], npt.NDArray[np.float32]]], file: TextIO) -> None:
+def _write_json_lines(chunks: Iterable[tuple[list[str], Any]], file: TextIO) -> None:
     for texts, vectors in chunks:
         for text, vector in zip(texts, vectors.tolist(), strict=True):
             numbers = ", ".join(format(number, ".9g") for number in vector)  # nine digits tell all float32 apart
@@ -116,8 +115,10 @@ def _write_json_lines(chunks: Iterable[tuple[list[str], npt.NDArray[np.float32]]
         file.flush()
 
 
-def _write_file(chunks: Iterable[tuple[list[str], npt.NDArray[np.float32]]], path: Path, width: int) -> None:
+def _write_file(chunks: Iterable[tuple[list[str], Any]], path: Path, width: int) -> None:
     """Beside its place first, so that the file is whole if it is there."""
+    import numpy as np
+
     from minibert.files import write_beside
 
     def write(beside: Path) -> None:

@@ -69,7 +69,7 @@ class SentenceEmbedder:
         kernels: str = "auto",
         pooling: str | None = None,
         normalize: bool | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
     ) -> SentenceEmbedder:
         """From a folder of Hugging Face, of sentence-transformers or of ours.
 
@@ -79,7 +79,7 @@ class SentenceEmbedder:
             kernels: see `MiniBERT`.
             pooling: "mean" or "cls"; None: as the folder says.
             normalize: to unit length; None: as the folder says.
-            batch_tokens: see the class.
+            batch_tokens: see the class; None for `BATCH_TOKENS`.
 
         Raises:
             TrainingError, InferenceError, DataError: the folder cannot be used; the message says why.
@@ -91,7 +91,7 @@ class SentenceEmbedder:
             pooling=said.pooling if pooling is None else pooling,
             normalize=said.normalize if normalize is None else normalize,
         )
-        return cls(model, tokenizer, wanted, batch_tokens=batch_tokens)
+        return cls(model, tokenizer, wanted, batch_tokens=batch_tokens or BATCH_TOKENS)
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """One vector for each text.

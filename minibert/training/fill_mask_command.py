@@ -1,13 +1,19 @@
-"""The command line of `scripts/fill_mask.py`. It is typed again and again, so it starts fast: tables in plain text."""
+"""The command line of `scripts/fill_mask.py`. It is typed again and again, so it starts fast.
+
+NumPy and the model are imported when the text has been seen; tables are plain text.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from minibert.inference.quick import quick_backend
 from minibert.training.command_line import SUCCESS, Parser, run_command
-from minibert.training.fill_mask import Candidate, fill_mask
-from minibert.training.loading import load_model, quick_backend
+
+if TYPE_CHECKING:
+    from minibert.training.fill_mask import Candidate
 
 
 def build_parser() -> Parser:
@@ -32,8 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fill_mask(arguments: Sequence[str] | None) -> int:
     options = build_parser().parse_args(arguments)
-    few = quick_backend(options.device, options.kernels, len(options.text))
-    model, tokenizer = load_model(options.model, few or options.device, kernels=options.kernels, heads=("mlm",))
+    backend = quick_backend(options.device, options.kernels, len(options.text))
+    from minibert.training.fill_mask import fill_mask
+    from minibert.training.loading import load_model
+
+    model, tokenizer = load_model(options.model, backend, kernels=options.kernels, heads=("mlm",))
     masks = fill_mask(model, tokenizer, options.text, options.top)
     for number, candidates in enumerate(masks, start=1):
         print("Candidates" if len(masks) == 1 else f"Mask {number} of {len(masks)}")

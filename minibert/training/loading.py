@@ -12,22 +12,6 @@ from minibert.parameters import PRETRAINING_HEADS
 from minibert.training.errors import TrainingError, explained
 
 _LARGEST_PADDING = 128  # tables of embeddings are rounded up to a multiple of at most this
-_FEW_CHARACTERS = 500  # of text, which takes less time without SciPy than importing it does
-
-
-def quick_backend(device: str, kernels: str, characters: int) -> Backend | None:
-    """The backend that starts fastest, for a command with little to compute; None where another is better.
-
-    Args:
-        device: that was asked for.
-        kernels: that were asked for.
-        characters: of all texts together.
-    """
-    if device != "cpu" or kernels != "auto" or characters > _FEW_CHARACTERS:
-        return None
-    from backends.quick_start import QuickStartNumpyBackend
-
-    return QuickStartNumpyBackend()
 
 
 def load_model(
