@@ -17,6 +17,7 @@ from minibert.training import evaluate_command, fill_mask_command, train_command
 from minibert.training.display import PlainDisplay
 from minibert.training.metrics import METRICS_FILE, read_metrics
 from minibert.training.settings import option
+from minibert.training.trainer import Trainer
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -109,6 +110,13 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(corpus, tmp_path, capsy
     assert (output / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
+def test_ctrl_c_before_the_training_begins_ends_at_once(corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(PlainDisplay, "preparing", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert train_command.main(options(corpus, tmp_path / "run")) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_second_ctrl_c_ends_at_once(corpus, tmp_path, capsys, monkeypatch):
     def press_ctrl_c_twice(*_: object) -> None:
         signal.raise_signal(signal.SIGINT)
@@ -124,6 +132,17 @@ def test_a_loss_that_is_not_finite_has_its_own_exit_status(corpus, tmp_path, cap
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: the loss is nan at step ")
     assert "--learning-rate" in line
+
+
+def test_running_out_of_memory_is_one_line_with_a_remedy(corpus, tmp_path, capsys, monkeypatch):
+    def out_of_memory(*_: object) -> None:
+        raise MemoryError("Unable to allocate 64 GiB")
+
+    monkeypatch.setattr(Trainer, "step", out_of_memory)
+    assert train_command.main(options(corpus, tmp_path / "run")) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: out of memory (Unable to allocate 64 GiB)")
+    assert "--accumulate" in line
 
 
 @pytest.mark.parametrize(

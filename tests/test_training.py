@@ -121,8 +121,31 @@ def test_next_sentence_prediction_is_trained_and_evaluated_with_its_objective(co
     assert "next_sentence_loss" not in of_kind(alone, "evaluation")[-1]
 
 
+def test_the_next_sentence_head_learns_only_where_it_is_part_of_the_objective(corpus, cache):
+    changed = {}
+    for objective in ("mlm", "mlm+nsp"):
+        _, data, model = prepared(corpus, cache, objective=objective, seq_length=32)
+        bias = np.array(model.parameters["next_sentence.bias"])
+        trainer = Trainer(model, AdamW(model))
+        trainer.step(data.source.training_batch(0), 1e-3)
+        changed[objective] = not np.array_equal(model.parameters["next_sentence.bias"], bias)
+    assert changed == {"mlm": False, "mlm+nsp": True}
+
+
 def test_dropout_is_off_unless_asked_for(corpus, tmp_path):
     assert losses(run(corpus, tmp_path / "without")) != losses(run(corpus, tmp_path / "with", dropout=0.5))
+
+
+def test_every_step_draws_its_own_dropout_and_always_the_same(corpus, cache):
+    _, data, model = prepared(corpus, cache, dropout=0.5)
+    seen = []
+    for _ in range(2):
+        trainer = Trainer(model, AdamW(model))
+        for _ in range(3):
+            trainer.step(data.source.training_batch(0), learning_rate=0.0)
+        seen.append(trainer.collect().losses.tolist())
+    assert len(set(seen[0])) == 3
+    assert seen[0] == seen[1]
 
 
 def test_whole_word_masking_changes_what_is_trained_on_but_not_what_is_measured(corpus, cache):
@@ -318,6 +341,33 @@ def test_broken_parameters_are_never_saved_even_when_the_losses_were_finite(corp
     model.parameters["pooler.bias"][0] = np.nan  # no loss depends on it
     with pytest.raises(NonFiniteError, match="parameter is NaN"):
         trainer.check_parameters()
+
+
+def test_the_first_of_several_broken_steps_is_named(corpus, cache):
+    _, data, model = prepared(corpus, cache)
+    trainer = Trainer(model, AdamW(model))
+    for step in range(6):
+        if step == 3:
+            model.parameters["mlm.bias"][7] = np.inf
+        trainer.step(data.source.training_batch(step), 1e-3)
+        if step == 1:
+            trainer.collect()
+    with pytest.raises(NonFiniteError, match="at step 4") as error:  # steps are counted from 1
+        trainer.collect()
+    assert error.value.step == 4
+
+
+def test_a_run_whose_parameters_broke_writes_no_checkpoint(corpus, tmp_path, monkeypatch):
+    step = Trainer.step
+
+    def break_the_pooler(trainer, batch, learning_rate):
+        step(trainer, batch, learning_rate)
+        trainer.model.parameters["pooler.bias"][0] = np.nan
+
+    monkeypatch.setattr(Trainer, "step", break_the_pooler)
+    with pytest.raises(NonFiniteError, match="parameter is NaN or infinite after step 2"):
+        run(corpus, tmp_path / "run", stop_after=2)
+    assert not checkpoints(tmp_path / "run" / "checkpoints")
 
 
 # --- what is written -----------------------------------------------------------------------------------------

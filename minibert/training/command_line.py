@@ -47,6 +47,9 @@ def run_command(command: Callable[[], int]) -> int:
             return _fail(error, FAILURE)
         except (TrainingError, DataError, BackendError) as error:
             return _fail(error, BAD_INPUT)
+        except MemoryError as error:  # CuPy's is one, too
+            advice = "use shorter sequences or smaller batches; in training, a larger --accumulate does it as well"
+            return _fail(f"out of memory ({error}): {advice}", FAILURE)
         except OSError as error:  # a full disk, a folder that may not be written to
             where = f"{error.filename}: " if error.filename else ""
             return _fail(f"{where}{error.strerror or error}", BAD_INPUT)
@@ -63,14 +66,20 @@ def _fail(error: object, status: int) -> int:
 def polite_interrupts() -> Iterator[Callable[[], bool]]:
     """Lets Ctrl-C (or a SIGTERM, as from a container that is stopped) end the work at a good moment.
 
-    The value tells whether one has come. A second one ends the program at once.
+    The value tells whether one has come. Before it is asked for the first time, and for the second Ctrl-C, the
+    program ends at once.
     """
-    requested = False
+    asked = requested = False
     before = {}
+
+    def interrupted() -> bool:
+        nonlocal asked
+        asked = True
+        return requested
 
     def request(number: int, frame: FrameType | None) -> None:
         nonlocal requested
-        if requested:
+        if requested or not asked:
             raise KeyboardInterrupt
         requested = True
         print("\nfinishing this step and saving a checkpoint (again to stop at once)", file=sys.stderr)
@@ -78,7 +87,7 @@ def polite_interrupts() -> Iterator[Callable[[], bool]]:
     for number in (signal.SIGINT, signal.SIGTERM):
         before[number] = signal.signal(number, request)
     try:
-        yield lambda: requested
+        yield interrupted
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

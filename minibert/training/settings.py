@@ -15,20 +15,23 @@ from minibert.training.errors import TrainingError, explained
 
 DTYPES = ("float32", "float64")
 
-DEFAULT_MINUTES = 2.0
+DEFAULT_MINUTES = 2.5
 
 _BASE_INITIALIZER_RANGE, _BASE_HIDDEN_SIZE = 0.02, 768  # of BERT-base
 _TINY_LEARNING_RATE, _TINY_HIDDEN_SIZE = 2e-3, 128  # found by trial on the standard library's documentation
 
 FREE_TO_CHANGE = frozenset(
-    {"steps", "minutes", "device", "kernels", "learning_rate", "report_every", "evaluate_every", "checkpoint_every"}
+    {
+        *("steps", "minutes", "learning_rate", "device", "kernels", "accumulate"),
+        *("report_every", "evaluate_every", "checkpoint_every"),
+    }
 )
 """Settings that may differ when a run is resumed; all others are part of what the run is."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train; the defaults make a small BERT from Python's own documentation in two minutes.
+    """How to train; the defaults make a small BERT from Python's own documentation in minutes.
 
     Where None stands for "what suits the model", the value is filled in when the settings are made.
 
@@ -72,7 +75,7 @@ class Settings:
     preset: str = "tiny"
     objective: str = "mlm"
     seq_length: int = 64
-    batch_size: int = 16
+    batch_size: int = 8
     accumulate: int = 1
     steps: int | None = None
     minutes: float | None = None
@@ -89,9 +92,9 @@ class Settings:
     whole_word_masking: bool = False
     dtype: str = "float32"
     kernels: str = "auto"
-    report_every: int = 20
-    evaluate_every: int = 100
-    checkpoint_every: int = 200
+    report_every: int = 50
+    evaluate_every: int = 500
+    checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
         self._require("preset", self.preset in PRESETS, f"one of {', '.join(PRESETS)}")

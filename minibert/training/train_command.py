@@ -21,7 +21,7 @@ from minibert.training.settings import DEFAULT_MINUTES, DTYPES, Settings, option
 
 _DESCRIPTION = """\
 Pretrain BERT on your own text, on a CPU or a GPU. Without any option this makes a small BERT from the
-documentation of Python's standard library in about two minutes."""
+documentation of Python's standard library in about three minutes."""
 
 _EPILOG = f"""\
 corpus:
@@ -63,7 +63,7 @@ def build_parser() -> Parser:
         "--resume",
         action="store_true",
         help="continue the run in --output from its last checkpoint, with its own settings; only --steps or "
-        "--minutes, --device, --kernels, --learning-rate and the intervals below may be changed",
+        "--minutes, --device, --kernels, --accumulate, --learning-rate and the intervals below may be changed",
     )
     add(run, "device", str, "{cpu,cuda,cuda:N}", "where to compute")
     add(run, "steps", int, "N", "how many optimizer steps to train; such a run can be repeated bit for bit on a CPU")
@@ -98,7 +98,9 @@ def build_parser() -> Parser:
     task.add_argument("--whole-word-masking", action="store_true", help="mask words instead of word pieces")
 
     step = parser.add_argument_group("the optimizer")
-    add(step, "batch_size", int, "B", "sequences in an optimizer step, all micro-batches together")
+    add(
+        step, "batch_size", int, "B", "sequences in an optimizer step, all micro-batches together; more for longer runs"
+    )
     add(
         step,
         "accumulate",
