@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import Array, Backend, BackendError, Memory, segment_sums
+from backends.base import Array, Backend, BackendError, Memory
+from backends.cuda_launch import CudaKernels, checked, column_block, int32, output
+from backends.cuda_twins import TWINS
 
 
 class CupyBackend(Backend):
@@ -25,10 +27,10 @@ class CupyBackend(Backend):
         BackendError: CuPy, the driver, or the GPU is missing.
     """
 
-    twins: Mapping[str, Callable[..., Any]] = {}
+    twins: Mapping[str, Callable[..., Any]] = TWINS
 
     def __init__(self, index: int | None = None) -> None:
-        cupy = self._cupy = _import_cupy()
+        cupy = self.cupy = _import_cupy()
         count = _device_count(cupy)
         index = cupy.cuda.runtime.getDevice() if index is None else index
         if index >= count:
@@ -42,14 +44,16 @@ class CupyBackend(Backend):
         self.name = f"cuda:{index}"
         self.device = cupy.cuda.Device(index)
         self.device.use()  # new arrays, kernels and the memory pool of this thread belong to it
+        self.kernels = CudaKernels(cupy)
+        self.deterministic = os.environ.get("MINIBERT_DETERMINISTIC", "0") not in ("", "0")
 
     def asarray(self, host: Any, dtype: Any = None) -> Array:
-        if isinstance(host, self._cupy.ndarray) and host.device != self.device:
+        if isinstance(host, self.cupy.ndarray) and host.device != self.device:
             raise TypeError(f"the array lives on cuda:{host.device.id}, this backend on {self.name}")
-        return self._cupy.asarray(host, dtype=dtype)
+        return self.cupy.asarray(host, dtype=dtype)
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
-        host: np.ndarray[Any, Any] = self._cupy.asnumpy(array)
+        host: np.ndarray[Any, Any] = self.cupy.asnumpy(array)
         return host
 
     def scatter_add(self, target: Array, indices: Array, rows: Array, *, deterministic: bool = False) -> None:
@@ -57,17 +61,27 @@ class CupyBackend(Backend):
 
         `cupyx.scatter_add` adds with atomics, whose order, and so whose rounding, varies from run to
         run. It also wraps indices that are out of range silently, hence the check on the host before ids
-        are ever uploaded. With `deterministic`, rows are sorted by index and summed by segment.
+        are ever uploaded. With `deterministic`, or MINIBERT_DETERMINISTIC=1 in the environment, the indices
+        are sorted, and a kernel sums the rows of every index in a fixed order.
         """
-        if deterministic:
-            unique, sums = segment_sums(self.xp, indices, rows)
-            target[unique] += sums
+        if deterministic or self.deterministic:
+            self._scatter_add_runs(target, indices, rows)
             return
         import cupyx
 
         with warnings.catch_warnings():  # some releases announce its successor, `cupy.add.at`: one kernel, two names
             warnings.simplefilter("ignore", DeprecationWarning)
             cupyx.scatter_add(target, indices, rows)
+
+    def _scatter_add_runs(self, target: Array, indices: Array, rows: Array) -> None:
+        dtype, (count, columns) = target.dtype, rows.shape
+        output(dtype, target.shape, target)
+        (rows,), (indices,) = checked(dtype, rows), checked(np.dtype("int32"), indices)
+        order = self.cupy.argsort(indices)  # CuPy's is stable, and int64
+        block = column_block(count)
+        grid = count, -(-columns // block[0])
+        arguments = indices, order, rows, int32(count), int32(columns), target
+        self.kernels.launch("scatter_add_runs", dtype, grid, block, arguments, block[0] * block[1] * 8)
 
     def erf(self, x: Array) -> Array:
         from cupyx.scipy import special
@@ -79,16 +93,16 @@ class CupyBackend(Backend):
 
     def memory(self) -> Memory:
         """Of CuPy's memory pool: in use, and reserved so far (the pool keeps what it once needed)."""
-        pool = self._cupy.get_default_memory_pool()
+        pool = self.cupy.get_default_memory_pool()
         _, total = self.device.mem_info
         return Memory(used=pool.used_bytes(), peak=pool.total_bytes(), total=total)
 
     def description(self) -> str:
-        properties = self._cupy.cuda.runtime.getDeviceProperties(self.device.id)
-        runtime = self._cupy.cuda.runtime.runtimeGetVersion()
+        properties = self.cupy.cuda.runtime.getDeviceProperties(self.device.id)
+        runtime = self.cupy.cuda.runtime.runtimeGetVersion()
         return (
             f"{properties['name'].decode()} ({self.name}, compute capability {properties['major']}."
-            f"{properties['minor']}), CuPy {self._cupy.__version__}, CUDA {runtime // 1000}.{runtime % 1000 // 10}"
+            f"{properties['minor']}), CuPy {self.cupy.__version__}, CUDA {runtime // 1000}.{runtime % 1000 // 10}"
         )
 
 

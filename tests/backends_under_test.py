@@ -12,6 +12,7 @@ from typing import Any
 
 import array_api_strict
 import numpy as np
+from emulated_cuda import modules as emulated_cuda
 from scipy import special
 
 from backends import Array, Backend, Memory, get_backend
@@ -91,7 +92,9 @@ _CPU = {
 
 def names(device: str) -> list[str]:
     """The readable ids of the matrix for a device."""
-    return list(_CPU) if device == "cpu" else ["cupy"]
+    if device == "cpu":
+        return list(_CPU)
+    return ["cupy EMULATED" if emulated_cuda.installed() else "cupy"]
 
 
 def make(name: str, device: str) -> Backend:

@@ -1,22 +1,31 @@
 """The backends that tests run on, chosen with `--device`, and the warnings that they must not give.
 
 `pytest --device cpu` (the default) runs the whole matrix of tests/backends_under_test.py but CuPy;
-`pytest --device cuda` runs the same tests on CuPy, and stops at once where there is no GPU.
+`pytest --device cuda` runs the same tests on CuPy, and stops at once where there is no GPU;
+`pytest --device cuda-emulated` runs them on an emulated CuPy that needs no GPU (tests/emulated_cuda, docs/cuda.md).
 """
 
 from __future__ import annotations
 
+import os
+
 import backends_under_test
 import pytest
+from emulated_cuda import modules as emulated_cuda
+from emulated_cuda.run import python_path
 
 from backends import Backend, BackendError, get_backend
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", help="cpu (default), cuda or cuda:N: where the tests compute")
+    parser.addoption("--device", default="cpu", help="cpu (default), cuda, cuda:N or cuda-emulated: where to compute")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--device") == "cuda-emulated":
+        emulated_cuda.install()
+        os.environ["PYTHONPATH"] = python_path()  # for the processes that tests start
+        config.option.device = "cuda"  # from here on it is in CuPy's place, and says "EMULATED" of itself
     device = config.getoption("--device")
     try:
         get_backend(device)

@@ -1,0 +1,10 @@
+"""An emulated CUDA device: the kernels' own source on the CPU, and a CuPy that offers what CuPy offers.
+
+Nothing here is fast, and nothing here is a GPU: whatever ran on it says "emulated". See docs/cuda.md.
+
+- `include/`: CUDA's execution model (blocks, warps, barriers, shuffles, shared memory) for the C++ compiler;
+- `compiler.py`: from kernel source to functions;
+- `device.py`, `array.py`, `functions.py`, `modules.py`: the emulated CuPy, whose names and signatures
+  tests/cuda_build compares with the real one;
+- `run.py`: runs a script on it.
+"""

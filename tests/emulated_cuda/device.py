@@ -1,0 +1,160 @@
+"""The emulated device: what was asked of it (launches, transfers, waits), its memory, and CuPy's `cuda` module."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+NAME = "EMULATED CUDA device (no GPU, the kernels run on the CPU)"
+GUARD, POISON = 0xA5, 0xFF  # bytes around an array, and in one that was not written to: a NaN in every dtype
+GUARD_BYTES = 256  # CuPy's memory is aligned to as much
+
+
+class DeviceError(RuntimeError):
+    """An access outside an array."""
+
+
+class Activity:
+    """What the host asked of the device since the last `reset`.
+
+    Attributes:
+        launches: name -> how many; library calls count as many as CuPy makes of them (see functions.py).
+        uploads, downloads: transfers from and to the host.
+        waits: times that the host waited for the device; a download is one too.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Start counting anew."""
+        self.launches: Counter[str] = Counter()
+        self.uploads = self.downloads = self.waits = 0
+
+    def launch(self, name: str, times: int = 1) -> None:
+        """Note a launch."""
+        self.launches[name] += times
+
+    def download(self) -> None:
+        """Note a transfer to the host, for which the host waits."""
+        self.downloads += 1
+        self.waits += 1
+
+
+ACTIVITY = Activity()
+
+
+class MemoryPool:
+    """`cupy.cuda.MemoryPool`, as far as its figures go: bytes in use, and the most that were."""
+
+    def __init__(self) -> None:
+        self._used = self._most = 0
+
+    def changed(self, change: int) -> None:
+        """Note an allocation or its end."""
+        self._used += change
+        self._most = max(self._most, self._used)
+
+    def used_bytes(self) -> int:
+        return self._used
+
+    def total_bytes(self) -> int:
+        return self._most
+
+    def free_all_blocks(self, stream: Any = None) -> None:
+        self._most = self._used
+
+
+POOL = MemoryPool()
+
+
+class Allocation:
+    """Memory with a guard before and after it.
+
+    Args:
+        shape: of the array that will lie in it.
+        dtype: of that array.
+    """
+
+    def __init__(self, shape: Any, dtype: Any) -> None:
+        dtype = np.dtype(dtype)
+        shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        self._bytes = np.full(size + 2 * GUARD_BYTES, POISON, dtype=np.uint8)
+        self._bytes[:GUARD_BYTES] = self._bytes[GUARD_BYTES + size :] = GUARD
+        self.array = self._bytes[GUARD_BYTES : GUARD_BYTES + size].view(dtype).reshape(shape)
+
+    def check(self, kernel: str) -> None:
+        """Make sure that nothing was written around the array.
+
+        Raises:
+            DeviceError: something was.
+        """
+        if (self._bytes[:GUARD_BYTES] != GUARD).any() or (self._bytes[-GUARD_BYTES:] != GUARD).any():
+            raise DeviceError(f"{kernel} wrote outside an array of the shape {self.array.shape}")
+
+
+class Device:
+    """`cupy.cuda.Device`; there is one, number 0."""
+
+    def __init__(self, device: Any = None) -> None:
+        self.id = 0 if device is None else int(device)
+        if self.id != 0:
+            raise CUDARuntimeError("cudaErrorInvalidDevice: invalid device ordinal (EMULATED)")
+
+    def __int__(self) -> int:
+        return self.id
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Device) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __repr__(self) -> str:
+        return f"<CUDA Device {self.id}, EMULATED>"
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def use(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        ACTIVITY.waits += 1
+
+    @property
+    def compute_capability(self) -> str:
+        return "80"
+
+    @property
+    def mem_info(self) -> tuple[int, int]:
+        total = 16 << 30
+        return total - POOL.total_bytes(), total
+
+
+class Stream:
+    """`cupy.cuda.Stream`: everything here runs in order anyway."""
+
+    def __init__(self, null: bool = False, non_blocking: bool = False, ptds: bool = False, priority: Any = None):
+        pass
+
+    def synchronize(self) -> None:
+        ACTIVITY.waits += 1
+
+
+class CUDARuntimeError(RuntimeError):
+    """`cupy.cuda.runtime.CUDARuntimeError`."""
+
+
+def getDeviceProperties(device: int) -> dict[str, Any]:  # noqa: N802 - CuPy's name
+    """The properties that Mini-BERT reads."""
+    return {"name": NAME.encode(), "major": 8, "minor": 0, "totalGlobalMem": 16 << 30, "multiProcessorCount": 1}

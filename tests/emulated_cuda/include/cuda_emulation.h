@@ -1,0 +1,251 @@
+// CUDA's execution model on one CPU thread: lets the C++ compiler run backends/*.cu as they stand.
+//
+// Every thread of a block is a fibre with its own stack. A fibre runs until it meets a barrier or a shuffle, or
+// ends; then the next one runs, warp by warp, in an order that the launch chooses. So a missing barrier is not a
+// race that happens or not: whoever reads too early reads the poison that shared memory is filled with, and
+// whoever writes too early destroys what the others were to read. What CUDA leaves undefined is an error here:
+// a barrier that not all threads of a block reach, a shuffle with a lane that does not take part, a block, grid or
+// shared memory beyond the limits that hold for every GPU since compute capability 7.0.
+#pragma once
+
+#include <csetjmp>
+#include <cmath>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <type_traits>
+#include <ucontext.h>
+#include <utility>
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__
+#define __forceinline__ inline
+#define __restrict__
+
+using std::erf;
+using std::exp;
+using std::log;
+using std::sqrt;
+using std::tanh;
+
+struct uint3 {
+    unsigned x, y, z;
+};
+typedef uint3 dim3;
+
+static uint3 threadIdx, blockIdx;
+static dim3 blockDim, gridDim;
+
+namespace emulation {
+
+const unsigned MOST_THREADS = 1024, LANES = 32;
+const size_t STACK = 64 << 10, MOST_SHARED = 48 << 10, CANARY = 1 << 10;
+const unsigned char POISON = 0xff;  // a NaN in every floating dtype
+
+enum State { NEW, READY, AT_BARRIER, AT_SHUFFLE, DONE };
+
+struct Fibre {
+    jmp_buf at;
+    ucontext_t context;
+    char* stack;
+};
+
+struct Thread {
+    State state;
+    int fibre, line;      // line: of the barrier it waits at
+    unsigned mask, turn;  // of its shuffles
+    unsigned long long posted[2];
+};
+
+static Fibre fibres[MOST_THREADS];
+static int free_fibres[MOST_THREADS], number_free, number_made;
+static Thread threads[MOST_THREADS];
+static unsigned current, number_of_threads;
+static jmp_buf scheduler;
+static void (*run_kernel)(void**);
+static void** arguments;
+static char message[300];
+
+inline bool fail(const char* format, ...) {
+    va_list values;
+    va_start(values, format);
+    vsnprintf(message, sizeof message, format, values);
+    va_end(values);
+    return false;
+}
+
+__attribute__((noinline)) static void pause() {
+    if (_setjmp(fibres[threads[current].fibre].at) == 0) _longjmp(scheduler, 1);
+}
+
+static void fibre_main() {
+    if (_setjmp(fibres[number_made].at) == 0) _longjmp(scheduler, 1);
+    for (;;) {
+        run_kernel(arguments);
+        threads[current].state = DONE;
+        pause();
+    }
+}
+
+__attribute__((noinline)) static void make_fibre() {
+    Fibre& fibre = fibres[number_made];
+    getcontext(&fibre.context);
+    if (!fibre.stack) fibre.stack = (char*)malloc(STACK);
+    fibre.context.uc_stack.ss_sp = fibre.stack;
+    fibre.context.uc_stack.ss_size = STACK;
+    fibre.context.uc_link = nullptr;
+    makecontext(&fibre.context, fibre_main, 0);
+    if (_setjmp(scheduler) == 0) setcontext(&fibre.context);
+    free_fibres[number_free++] = number_made++;
+}
+
+__attribute__((noinline)) static void resume(unsigned number) {
+    Thread& thread = threads[number];
+    if (thread.state == NEW) {
+        if (number_free == 0) make_fibre();
+        thread.fibre = free_fibres[--number_free];
+    }
+    thread.state = READY;
+    current = number;
+    threadIdx.x = number % blockDim.x;
+    threadIdx.y = number / blockDim.x % blockDim.y;
+    threadIdx.z = number / blockDim.x / blockDim.y;
+    if (_setjmp(scheduler) == 0) _longjmp(fibres[thread.fibre].at, 1);
+    if (threads[current].state == DONE) free_fibres[number_free++] = threads[current].fibre;
+}
+
+static void barrier(int line) {
+    threads[current].state = AT_BARRIER;
+    threads[current].line = line;
+    pause();
+}
+
+template <class T>
+T exchange(unsigned mask, T value, unsigned lane) {
+    static_assert(sizeof(T) <= 8, "a shuffle moves at most 8 bytes");
+    Thread& thread = threads[current];
+    unsigned first = current / LANES * LANES, turn = thread.turn;
+    thread.turn ^= 1;  // the next shuffle must not overwrite what slower lanes have yet to read
+    thread.mask = mask;
+    std::memcpy(&thread.posted[turn], &value, sizeof(T));
+    thread.state = AT_SHUFFLE;
+    pause();
+    if (lane < LANES && first + lane < number_of_threads) std::memcpy(&value, &threads[first + lane].posted[turn], sizeof(T));
+    return value;
+}
+
+// Every lane that a shuffle names takes part in it.
+static bool shuffle_is_complete(unsigned first, unsigned last) {
+    for (unsigned i = first; i < last; i++) {
+        if (threads[i].state != AT_SHUFFLE) continue;
+        for (unsigned lane = 0; lane < LANES; lane++) {
+            if (!(threads[i].mask >> lane & 1)) continue;
+            if (first + lane >= last || threads[first + lane].state != AT_SHUFFLE)
+                return fail("thread %u shuffles with lane %u, which has ended or is elsewhere", i, lane);
+        }
+    }
+    return true;
+}
+
+inline unsigned place(unsigned i, unsigned count, int order) {  // the i-th to run of `count`
+    return order == 0 ? i : order == 1 ? count - 1 - i : (i * 7 + 5) % count;
+}
+
+// Runs a warp until all of its threads have ended or wait for the whole block.
+static bool run_warp(unsigned first, unsigned last, int order) {
+    if (order == 2 && (last - first) % 7 == 0) order = 1;  // the step of `place` must be prime to the count
+    for (;;) {
+        for (unsigned i = 0; i < last - first; i++) {
+            unsigned number = first + place(i, last - first, order);
+            if (threads[number].state == NEW || threads[number].state == READY) resume(number);
+        }
+        bool shuffling = false;
+        for (unsigned i = first; i < last; i++) shuffling |= threads[i].state == AT_SHUFFLE;
+        if (!shuffling) return true;
+        if (!shuffle_is_complete(first, last)) return false;
+        for (unsigned i = first; i < last; i++)
+            if (threads[i].state == AT_SHUFFLE) threads[i].state = READY;
+    }
+}
+
+static bool run_block(int order) {
+    for (unsigned i = 0; i < number_of_threads; i++) threads[i] = Thread{NEW, 0, 0, 0, 0, {0, 0}};
+    unsigned warps = (number_of_threads + LANES - 1) / LANES;
+    for (;;) {
+        for (unsigned w = 0; w < warps; w++) {
+            unsigned first = place(w, warps, order == 2 ? 1 : order) * LANES;
+            unsigned last = first + LANES < number_of_threads ? first + LANES : number_of_threads;
+            if (!run_warp(first, last, order)) return false;
+        }
+        unsigned ended = 0;
+        for (unsigned i = 0; i < number_of_threads; i++) ended += threads[i].state == DONE;
+        if (ended == number_of_threads) return true;
+        if (ended) return fail("%u of %u threads end while the others wait at __syncthreads", ended, number_of_threads);
+        for (unsigned i = 0; i < number_of_threads; i++) {
+            if (threads[i].line != threads[0].line)
+                return fail("threads wait at different __syncthreads, in lines %d and %d", threads[0].line, threads[i].line);
+            threads[i].state = READY;
+        }
+    }
+}
+
+// Turns the addresses of the arguments into a call.
+template <class... Parameters, size_t... I>
+void call(void (*kernel)(Parameters...), void** values, std::index_sequence<I...>) {
+    kernel(*(std::remove_cv_t<Parameters>*)values[I]...);
+}
+template <class... Parameters>
+void call(void (*kernel)(Parameters...), void** values) {
+    call(kernel, values, std::index_sequence_for<Parameters...>{});
+}
+
+template <class T>
+constexpr char letter() {  // as in the struct module; P for a pointer
+    if (std::is_pointer<T>::value) return 'P';
+    if (std::is_same<T, float>::value) return 'f';
+    if (std::is_same<T, double>::value) return 'd';
+    return sizeof(T) == 8 ? 'q' : std::is_signed<T>::value ? 'i' : 'I';
+}
+template <class... Parameters>
+const char* letters(void (*)(Parameters...)) {
+    static const char result[] = {letter<Parameters>()..., 0};
+    return result;
+}
+
+struct Kernel {
+    const char* name;
+    const char* parameters;
+    void (*run)(void**);
+};
+
+}  // namespace emulation
+
+double shared_memory[(emulation::MOST_SHARED + emulation::CANARY) / sizeof(double)];
+
+#define __syncthreads() emulation::barrier(__LINE__)
+#define __syncwarp() emulation::exchange(0xffffffffu, 0, 0)
+#define __threadfence() ((void)0)  // one CPU thread sees its own writes
+
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int bits) {
+    return emulation::exchange(mask, value, (emulation::current % emulation::LANES) ^ bits);
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned distance) {
+    return emulation::exchange(mask, value, emulation::current % emulation::LANES + distance);
+}
+template <class T>
+T __shfl_sync(unsigned mask, T value, int lane) {
+    return emulation::exchange(mask, value, lane % emulation::LANES);
+}
+template <class T>
+T atomicAdd(T* target, T value) {  // nothing comes between: fibres change places at barriers only
+    T before = *target;
+    *target = before + value;
+    return before;
+}
+
+#define EMULATED_KERNEL(name) {#name, emulation::letters(name), [](void** values) { emulation::call(name, values); }},
