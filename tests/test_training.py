@@ -216,6 +216,23 @@ def test_nothing_is_fetched_from_the_device_between_reports(corpus, cache):
     assert trainer.pending == 0
 
 
+def test_figures_wait_unchanged_until_they_are_collected(corpus, cache):
+    """Arrays of a step that were used again by the next would give other numbers here."""
+    found = []
+    for together in (True, False):
+        _, data, model = prepared(corpus, cache)
+        trainer = Trainer(model, AdamW(model))
+        figures = []
+        for step in range(4):
+            trainer.step(data.source.training_batch(step), 1e-3)
+            if step == 3 or not together:
+                figures.append(trainer.collect())
+        found.append(
+            [np.concatenate([getattr(each, name) for each in figures]) for name in ("losses", "gradient_norms")]
+        )
+    np.testing.assert_array_equal(found[0], found[1])
+
+
 def test_training_needs_no_more_memory_on_a_larger_corpus(tmp_path):
     """20 steps of the tiny preset on 0.5 and on 10 MB of text."""
     small = write_text(tmp_path / "small.txt", documents=3_010)
@@ -355,6 +372,18 @@ def test_the_first_of_several_broken_steps_is_named(corpus, cache):
     with pytest.raises(NonFiniteError, match="at step 4") as error:  # steps are counted from 1
         trainer.collect()
     assert error.value.step == 4
+
+
+def test_gradients_that_overflow_are_found_although_the_loss_is_finite(corpus, cache):
+    class Overflowing(AdamW):
+        def step(self, gradients, learning_rate):
+            return super().step(gradients, learning_rate) * np.inf
+
+    _, data, model = prepared(corpus, cache)
+    trainer = Trainer(model, Overflowing(model))
+    trainer.step(data.source.training_batch(0), 1e-3)
+    with pytest.raises(NonFiniteError, match="norm is inf at step 1"):
+        trainer.collect()
 
 
 def test_a_run_whose_parameters_broke_writes_no_checkpoint(corpus, tmp_path, monkeypatch):
