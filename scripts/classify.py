@@ -1,0 +1,10 @@
+"""Tell the class of texts with a fine-tuned classifier. All options: scripts/classify.py --help."""
+
+from __future__ import annotations
+
+import sys
+
+from minibert.finetuning.classify_command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,10 @@
+"""Train a classifier of texts from any BERT. All options: scripts/finetune.py --help."""
+
+from __future__ import annotations
+
+import sys
+
+from minibert.finetuning.finetune_command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,280 @@
+"""Fine-tuning: labelled texts are read and divided, a classifier learns, is saved, and predicts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minibert import MiniBERT, MiniBERTConfig
+from minibert.data.tokenizer import Tokenizer, wordpiece
+from minibert.finetuning import classify_command, finetune_command
+from minibert.finetuning.finetune import FineTuning, finetune
+from minibert.finetuning.labelled_texts import LabelledText, hold_out, labels_of, read_labelled_texts
+from minibert.finetuning.scores import Scores
+from minibert.finetuning.text_classifier import TextClassifier
+from minibert.inference import embed_command
+from minibert.parameters import CLASSIFICATION_HEADS
+from minibert.training.errors import TrainingError
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+ANIMALS, TOOLS, FILLER = ["cat", "dog", "fox", "owl"], ["saw", "axe", "file", "drill"], ["the", "a", "is", "old", "new"]
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+def sentences(count: int, seed: int = 0) -> list[LabelledText]:
+    """The label is decided by one word among fillers."""
+    rng = np.random.default_rng(seed)
+    examples = []
+    for number in range(count):
+        label, words = ("animal", ANIMALS) if number % 3 else ("tool", TOOLS)
+        text = [*rng.choice(FILLER, rng.integers(1, 5)), rng.choice(words), *rng.choice(FILLER, rng.integers(0, 4))]
+        examples.append(LabelledText(" ".join(text), None, label))
+    return examples
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A pretrained folder, as far as anyone can tell."""
+    words = [*SPECIAL, *ANIMALS, *TOOLS, *FILLER]
+    config = MiniBERTConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=16,
+    )
+    MiniBERT(config).save_pretrained(tmp_path / "base")
+    Tokenizer(wordpiece({word: id_ for id_, word in enumerate(words)})).save(tmp_path / "base", 16)
+    return tmp_path / "base"
+
+
+def write_csv(path: Path, examples: list[LabelledText]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["what", "kind"])
+        writer.writerows([example.text, example.label] for example in examples)
+    return path
+
+
+def command(base: Path, data: Path, output: Path, *more: str) -> list[str]:
+    options = {"--model": base, "--data": data, "--text-column": "what", "--label-column": "kind", "--output": output}
+    return [*(str(word) for pair in options.items() for word in pair), "--learning-rate", "3e-3", *more]
+
+
+# --- the command -----------------------------------------------------------------------------------------------
+
+
+def test_a_classifier_is_trained_saved_and_used_again(base, tmp_path, capsys):
+    output = tmp_path / "classifier"
+    data = write_csv(tmp_path / "data.csv", sentences(120))
+    assert finetune_command.main(command(base, data, output, "--epochs", "12")) == 0
+    text = capsys.readouterr().out
+    assert "96 texts to train on, 24 to evaluate on, 2 classes" in text
+    assert "true \\ predicted  animal  tool     F1" in text
+    history = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["kind"] for entry in history][-1] == "result"
+    assert history[-1]["accuracy"] == 1.0
+    assert history[-1]["macro_f1"] == 1.0
+    assert history[-1]["confusion"] == [[16, 0], [0, 8]]
+    assert (output / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
+    assert (output / "confusion_matrix.txt").read_text() in text
+
+    assert classify_command.main(["--model", str(output), "the old owl", "a saw"]) == 0
+    predicted = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [entry["label"] for entry in predicted] == ["animal", "tool"]
+    for entry in predicted:
+        assert sum(entry["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
+        assert max(entry["probabilities"], key=entry["probabilities"].get) == entry["label"]
+
+    # it is a BERT like any other: it embeds, and it is a beginning for the next classifier
+    assert embed_command.main(["--model", str(output), "--text", "the cat"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["embedding"]) == 32
+    more = command(output, data, tmp_path / "again", "--epochs", "1")
+    assert finetune_command.main(more) == 0
+
+
+def test_one_seed_gives_one_classifier(base, tmp_path, capsys):
+    data = write_csv(tmp_path / "data.csv", sentences(40))
+    folders = [tmp_path / name for name in ("one", "again", "other")]
+    for folder, seed in zip(folders, ("5", "5", "6"), strict=True):
+        assert finetune_command.main(command(base, data, folder, "--epochs", "2", "--seed", seed)) == 0
+    one, again, other = ((folder / "model.safetensors").read_bytes() for folder in folders)
+    assert one == again
+    assert one != other
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--text-column", "text"], "data.csv, line 2: there is no text; this row has what, kind"),
+        (["--epochs", "0"], "--epochs cannot be 0"),
+        (["--learning-rate", "inf"], "--learning-rate cannot be inf"),
+        (["--patience", "0"], "--patience cannot be 0"),
+        (["--evaluation-share", "1"], "--evaluation-share must be between 0 and 1"),
+        (["--max-length", "4"], "--max-length must be at least 8"),
+        (["--data", "absent.csv"], "absent.csv: No such file"),
+        (["--model", "absent"], "there is no folder absent"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line(base, tmp_path, capsys, more, message):
+    data = write_csv(tmp_path / "data.csv", sentences(20))
+    assert finetune_command.main(command(base, data, tmp_path / "out", *more)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_nothing_is_overwritten(base, tmp_path, capsys):
+    data = write_csv(tmp_path / "data.csv", sentences(20))
+    assert finetune_command.main(command(base, data, base)) == 2
+    assert "is not an empty folder, and nothing is overwritten" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_classifier_cannot_classify(base, capsys):
+    assert classify_command.main(["--model", str(base), "the cat"]) == 2
+    assert "a classifier needs the names of its classes" in capsys.readouterr().err
+
+
+def test_other_kinds_of_classifiers_are_refused(base, tmp_path, capsys):
+    model = MiniBERT.from_pretrained(base, heads=CLASSIFICATION_HEADS, labels=["a", "b"])
+    model.save_pretrained(base)
+    fields = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**fields, "problem_type": "multi_label_classification"}))
+    assert classify_command.main(["--model", str(base), "the cat"]) == 2
+    assert "no classifier of single labels (problem_type 'multi_label_classification'" in capsys.readouterr().err
+
+
+def test_standard_input_is_classified_line_by_line(base, monkeypatch, capsys):
+    MiniBERT.from_pretrained(base, heads=CLASSIFICATION_HEADS, labels=["a", "b"]).save_pretrained(base)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the cat\na saw\n"))
+    assert classify_command.main(["--model", str(base)]) == 0
+    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == ["the cat", "a saw"]
+
+
+@pytest.mark.parametrize("name", ["finetune", "classify"])
+def test_each_script_explains_itself(name, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(SCRIPTS / f"{name}.py"), "--help"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert "--model DIR" in done.stdout
+
+
+# --- its parts -------------------------------------------------------------------------------------------------
+
+
+def classifier(base: Path, seed: int = 0) -> TextClassifier:
+    labels = ["animal", "tool"]
+    model = MiniBERT.from_pretrained(base, heads=CLASSIFICATION_HEADS, labels=labels, seed=seed)
+    return TextClassifier(model, Tokenizer.load(base))
+
+
+def test_training_stops_early_and_keeps_the_best_epoch(base):
+    """A learning rate that ruins the model after a good start."""
+    learner, epochs = classifier(base), []
+    settings = FineTuning(epochs=30, learning_rate=0.02, patience=2, batch_size=8, warmup=0.3)
+    best = finetune(learner, sentences(60), sentences(30, seed=1), settings, epochs.append)
+    assert len(epochs) < 30
+    losses = [epoch.evaluation.loss for epoch in epochs]
+    assert best.number == int(np.argmin(losses)) + 1 == len(epochs) - 2
+    held_out = sentences(30, seed=1)
+    probabilities = learner.probabilities(learner.encode([example.text for example in held_out]))
+    classes = np.array([learner.labels.index(example.label) for example in held_out])
+    assert Scores.of(learner.labels, probabilities, classes).loss == pytest.approx(best.evaluation.loss, rel=1e-6)
+
+
+def test_an_evaluation_label_that_was_never_trained_is_named(base):
+    with pytest.raises(TrainingError, match="does not know the label 'mineral'"):
+        finetune(classifier(base), sentences(9), [LabelledText("the", None, "mineral")], FineTuning())
+
+
+def test_texts_are_cut_and_pairs_lose_the_longer_part(base):
+    learner = classifier(base)
+    learner.max_length = 9
+    (single,) = learner.encode(["the " * 20])
+    assert len(single.ids) == 9
+    assert single.token_types == [0] * 9
+    word, sep = learner.tokenizer.token_to_id("the"), learner.tokenizer.sep_id
+    for a, b, expected in ((20, 20, (3, 3)), (1, 20, (1, 5)), (20, 1, (5, 1)), (2, 2, (2, 2))):
+        (pair,) = learner.encode(["the " * a], ["the " * b])
+        assert pair.ids == [learner.tokenizer.cls_id, *[word] * expected[0], sep, *[word] * expected[1], sep]
+        assert pair.token_types == [0] * (expected[0] + 2) + [1] * (expected[1] + 1)
+
+
+def test_probabilities_do_not_depend_on_the_batches(base, monkeypatch):
+    learner = classifier(base)
+    encoded = learner.encode([example.text for example in sentences(30)])
+    together = learner.probabilities(encoded)
+    monkeypatch.setattr("minibert.finetuning.text_classifier.BATCH_TOKENS", 20)
+    np.testing.assert_allclose(learner.probabilities(encoded), together, rtol=1e-5)
+    np.testing.assert_allclose(together.sum(axis=1), 1.0, rtol=1e-6)
+
+
+def test_csv_and_json_lines_are_read_alike(tmp_path):
+    write_csv(
+        tmp_path / "a.csv", [LabelledText('a "quoted", text\nof two lines', None, "1"), LabelledText("é", None, "0")]
+    )
+    rows = [{"what": 'a "quoted", text\nof two lines', "kind": 1}, {"what": "é", "kind": 0}]
+    (tmp_path / "a.jsonl").write_text("\n\n".join(json.dumps(row) for row in rows))
+    one = read_labelled_texts(tmp_path / "a.csv", "what", "kind")
+    assert one == read_labelled_texts(tmp_path / "a.jsonl", "what", "kind")
+    assert read_labelled_texts(tmp_path / "a.csv", "what", "kind", "what")[1] == LabelledText("é", "é", "0")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "", r"are read from \.csv and \.jsonl files"),
+        ("a.csv", "what,kind\n", "has no rows"),
+        ("a.csv", "what,kind\nx,\n", "line 2: there is no kind"),
+        ("a.jsonl", '{"what": "x", "kind": 1}\n{', "line 2: this is not JSON"),
+        ("a.jsonl", "[1]", "line 1: there must be an object, not a list"),
+        ("a.jsonl", '{"kind": 1}', "line 1: there is no what; this row has kind"),
+    ],
+)
+def test_rows_that_cannot_be_read_are_named_with_their_line(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(TrainingError, match=message):
+        read_labelled_texts(tmp_path / name, "what", "kind")
+
+
+def test_a_share_of_every_class_is_held_out():
+    examples = sentences(90)
+    train, held_out = hold_out(examples, 0.2, seed=0)
+    assert sorted(map(repr, [*train, *held_out])) == sorted(map(repr, examples))
+    assert [example.label for example in held_out].count("tool") == 6
+    assert len(held_out) == 18
+    assert hold_out(examples, 0.2, seed=0)[1] == held_out
+    assert hold_out(examples, 0.2, seed=1)[1] != held_out
+    with pytest.raises(TrainingError, match="2 texts are too few to hold 20% out"):
+        hold_out([LabelledText("x", None, "a"), LabelledText("y", None, "b")], 0.2, seed=0)
+
+
+def test_numbers_are_ordered_as_numbers_and_one_class_is_none():
+    assert labels_of([LabelledText("", None, label) for label in ("10", "9", "2")]) == ["2", "9", "10"]
+    with pytest.raises(TrainingError, match="every text has the label 'a'"):
+        labels_of([LabelledText("x", None, "a")])
+
+
+def test_scores_are_those_of_a_matrix_worked_out_by_hand():
+    truth = np.array([0, 0, 0, 1, 1, 2])
+    predicted = np.array([0, 0, 1, 1, 0, 0])
+    scores = Scores.of(("a", "b", "c"), 0.1 + 0.7 * np.eye(3)[predicted], truth)
+    assert scores.confusion.tolist() == [[2, 1, 0], [1, 1, 0], [1, 0, 0]]
+    assert scores.accuracy == 0.5
+    np.testing.assert_allclose(scores.f1, [4 / 7, 0.5, 0.0])
+    assert scores.macro_f1 == pytest.approx((4 / 7 + 0.5) / 3)
+    assert scores.loss == pytest.approx(-(3 * np.log(0.8) + 3 * np.log(0.1)) / 6)
+    assert scores.table().splitlines()[1].split() == ["a", "2", "1", "0", "0.571"]
