@@ -96,6 +96,10 @@ class Backend(ABC):
     def description(self) -> str:
         """One line for reports: library and version, device, threads."""
 
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """An uninitialised array, which a backend may take from memory that it used before."""
+        return self.xp.empty(shape, dtype=dtype, device=self.device)
+
     def dtype(self, name: str) -> Any:
         """The namespace's dtype called "float32" or "float64".
 

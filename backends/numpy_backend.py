@@ -5,25 +5,44 @@ SciPy is imported by what needs it: its import takes as long as embedding a few 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import cached_property
+from importlib import metadata
 from typing import Any
 
 import array_api_compat.numpy as xp
 import numpy as np
 
 from backends.base import Array, Backend, Memory
-from backends.numpy_kernels import TWINS
+from backends.buffers import BufferPool
+
+_POOL = BufferPool()  # one for all models of the process
 
 
 class NumpyBackend(Backend):
-    """NumPy on the CPU. The host and the device are the same memory, so transfers copy nothing."""
+    """NumPy on the CPU. The host and the device are the same memory, so transfers copy nothing.
+
+    Attributes:
+        pool: where `empty` takes large arrays from.
+    """
 
     name = "cpu"
     xp = xp
     device = "cpu"
-    twins: Mapping[str, Callable[..., Any]] = TWINS
+    pool = _POOL
+
+    @cached_property
+    def twins(self) -> Mapping[str, Callable[..., Any]]:  # type: ignore[override] # can be assigned to, all the same
+        """Imported when they are asked for: who computes with the definitions need not wait for them."""
+        from backends.numpy_kernels import twins
+
+        return twins()
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        return self.pool.empty(shape, dtype)
 
     def asarray(self, host: Any, dtype: Any = None) -> Array:
         return np.asarray(host, dtype=dtype)
@@ -34,11 +53,16 @@ class NumpyBackend(Backend):
     def scatter_add(self, target: Array, indices: Array, rows: Array, *, deterministic: bool = False) -> None:
         """See `Backend.scatter_add`; always deterministic here.
 
-        One sparse product sums the rows of each distinct index: row u of the (U, N) matrix has a one in
-        every column i with `indices[i] == unique[u]`. `np.add.at` does the same an order of magnitude
-        slower, because its fast path covers one-dimensional arrays only.
+        With Numba, a loop over the rows. Without it, one sparse product sums the rows of each distinct index:
+        row u of the (U, N) matrix has a one in every column i with `indices[i] == unique[u]`. `np.add.at` does the
+        same an order of magnitude slower, because its fast path covers one-dimensional arrays only.
         """
         if rows.shape[0] == 0:
+            return
+        from backends.numpy_kernels import numba_kernels
+
+        if (kernels := numba_kernels()) is not None:
+            kernels.scatter_add(target, indices, rows)
             return
         from scipy import sparse
 
@@ -64,7 +88,12 @@ class NumpyBackend(Backend):
     def description(self) -> str:
         import scipy
 
-        return f"CPU, NumPy {np.__version__}, SciPy {scipy.__version__}, {os.cpu_count()} logical cores"
+        from backends.threads import describe_threads
+
+        versions = f"NumPy {np.__version__}, SciPy {scipy.__version__}"
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions += f", Numba {metadata.version('numba')}"
+        return f"CPU, {versions}, {describe_threads()}"
 
 
 def _resident_bytes() -> int | None:

@@ -6,7 +6,10 @@ anything that NumPy can, as long as `tests/test_twins.py` finds the same values,
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -57,4 +60,31 @@ def adamw_update(
         p -= g
 
 
-TWINS: Mapping[str, Callable[..., Any]] = {"adamw_update": adamw_update}
+NUMPY_TWINS: Mapping[str, Callable[..., Any]] = {"adamw_update": adamw_update}
+
+
+@functools.cache
+def numba_kernels() -> Any:
+    """The package `backends.numba_kernels`, or None where Numba is not installed.
+
+    An installation that is broken (a Numba too old for this NumPy, say) is reported in a warning, and then
+    treated as none.
+    """
+    if any(importlib.util.find_spec(name) is None for name in ("numba", "threadpoolctl")):
+        return None
+    try:
+        return importlib.import_module("backends.numba_kernels")
+    except ImportError as error:
+        warnings.warn(
+            f"Numba is installed but cannot be used ({error}), so training will be slower: "
+            "pip install --upgrade 'minibert[fast]'",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+def twins() -> Mapping[str, Callable[..., Any]]:
+    """Numba's twins where it is installed, otherwise those in plain NumPy."""
+    kernels = numba_kernels()
+    return NUMPY_TWINS if kernels is None else kernels.TWINS

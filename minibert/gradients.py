@@ -239,14 +239,14 @@ class MiniBERTGradients:
         ddense = doutput * (1.0 - pooler.output * pooler.output)
         dx = kernels.linear_backward(ddense, pooler.x, p["pooler.weight"], d["pooler.weight"], d["pooler.bias"])
         # x = hidden[first_token_rows]
-        self.model.backend.scatter_add(dhidden, cache.inputs.first_token_rows, dx)
+        kernels.embedding_backward(dx, (cache.inputs.first_token_rows,), (dhidden,))
 
     def _scattered(self, dx: Array, rows: Array | None, like: Array) -> Array:
         """The gradient of x = y[rows], with the shape of y; `rows` None means all of them."""
         if rows is None:
             return dx
         dy = self.model.backend.xp.zeros_like(like)
-        self.model.backend.scatter_add(dy, rows, dx)
+        self.model.kernels.embedding_backward(dx, (rows,), (dy,))
         return dy
 
     # --- encoder ---------------------------------------------------------------------------------------------
@@ -277,11 +277,12 @@ class MiniBERTGradients:
             p[f"{feed_forward}.intermediate.bias"],
             d[f"{feed_forward}.intermediate.bias"],
         )
-        dattention_output = dattention_output + kernels.linear_backward(
+        dattention_output = kernels.linear_backward(
             dintermediate_input,
             layer.attention_output,
             p[f"{feed_forward}.intermediate.weight"],
             d[f"{feed_forward}.intermediate.weight"],
+            add_to=dattention_output,
         )  # (Nq, H)
 
         # attention_output = layer_norm(query_x + dropout(context @ output.weight.T + output.bias))
@@ -303,7 +304,7 @@ class MiniBERTGradients:
         pruned = layer.query_x is not layer.x
         width = self.model.config.hidden_size
         parts = QKV[1:] if pruned else QKV
-        dpacked = xp.empty((layer.x.shape[0], width * len(parts)), dtype=dy.dtype, device=self.model.backend.device)
+        dpacked = self.model.backend.empty((layer.x.shape[0], width * len(parts)), dy.dtype)
         dqueries = xp.empty_like(dcontext) if pruned else dpacked[:, :width]
         kernels.attention_backward(
             dcontext,
@@ -324,18 +325,20 @@ class MiniBERTGradients:
             p.packed(attention, parts, "weight"),
             d.packed(attention, parts, "weight"),
             d.packed(attention, parts, "bias"),
+            add_to=None if pruned else dquery_x,
         )  # (N, H)
         if not pruned:
-            return dx + dquery_x
+            return dx
         # queries = query_x @ weight.T + bias; query_x = x[last_rows]
-        dquery_x = dquery_x + kernels.linear_backward(
+        dquery_x = kernels.linear_backward(
             dqueries,
             layer.query_x,
             p[f"{attention}.query.weight"],
             d[f"{attention}.query.weight"],
             d[f"{attention}.query.bias"],
+            add_to=dquery_x,
         )
-        self.model.backend.scatter_add(dx, cache.inputs.last_rows, dquery_x)
+        kernels.embedding_backward(dquery_x, (cache.inputs.last_rows,), (dx,))
         return dx
 
     def _embeddings(self, dy: Array, cache: Cache) -> None:

@@ -302,7 +302,7 @@ class MiniBERT:
         attention = f"layers.{n}.attention"
 
         if pruned:  # queries of few rows, keys and values of all
-            query_x = self.backend.xp.take(x, inputs.last_rows, axis=0)  # (Nq, H)
+            query_x = kernels.embedding_forward((x,), (inputs.last_rows,))  # (Nq, H)
             queries = kernels.linear_forward(query_x, p[f"{attention}.query.weight"], p[f"{attention}.query.bias"])
             packed = kernels.linear_forward(
                 x, p.packed(attention, QKV[1:], "weight"), p.packed(attention, QKV[1:], "bias")
@@ -373,7 +373,7 @@ class MiniBERT:
     def _masked_language_model_head(self, hidden: Array, rows: Array | None) -> HeadCache:
         """Dense, activation, layer norm, then the decoder: the token embeddings again, with a bias."""
         p, kernels = self.parameters, self.kernels
-        x = hidden if rows is None else self.backend.xp.take(hidden, rows, axis=0)  # (M, H)
+        x = hidden if rows is None else kernels.embedding_forward((hidden,), (rows,))  # (M, H)
         dense = kernels.linear_forward(x, p["mlm.dense.weight"])
         activated = self._activation(dense, p["mlm.dense.bias"])
         normalised, statistics = kernels.layer_norm_forward(

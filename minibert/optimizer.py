@@ -29,8 +29,8 @@ def clipping_scale(model: MiniBERT, gradients: NamedArrays, max_norm: float) -> 
 
     Pascanu et al. 2013 (arXiv:1211.5063), algorithm 1. Both are 0-d arrays on the device: nobody waits.
     """
-    xp, flat = model.backend.xp, gradients.flat
-    norm = xp.sqrt(xp.vecdot(flat, flat))
+    xp = model.backend.xp
+    norm = xp.sqrt(model.kernels.squared_norm(gradients.flat))
     return norm, xp.minimum(max_norm / (norm + _NORM_EPSILON), xp.ones_like(norm))
 
 

@@ -83,8 +83,10 @@ def _forgets_dropout(model: MiniBERT) -> None:
 def _forgets_tanh(model: MiniBERT) -> None:
     right = model.kernels.linear_backward
 
-    def linear_backward(dy: Any, x: Any, weight: Any, dweight: Any, dbias: Any = None) -> Any:
-        return right(dy * 1.01 if weight is model.parameters["pooler.weight"] else dy, x, weight, dweight, dbias)
+    def linear_backward(dy: Any, x: Any, weight: Any, dweight: Any, dbias: Any = None, **options: Any) -> Any:
+        return right(
+            dy * 1.01 if weight is model.parameters["pooler.weight"] else dy, x, weight, dweight, dbias, **options
+        )
 
     model.kernels._functions["linear_backward"] = linear_backward
 

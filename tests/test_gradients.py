@@ -195,8 +195,8 @@ def _drops_duplicates(backend: Backend) -> None:
 def _forgets_the_tied_decoder(model: MiniBERT) -> None:
     right = model.kernels.linear_backward
 
-    def linear_backward(dy: Any, x: Any, weight: Any, dweight: Any, dbias: Any = None) -> Any:
-        dx = right(dy, x, weight, dweight, dbias)
+    def linear_backward(dy: Any, x: Any, weight: Any, dweight: Any, dbias: Any = None, **options: Any) -> Any:
+        dx = right(dy, x, weight, dweight, dbias, **options)
         if weight.shape == (CONFIG.vocab_size, CONFIG.hidden_size):
             dweight[...] = 0.0
         return dx

@@ -58,6 +58,15 @@ def test_the_adamw_twin_takes_the_same_steps(size: int, backend: Backend):
             assert_close(backend, actual, backend.to_numpy(expected), dtype)
 
 
+@pytest.mark.parametrize("size", [0, 1, 1000, 100_003])
+def test_the_squared_norm_is_the_sum_of_squares(size: int, backend: Backend):
+    host = np.random.default_rng(size).standard_normal(size)
+    for dtype in backends_under_test.float_dtypes(backend):
+        for choice in ("reference", "auto"):
+            x = backend.asarray(host, dtype=backend.dtype(dtype))
+            assert_close(backend, Kernels(backend, choice).squared_norm(x), np.square(host).sum(), dtype)
+
+
 class _TwinnedBackend(NumpyBackend):
     """NumPy with a twin that leaves a trace."""
 

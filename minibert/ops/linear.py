@@ -12,11 +12,25 @@ def linear_forward(backend: Backend, x: Array, weight: Array, bias: Array | None
 
 
 def linear_backward(
-    backend: Backend, dy: Array, x: Array, weight: Array, dweight: Array, dbias: Array | None = None
+    backend: Backend,
+    dy: Array,
+    x: Array,
+    weight: Array,
+    dweight: Array,
+    dbias: Array | None = None,
+    add_to: Array | None = None,
 ) -> Array:
-    """Writes dweight (out, in) and dbias (out,); returns dx (N, in)."""
+    """Writes dweight (out, in) and dbias (out,); returns dx (N, in).
+
+    With `add_to` (N, in), another part of the gradient of x, dx is added to it in place and it is returned: a
+    matrix product adds for nothing.
+    """
     # y = x @ weight.T + bias
     dweight[...] = dy.T @ x
     if dbias is not None:
         dbias[...] = backend.xp.sum(dy, axis=0)
-    return dy @ weight
+    dx = dy @ weight
+    if add_to is None:
+        return dx
+    add_to += dx
+    return add_to

@@ -1,0 +1,76 @@
+"""Cross-entropy and its gradient: a row of logits is read from memory once, and stays in the cache."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from backends.base import Array, Backend
+from backends.numba_kernels.elementary import exponential, type_of
+from backends.numba_kernels.jit import parallel, summing
+from backends.numba_kernels.softmax import clip, row_maximum
+
+
+@summing
+def _total(x, bound, maximum):
+    total = type_of(x, 0.0)
+    for j in range(x.shape[0]):
+        total += exponential(clip(x[j], bound) - maximum)
+    return total
+
+
+@summing
+def _exponentials(x, bound, maximum, y):
+    total = type_of(x, 0.0)
+    for j in range(x.shape[0]):
+        e = exponential(clip(x[j], bound) - maximum)
+        y[j] = e
+        total += e
+    return total
+
+
+@summing
+def _scale(y, factor):
+    for j in range(y.shape[0]):
+        y[j] *= factor
+
+
+@parallel
+def _forward(logits, labels, bound, losses):
+    for i in prange(logits.shape[0]):
+        losses[i] = 0
+        if labels[i] >= 0:
+            maximum = row_maximum(logits[i])
+            total = _total(logits[i], type_of(logits, np.inf), maximum)
+            losses[i] = np.log(total) - (logits[i, labels[i]] - maximum)
+
+
+@parallel
+def _backward(logits, labels, bound, scale, dlogits):
+    for i in prange(logits.shape[0]):
+        if labels[i] >= 0:
+            maximum = clip(row_maximum(logits[i]), bound)
+            total = _exponentials(logits[i], bound, maximum, dlogits[i])
+            _scale(dlogits[i], type_of(logits, 0.0) if maximum == -bound else scale / total)
+            dlogits[i, labels[i]] -= scale
+        else:
+            dlogits[i, :] = 0
+
+
+def _bound(logits: Array) -> Array:
+    """`minibert.ops.score_bound`."""
+    return logits.dtype.type(np.finfo(logits.dtype).max / 4)
+
+
+def cross_entropy_forward(backend: Backend, logits: Array, labels: Array) -> Array:
+    """-log softmax(logits)[label]; zero where the label is negative."""
+    losses = backend.empty((logits.shape[0],), logits.dtype)
+    _forward(np.ascontiguousarray(logits), labels, _bound(logits), losses)
+    return losses
+
+
+def cross_entropy_backward(backend: Backend, logits: Array, labels: Array, scale: float) -> Array:
+    """Returns dlogits of scale * sum(losses)."""
+    dlogits = backend.empty(logits.shape, logits.dtype)
+    _backward(np.ascontiguousarray(logits), labels, _bound(logits), logits.dtype.type(scale), dlogits)
+    return dlogits

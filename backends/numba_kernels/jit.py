@@ -1,0 +1,61 @@
+"""How all kernels are compiled: options, the threads they share, and the on-disk cache.
+
+Numba compiles a kernel when it is first called with a dtype, and keeps the machine code beside the source (or
+in NUMBA_CACHE_DIR), so that only the first process ever waits.
+
+Threads: kernels run on Numba's "workqueue" layer, whose threads sleep between kernels; those of OpenMP spin,
+and rob the next kernel of its cores. The layer must not be entered from two Python threads at once. It is not,
+because kernels keep Python's global lock while they run (no `nogil`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+
+if "NUMBA_THREADING_LAYER" not in os.environ:  # a choice of the user's stands
+    numba.config.THREADING_LAYER = "workqueue"
+
+_SOURCES = sorted(Path(__file__).parent.glob("*.py"))
+_STAMP = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()
+
+
+def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """`numba.njit` with an on-disk cache that is out of date as soon as any kernel changes.
+
+    Numba looks only at the file of the kernel itself, and would go on using an old helper from another file.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        # `error_model`: a division by zero gives infinity, as in NumPy, instead of a branch
+        dispatcher = numba.njit(cache=True, error_model="numpy", **options)(function)
+        dispatcher._cache._cache_file._source_stamp = _STAMP
+        return dispatcher
+
+    return decorate
+
+
+EXACT = {"contract", "nsz"}  # a * b + c may be one instruction, rounded once; the sign of a zero may change
+_ANY_ORDER = {*EXACT, "reassoc"}
+
+elementwise = _compiled(fastmath=EXACT)
+"""For functions whose order of operations matters."""
+
+inlined = _compiled(fastmath=EXACT, forceinline=True)
+"""Likewise, for functions of single elements: loops over them become vector instructions only if the compiler
+puts their code into the loop, which without being told it does for some loops and not for others."""
+
+summing = _compiled(fastmath=_ANY_ORDER)
+"""For functions with sums, which may be taken in any (but always the same) order, and so in vectors."""
+
+parallel = _compiled(fastmath=_ANY_ORDER, parallel=True)
+"""For kernels: their `prange` loops are divided among the threads."""
+
+BLOCK_ROWS = 32
+"""Rows that one pass of a kernel works on. Sums over rows are taken block by block and then over the blocks, so
+that they do not depend on the number of threads."""
