@@ -129,7 +129,7 @@ extern "C" __global__ void attention_softmax_forward(
     int batch, int heads, int slots, int columns, stored* dropped) {
     long long row = row_of_warp();
     if (row >= (long long)batch * heads * slots) return;
-    int lane = threadIdx.x % WARP;
+    int lane = lane_of_warp();
     real bound = (real)finite, largest = -bound, total = 0;
     stored* weights = scores + row * columns;
     if (mask) mask += row / slots / heads * columns;
@@ -163,7 +163,7 @@ extern "C" __global__ void attention_softmax_backward(
     int batch, int heads, int slots, int columns, stored* dropped) {
     long long row = row_of_warp();
     if (row >= (long long)batch * heads * slots) return;
-    int lane = threadIdx.x % WARP;
+    int lane = lane_of_warp();
     unsigned word = 0;
     if (row_numbers)
         word = attention_row_word(row, row_numbers, key_low, query_row_of_slot, query_count, heads, slots);

@@ -12,11 +12,23 @@
 // Arrays are row-major and contiguous unless a stride is passed, in elements. A pointer marked "or null" may be.
 
 #if STORAGE_BITS == 16
-#include <cuda_fp16.h>
-typedef __half stored;
+typedef unsigned short stored;  // the bits of an IEEE half; no header is needed for two instructions
 typedef float real;
-__device__ inline real load(const stored* x, long long i) { return __half2float(x[i]); }
-__device__ inline void store(stored* x, long long i, real value) { x[i] = __float2half_rn(value); }
+#ifdef CUDA_EMULATION
+__device__ inline real load(const stored* x, long long i) { return emulation::half_to_float(x[i]); }
+__device__ inline void store(stored* x, long long i, real value) { x[i] = emulation::float_to_half(value); }
+#else
+__device__ inline real load(const stored* x, long long i) {
+    real value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(x[i]));
+    return value;
+}
+__device__ inline void store(stored* x, long long i, real value) {
+    stored bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    x[i] = bits;
+}
+#endif
 #else
 #if STORAGE_BITS == 32
 typedef float real;
@@ -77,8 +89,12 @@ __device__ real sum_over_lanes(real value) {
     return partial[threadIdx.x];
 }
 
-// The row of a by-row kernel. All lanes of a warp have the same one.
-__device__ long long row_of_warp() { return (long long)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP; }
+// The row of a by-row kernel, and the place of a thread in its warp. All lanes of a warp have the same row.
+__device__ int thread_of_block() { return threadIdx.y * blockDim.x + threadIdx.x; }
+__device__ long long row_of_warp() {
+    return (long long)blockIdx.x * (blockDim.x * blockDim.y / WARP) + thread_of_block() / WARP;
+}
+__device__ int lane_of_warp() { return thread_of_block() % WARP; }
 
 // --- dropout: the bits of minibert/random_bits.py -----------------------------------------------------------------
 
@@ -196,7 +212,7 @@ extern "C" __global__ void column_sums(const stored* dy, int rows, int columns, 
 // One row, by one warp; `x` is (columns,) and was written by the very lanes that read it.
 __device__ void normalise(const stored* x, const stored* weight, const stored* bias, double eps, int columns,
                           stored* y, real* mean_of_row, real* inverse_of_row) {
-    int lane = threadIdx.x % WARP;
+    int lane = lane_of_warp();
     real sum = 0, squares = 0;
     for (int column = lane; column < columns; column += WARP) sum += load(x, column);
     real mean = warp_sum(sum) / columns;
@@ -227,7 +243,7 @@ extern "C" __global__ void dropout_add_layer_norm_forward(
     long long row = row_of_warp();
     if (row >= rows) return;
     unsigned word = row_numbers ? row_word(row_numbers[row], key_low) : 0;
-    for (int column = threadIdx.x % WARP; column < columns; column += WARP) {
+    for (int column = lane_of_warp(); column < columns; column += WARP) {
         long long i = row * columns + column;
         real value = load(x, i) + load(bias, column);
         if (row_numbers) value = kept(word, column, key_high, threshold) ? value * (real)factor : (real)0;
@@ -236,13 +252,10 @@ extern "C" __global__ void dropout_add_layer_norm_forward(
     normalise(total + row * columns, weight, norm_bias, eps, columns, y + row * columns, mean + row, inverse + row);
 }
 
-// dtotal (rows, columns) of y = layer_norm(total); and with dropout dx, the gradient of what was dropped out.
-extern "C" __global__ void layer_norm_backward_rows(
-    const stored* dy, const stored* total, const stored* weight, const real* mean, const real* inverse, DROPOUT,
-    int rows, int columns, stored* dtotal, stored* dx) {
-    long long row = row_of_warp();
-    if (row >= rows) return;
-    int lane = threadIdx.x % WARP;
+// dtotal of one row of y = layer_norm(total), by one warp; and with dropout dx, the gradient of what was dropped out.
+__device__ void backward_of_row(const stored* dy, const stored* total, const stored* weight, const real* mean,
+                                const real* inverse, DROPOUT, long long row, int columns, stored* dtotal, stored* dx) {
+    int lane = lane_of_warp();
     real centre = mean[row], scale = inverse[row], sum = 0, along = 0;
     for (int column = lane; column < columns; column += WARP) {
         long long i = row * columns + column;
@@ -262,11 +275,10 @@ extern "C" __global__ void layer_norm_backward_rows(
     }
 }
 
-// dweight and dnorm_bias (columns,) of the layer norm; and dbias, the sums of dx, unless null. By column.
-extern "C" __global__ void layer_norm_backward_columns(
-    const stored* dy, const stored* total, const real* mean, const real* inverse, const stored* dx, int rows,
-    int columns, stored* dweight, stored* dnorm_bias, stored* dbias) {
-    int column = blockIdx.x * blockDim.x + threadIdx.x;
+// dweight and dnorm_bias of a column, by a column of threads; and dbias, the sum of dx, unless null.
+__device__ void backward_of_column(const stored* dy, const stored* total, const real* mean, const real* inverse,
+                                   const stored* dx, int rows, int columns, int column, stored* dweight,
+                                   stored* dnorm_bias, stored* dbias) {
     real of_weight = 0, of_norm_bias = 0, of_bias = 0;
     if (column < columns) {
         for (int row = threadIdx.y; row < rows; row += blockDim.y) {
@@ -284,6 +296,36 @@ extern "C" __global__ void layer_norm_backward_columns(
     store(dweight, column, of_weight);
     store(dnorm_bias, column, of_norm_bias);
     if (dbias) store(dbias, column, of_bias);
+}
+
+// Alone, rows and columns need nothing of each other: the first `row_blocks` blocks take the rows, a warp each.
+extern "C" __global__ void layer_norm_backward(
+    const stored* dy, const stored* total, const stored* weight, const real* mean, const real* inverse, int rows,
+    int columns, int row_blocks, stored* dtotal, stored* dweight, stored* dbias) {
+    if ((int)blockIdx.x < row_blocks) {
+        long long row = row_of_warp();
+        if (row < rows) backward_of_row(dy, total, weight, mean, inverse, 0, 0, 0, 0, 0, row, columns, dtotal, 0);
+    } else {
+        int column = (blockIdx.x - row_blocks) * blockDim.x + threadIdx.x;
+        backward_of_column(dy, total, mean, inverse, 0, rows, columns, column, dweight, dbias, 0);
+    }
+}
+
+// In a sub-layer, the sums of dx follow on dx.
+extern "C" __global__ void dropout_add_layer_norm_backward_rows(
+    const stored* dy, const stored* total, const stored* weight, const real* mean, const real* inverse, DROPOUT,
+    int rows, int columns, stored* dtotal, stored* dx) {
+    long long row = row_of_warp();
+    if (row >= rows) return;
+    backward_of_row(dy, total, weight, mean, inverse, row_numbers, key_low, key_high, threshold, factor, row, columns,
+                    dtotal, dx);
+}
+
+extern "C" __global__ void dropout_add_layer_norm_backward_columns(
+    const stored* dy, const stored* total, const real* mean, const real* inverse, const stored* dx, int rows,
+    int columns, stored* dweight, stored* dnorm_bias, stored* dbias) {
+    int column = blockIdx.x * blockDim.x + threadIdx.x;
+    backward_of_column(dy, total, mean, inverse, dx, rows, columns, column, dweight, dnorm_bias, dbias);
 }
 
 // --- cross-entropy: a block per row of logits --------------------------------------------------------------------

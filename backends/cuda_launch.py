@@ -17,8 +17,8 @@ _SOURCES = ("cuda_kernels.cu", "cuda_attention.cu")
 STORAGE_BITS = {"float16": 16, "float32": 32, "float64": 64}
 
 _THREADS = 256  # of an elementwise block
-_WARP, _WARPS = 32, 4  # by-row kernels: a warp per row, four rows in a block
-_COLUMN_TILE, _LANES = 8, 128  # by-column kernels: 8 columns are at least one 32-byte sector of float32
+WARP, _WARPS = 32, 4  # by-row kernels: a warp per row, four rows in a block
+COLUMN_TILE, _LANES = 8, 128  # by-column kernels: 8 columns are at least one 32-byte sector of float32
 _REAL_BYTES = 8  # of shared memory per number, whatever the dtype
 _MOST_BLOCKS_DOWN = 65535  # of a grid, in its second direction
 
@@ -89,32 +89,37 @@ class CudaKernels:
 
     def elementwise(self, name: str, dtype: Any, rows: int, columns: int, *arguments: Any) -> None:
         """Launch a kernel with a thread per column, `blockIdx.y` going over the rows."""
-        threads = min(_THREADS, _rounded_up(columns, _WARP))
+        threads = min(_THREADS, _rounded_up(columns, WARP))
         grid = (-(-columns // max(threads, 1)), min(rows, _MOST_BLOCKS_DOWN))
         self.launch(name, dtype, grid, (threads,), arguments)
 
     def by_row(self, name: str, dtype: Any, rows: int, *arguments: Any) -> None:
         """Launch a kernel with a warp per row."""
-        self.launch(name, dtype, (-(-rows // _WARPS),), (_WARP * _WARPS,), arguments)
+        self.launch(name, dtype, (-(-rows // _WARPS),), (WARP * _WARPS,), arguments)
 
     def by_column(self, name: str, dtype: Any, rows: int, columns: int, *arguments: Any) -> None:
         """Launch a kernel that sums over rows; also over none, which gives zeros."""
         block = column_block(rows)
         grid = (-(-columns // block[0]),)
-        self.launch(name, dtype, grid, block, arguments, block[0] * block[1] * _REAL_BYTES)
+        self.launch(name, dtype, grid, block, arguments, shared_bytes(block))
 
     def by_block(self, name: str, dtype: Any, rows: int, columns: int, *arguments: Any) -> None:
         """Launch a kernel with a whole block per row, for long rows."""
-        threads = min(_THREADS, _rounded_up(columns, _WARP))
-        self.launch(name, dtype, (rows,), (threads,), arguments, threads // _WARP * _REAL_BYTES)
+        threads = min(_THREADS, _rounded_up(columns, WARP))
+        self.launch(name, dtype, (rows,), (threads,), arguments, threads // WARP * _REAL_BYTES)
 
 
-def column_block(rows: int) -> tuple[int, int]:
+def shared_bytes(block: tuple[int, int]) -> int:
+    """The shared memory in which a by-column block adds up its lanes."""
+    return block[0] * block[1] * _REAL_BYTES
+
+
+def column_block(rows: int, least: int = 1) -> tuple[int, int]:
     """The block of a by-column kernel: columns, and as many lanes (a power of two) as the rows keep busy."""
-    lanes = 1
+    lanes = least
     while lanes < _LANES and 2 * lanes < rows:
         lanes *= 2
-    return _COLUMN_TILE, lanes
+    return COLUMN_TILE, lanes
 
 
 def _rounded_up(number: int, multiple: int) -> int:

@@ -14,7 +14,17 @@ import numpy as np
 
 from backends import cuda_attention
 from backends.base import Array
-from backends.cuda_launch import NULL, checked, dropout_arguments, int32, output
+from backends.cuda_launch import (
+    COLUMN_TILE,
+    NULL,
+    WARP,
+    checked,
+    column_block,
+    dropout_arguments,
+    int32,
+    output,
+    shared_bytes,
+)
 
 _TABLES = 3  # that the embedding kernel adds up
 
@@ -155,42 +165,6 @@ def dropout_add_layer_norm_forward(
     return y, total, statistics
 
 
-def _layer_norm_backward(
-    backend: Any,
-    dy: Array,
-    total: Array,
-    weight: Array,
-    statistics: tuple[Array, Array],
-    dropout: Any,
-    dweight: Array,
-    dnorm_bias: Array,
-    dbias: Array | None,
-) -> tuple[Array, Array]:
-    """One launch for the gradients of the rows, dtotal and dx, one for those of the columns."""
-    dtype = total.dtype
-    dy, total, weight = checked(dtype, dy, total, weight)
-    rows, columns = total.shape
-    output(dtype, (columns,), dweight, dnorm_bias, *(() if dbias is None else (dbias,)))
-    dtotal = backend.cupy.empty(total.shape, dtype)
-    dx = dtotal if dropout is None else backend.cupy.empty(total.shape, dtype)
-    sizes = int32(rows), int32(columns)
-    backend.kernels.by_row(
-        "layer_norm_backward_rows",
-        dtype,
-        rows,
-        *(dy, total, weight, *statistics, *dropout_arguments(dropout), *sizes, dtotal),
-        NULL if dropout is None else dx,
-    )
-    backend.kernels.by_column(
-        "layer_norm_backward_columns",
-        dtype,
-        rows,
-        columns,
-        *(dy, total, *statistics, dx, *sizes, dweight, dnorm_bias, NULL if dbias is None else dbias),
-    )
-    return dx, dtotal
-
-
 def layer_norm_backward(
     backend: Any,
     dy: Array,
@@ -200,8 +174,23 @@ def layer_norm_backward(
     dweight: Array,
     dbias: Array,
 ) -> Array:
-    """Two launches."""
-    return _layer_norm_backward(backend, dy, x, weight, statistics, None, dweight, dbias, None)[1]
+    """One launch: some blocks take the rows, the others the columns."""
+    dtype = x.dtype
+    dy, x, weight = checked(dtype, dy, x, weight)
+    rows, columns = x.shape
+    output(dtype, (columns,), dweight, dbias)
+    dx = backend.cupy.empty(x.shape, dtype)
+    block = column_block(rows, least=WARP // COLUMN_TILE)  # whole warps
+    row_blocks = -(-rows // (block[0] * block[1] // WARP))
+    backend.kernels.launch(
+        "layer_norm_backward",
+        dtype,
+        (row_blocks + -(-columns // block[0]),),
+        block,
+        (dy, x, weight, *statistics, int32(rows), int32(columns), int32(row_blocks), dx, dweight, dbias),
+        shared_bytes(block),
+    )
+    return dx
 
 
 def dropout_add_layer_norm_backward(
@@ -215,8 +204,29 @@ def dropout_add_layer_norm_backward(
     dweight: Array,
     dnorm_bias: Array,
 ) -> tuple[Array, Array]:
-    """Two launches."""
-    return _layer_norm_backward(backend, dy, total, weight, statistics, dropout, dweight, dnorm_bias, dbias)
+    """One launch for the gradients of the rows, dtotal and dx, one for those of the columns."""
+    dtype = total.dtype
+    dy, total, weight = checked(dtype, dy, total, weight)
+    rows, columns = total.shape
+    output(dtype, (columns,), dbias, dweight, dnorm_bias)
+    dtotal = backend.cupy.empty(total.shape, dtype)
+    dx = dtotal if dropout is None else backend.cupy.empty(total.shape, dtype)
+    sizes = int32(rows), int32(columns)
+    backend.kernels.by_row(
+        "dropout_add_layer_norm_backward_rows",
+        dtype,
+        rows,
+        *(dy, total, weight, *statistics, *dropout_arguments(dropout), *sizes, dtotal),
+        NULL if dropout is None else dx,
+    )
+    backend.kernels.by_column(
+        "dropout_add_layer_norm_backward_columns",
+        dtype,
+        rows,
+        columns,
+        *(dy, total, *statistics, dx, *sizes, dweight, dnorm_bias, dbias),
+    )
+    return dx, dtotal
 
 
 # --- embeddings, loss, optimizer ----------------------------------------------------------------------------------

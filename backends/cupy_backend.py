@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from backends.base import Array, Backend, BackendError, Memory
-from backends.cuda_launch import CudaKernels, checked, column_block, int32, output
+from backends.cuda_launch import CudaKernels, checked, column_block, int32, output, shared_bytes
 from backends.cuda_twins import TWINS
 
 
@@ -81,7 +81,7 @@ class CupyBackend(Backend):
         block = column_block(count)
         grid = count, -(-columns // block[0])
         arguments = indices, order, rows, int32(count), int32(columns), target
-        self.kernels.launch("scatter_add_runs", dtype, grid, block, arguments, block[0] * block[1] * 8)
+        self.kernels.launch("scatter_add_runs", dtype, grid, block, arguments, shared_bytes(block))
 
     def erf(self, x: Array) -> Array:
         from cupyx.scipy import special

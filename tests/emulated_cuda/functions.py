@@ -290,7 +290,8 @@ def matmul(
         not x.flags.c_contiguous if batched else not (x.flags.c_contiguous or x.flags.f_contiguous) for x in (a, b)
     ]
     ACTIVITY.launch("matmul")
-    ACTIVITY.launch("matmul: copy of an operand", copies.count(True))
+    if True in copies:
+        ACTIVITY.launch("matmul: copy of an operand", copies.count(True))
     if out is None:
         return allocated(product)
     if not out.flags.c_contiguous or out.dtype != product.dtype:
@@ -338,10 +339,6 @@ def get_default_memory_pool() -> Any:
 
 def result_type(*arrays_and_dtypes: Any) -> Any:
     return np.result_type(*(a.dtype if isinstance(a, ndarray) else a for a in arrays_and_dtypes))
-
-
-def broadcast_shapes(*shapes: Any) -> tuple[int, ...]:
-    return np.broadcast_shapes(*shapes)
 
 
 def isdtype(dtype: Any, kind: Any) -> bool:

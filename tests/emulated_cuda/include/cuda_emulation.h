@@ -8,6 +8,8 @@
 // shared memory beyond the limits that hold for every GPU since compute capability 7.0.
 #pragma once
 
+#define CUDA_EMULATION
+
 #include <csetjmp>
 #include <cmath>
 #include <cstdarg>
@@ -190,6 +192,39 @@ static bool run_block(int order) {
             threads[i].state = READY;
         }
     }
+}
+
+// IEEE 754 binary16 in integer arithmetic, rounded to nearest even, as the instruction cvt.rn.f16.f32 does it.
+inline float as_float(unsigned bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+inline unsigned as_bits(float value) {
+    unsigned bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+inline float half_to_float(unsigned short half) {
+    unsigned sign = (half & 0x8000u) << 16, exponent = half >> 10 & 31, fraction = half & 0x3ffu;
+    if (exponent == 31) return as_float(sign | 0x7f800000u | fraction << 13);  // infinity, NaN
+    if (exponent > 0) return as_float(sign | (exponent + 112) << 23 | fraction << 13);
+    float magnitude = (float)fraction / 16777216.0f;  // zero and subnormal numbers are multiples of 2^-24
+    return sign ? -magnitude : magnitude;
+}
+
+inline unsigned short float_to_half(float value) {
+    unsigned bits = as_bits(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return (unsigned short)(sign | 0x7e00u);   // NaN
+    if (magnitude >= 0x47800000u) return (unsigned short)(sign | 0x7c00u);  // 65536 and more: infinity
+    if (magnitude < 0x38800000u) {  // below 2^-14: a sum with 0.5, whose last place is 2^-24, rounds
+        unsigned rounded = as_bits(as_float(magnitude) + 0.5f) - 0x3f000000u;
+        return (unsigned short)(sign | rounded);
+    }
+    unsigned rebased = magnitude - (112u << 23);
+    return (unsigned short)(sign | (rebased + 0xfffu + (rebased >> 13 & 1)) >> 13);
 }
 
 // Turns the addresses of the arguments into a call.

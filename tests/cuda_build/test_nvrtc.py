@@ -1,0 +1,70 @@
+"""It is CUDA: NVRTC compiles every kernel, for every generation of GPU since Volta. No GPU or driver is needed.
+
+`make test-cuda-build` runs this where CuPy and NVIDIA's compiler are installed.
+"""
+
+from __future__ import annotations
+
+import pytest
+from cupy.cuda import compiler
+from cupy_backends.cuda.libs import nvrtc
+from emulated_cuda.compiler import kernel_names
+
+from backends.cuda_launch import STORAGE_BITS, options, source
+
+MUST = ("70", "75", "80", "86", "89", "90")  # Volta, Turing, Ampere (A100; 30xx), Ada, Hopper
+MAY = ("100", "120")  # Blackwell: from CUDA 12.8 on
+
+
+def targets() -> list[str]:
+    known = {str(architecture) for architecture in nvrtc.getSupportedArchs()}
+    return [*MUST, *(target for target in MAY if target in known)]
+
+
+def cubin(text: str, dtype: str, target: str) -> bytes:
+    """The machine code of a source."""
+    program = nvrtc.createProgram(text, "kernels.cu", (), ())
+    try:
+        nvrtc.compileProgram(program, (f"-arch=sm_{target}", *options(dtype)))
+        return nvrtc.getCUBIN(program)
+    except nvrtc.NVRTCError:
+        pytest.fail(nvrtc.getProgramLog(program))
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def test_all_generations_are_compiled_for():
+    assert set(MUST) <= {str(architecture) for architecture in nvrtc.getSupportedArchs()}
+
+
+@pytest.mark.parametrize("dtype", STORAGE_BITS)
+@pytest.mark.parametrize("target", targets(), ids=lambda target: f"sm_{target}")
+def test_every_kernel_compiles(target: str, dtype: str):
+    machine_code = cubin(source(), dtype, target)
+    for name in kernel_names(source()):
+        assert f".text.{name}\0".encode() in machine_code, name  # the section of its instructions
+
+
+@pytest.mark.parametrize("dtype", STORAGE_BITS)
+def test_cupy_compiles_the_source_as_the_backend_hands_it_over(dtype: str, monkeypatch: pytest.MonkeyPatch):
+    """With CuPy's own options; only the target, which it asks the device for, is given."""
+    monkeypatch.setattr(compiler, "_get_arch_for_options_for_nvrtc", lambda arch: ("-arch=sm_80", "cubin"))
+    result, *_ = compiler.compile_using_nvrtc(source(), options=options(dtype), arch="80")
+    assert result
+
+
+def test_a_mistake_does_not_compile():
+    with pytest.raises(pytest.fail.Exception, match='"warp_sum" is undefined'):
+        cubin(source().replace("warp_sum(", "warp_summ(", 1), "float32", "80")
+
+
+def test_no_float32_kernel_computes_in_float64():
+    """By a literal without a cast, say: consumer GPUs do that 64 times slower. Conversions of parameters are fine."""
+    program = nvrtc.createProgram(source(), "kernels.cu", (), ())
+    nvrtc.compileProgram(program, ("-arch=compute_80", *options("float32")))
+    text = nvrtc.getPTX(program)
+    text = text.decode() if isinstance(text, bytes) else text
+    nvrtc.destroyProgram(program)
+    lines = [line.strip() for line in text.splitlines() if ".f64" in line]
+    arithmetic = [line for line in lines if line.startswith(("mul", "fma", "div", "sqrt"))]
+    assert arithmetic == []

@@ -1,0 +1,90 @@
+"""Faults planted in the kernels must be found out: without this, the comparisons could be blind."""
+
+from __future__ import annotations
+
+import pytest
+from emulated_cuda.compiler import ORDERS, EmulationError
+from emulated_cuda.device import DeviceError
+from emulated_cuda.functions import RawKernel
+
+from backends import Backend, cuda_launch, get_backend
+from cuda_emulated.kernel_cases import assert_twins_agree, attention_case, row_cases
+
+SOURCE = cuda_launch.source()
+
+_BARRIER = "__syncthreads();"
+_SUM = "sum = sum_over_lanes(sum);"
+_ROWS = (
+    "row < rows; row += gridDim.y) {\n        long long i = (long long)row * columns + column;\n        store(y, i, Act"
+)
+_NEXT = "column < columns; column += WARP) total +="
+
+FAULTS = {
+    "no barrier before the lanes of a column are added": (f"{_BARRIER}\n        if ((int)", "\n        if ((int)"),
+    "no barrier after the previous sum of lanes": (f"{_BARRIER}  // the previous sum", "  //"),
+    "no barrier before the warps of a block are added": (f"{_BARRIER}\n    value = of", "\n    value = of"),
+    "no barrier after the previous sum of a block": (f"{_BARRIER}  // the previous result", "  //"),
+    "no barrier in splitting heads": (f"{_BARRIER}\n    if (!turned)", "\n    if (!turned)"),
+    "no barrier in merging heads": (f"{_BARRIER}\n    }}\n    for (int i", "\n    }\n    for (int i"),
+    "a barrier that some threads miss": (_SUM, f"if (column < columns) {_SUM}"),
+    "a shuffle that some lanes miss": ("squares += centred * centred", "squares += warp_sum(centred * centred)"),
+    "a warp's sum without its last step": ("distance > 0; distance /= 2) value", "distance > 1; distance /= 2) value"),
+    "one column too many": (
+        "(column >= columns) return;\n    real shift",
+        "(column > columns) return;\n    real shift",
+    ),
+    "one row too many": (_ROWS, _ROWS.replace("row < rows", "row <= rows")),
+    "one row too few": ("row += blockDim.y) sum += load(dy", "row += blockDim.y) if (row < rows - 1) sum += load(dy"),
+    "one number too many in AdamW": ("    if (i >= size) return;", "    if (i > size) return;"),
+    "a run of equal ids cut short": ("i < count && indices", "i < count - 1 && indices"),
+    "a column of the softmax left out": (f"int column = lane; {_NEXT}", f"int column = lane + 1; {_NEXT}"),
+    "another random constant": ("0x846ca68bu", "0x846ca68du"),
+    "dropout where it is to be kept": (">= threshold", "> ~threshold"),
+    "the mask of another sequence": ("mask += row / slots / heads", "mask += row / slots % heads"),
+    "tiles larger than the shared memory": ("[TILE + 1])shared_memory;  //", "[TILE + 9])shared_memory;  //"),
+}
+"""What is wrong -> (right, wrong)."""
+
+
+def _cases():
+    yield from row_cases(37, 100, seed=0)
+    yield from row_cases(3, 300, seed=1)
+    for variant in ("masked", "dropped", "unpadded", "pruned"):
+        yield attention_case(3, 37, 2, 33, variant, seed=2)
+
+
+def _compare_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend: Backend = get_backend("cuda")  # compiles anew
+    for order in ORDERS:
+        monkeypatch.setattr(RawKernel, "order", order)
+        for case in _cases():
+            assert_twins_agree(case, "float32", backend)
+
+
+def test_without_a_fault_everything_agrees(monkeypatch: pytest.MonkeyPatch):
+    _compare_everything(monkeypatch)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found_out(fault: str, monkeypatch: pytest.MonkeyPatch):
+    right, wrong = FAULTS[fault]
+    assert SOURCE.count(right) >= 1, "the fault does not fit the source any more"
+    monkeypatch.setattr(cuda_launch, "source", lambda: SOURCE.replace(right, wrong, 1))
+    with pytest.raises((AssertionError, EmulationError, DeviceError)):
+        _compare_everything(monkeypatch)
+
+
+def test_too_little_shared_memory_is_found_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cuda_launch, "_REAL_BYTES", 2)
+    with pytest.raises(EmulationError, match="of shared memory was written"):
+        _compare_everything(monkeypatch)
+
+
+def test_an_argument_of_another_type_is_found_out(monkeypatch: pytest.MonkeyPatch):
+    import numpy as np
+
+    from backends import cuda_twins
+
+    monkeypatch.setattr(cuda_twins, "int32", np.int64)
+    with pytest.raises(EmulationError, match="takes arguments of the types"):
+        _compare_everything(monkeypatch)
