@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from minibert import MiniBERT
 from minibert.training.display import PlainDisplay
 from minibert.training.metrics import METRICS_FILE, read_metrics
+from minibert.training.preparation import Data, prepare_data
 from minibert.training.session import resume, start
 from minibert.training.settings import Settings
 
@@ -89,3 +91,11 @@ def of_kind(history: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 def losses(history: list[dict[str, Any]]) -> list[float]:
     """The training losses, as recorded."""
     return [entry["loss"] for entry in of_kind(history, "train")]
+
+
+def prepared(corpus: Path, cache: Path, **changes: Any) -> tuple[Settings, Data, MiniBERT]:
+    """The parts of a small run: its settings, its data, and a fresh model."""
+    settings = small_settings(corpus, **changes)
+    data = prepare_data(settings, cache)
+    config = settings.model_config(data.tokenizer.vocab_size)
+    return settings, data, MiniBERT(config, dtype=settings.dtype, seed=settings.seed)
