@@ -8,6 +8,7 @@ by itself, and looking at a value waits for the device.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,10 @@ class ndarray:  # noqa: N801 - CuPy's name
     @property
     def flags(self) -> Any:
         return self._host.flags
+
+    @property
+    def data(self) -> SimpleNamespace:
+        return SimpleNamespace(ptr=self._host.ctypes.data)
 
     @property
     def device(self) -> Device:

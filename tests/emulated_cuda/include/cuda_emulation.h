@@ -83,11 +83,40 @@ __attribute__((noinline)) static void pause() {
     if (_setjmp(fibres[threads[current].fibre].at) == 0) _longjmp(scheduler, 1);
 }
 
+static void become(unsigned number, int fibre) {
+    threads[number].fibre = fibre;
+    threads[number].state = READY;
+    current = number;
+    threadIdx.x = number % blockDim.x;
+    threadIdx.y = number / blockDim.x % blockDim.y;
+    threadIdx.z = number / blockDim.x / blockDim.y;
+}
+
+inline unsigned place(unsigned i, unsigned count, int order) {  // the i-th to run of `count`
+    return order == 0 ? i : order == 1 ? count - 1 - i : (i * 7 + 5) % count;
+}
+
+// The warp that runs: its first thread, how many it has, in which order, and how far the scheduler has come.
+static unsigned warp_first, warp_count, warp_at;
+static int warp_order;
+
+// A fibre that has done with a thread goes on with the next new one of the warp, without a detour.
+static bool next_new_thread() {
+    if (warp_at + 1 >= warp_count) return false;
+    unsigned number = warp_first + place(warp_at + 1, warp_count, warp_order);
+    if (threads[number].state != NEW) return false;
+    warp_at++;
+    become(number, threads[current].fibre);
+    return true;
+}
+
 static void fibre_main() {
     if (_setjmp(fibres[number_made].at) == 0) _longjmp(scheduler, 1);
     for (;;) {
-        run_kernel(arguments);
-        threads[current].state = DONE;
+        do {
+            run_kernel(arguments);
+            threads[current].state = DONE;
+        } while (next_new_thread());
         pause();
     }
 }
@@ -105,17 +134,9 @@ __attribute__((noinline)) static void make_fibre() {
 }
 
 __attribute__((noinline)) static void resume(unsigned number) {
-    Thread& thread = threads[number];
-    if (thread.state == NEW) {
-        if (number_free == 0) make_fibre();
-        thread.fibre = free_fibres[--number_free];
-    }
-    thread.state = READY;
-    current = number;
-    threadIdx.x = number % blockDim.x;
-    threadIdx.y = number / blockDim.x % blockDim.y;
-    threadIdx.z = number / blockDim.x / blockDim.y;
-    if (_setjmp(scheduler) == 0) _longjmp(fibres[thread.fibre].at, 1);
+    if (threads[number].state == NEW && number_free == 0) make_fibre();
+    become(number, threads[number].state == NEW ? free_fibres[--number_free] : threads[number].fibre);
+    if (_setjmp(scheduler) == 0) _longjmp(fibres[threads[current].fibre].at, 1);
     if (threads[current].state == DONE) free_fibres[number_free++] = threads[current].fibre;
 }
 
@@ -152,16 +173,13 @@ static bool shuffle_is_complete(unsigned first, unsigned last) {
     return true;
 }
 
-inline unsigned place(unsigned i, unsigned count, int order) {  // the i-th to run of `count`
-    return order == 0 ? i : order == 1 ? count - 1 - i : (i * 7 + 5) % count;
-}
-
 // Runs a warp until all of its threads have ended or wait for the whole block.
 static bool run_warp(unsigned first, unsigned last, int order) {
     if (order == 2 && (last - first) % 7 == 0) order = 1;  // the step of `place` must be prime to the count
+    warp_first = first, warp_count = last - first, warp_order = order;
     for (;;) {
-        for (unsigned i = 0; i < last - first; i++) {
-            unsigned number = first + place(i, last - first, order);
+        for (warp_at = 0; warp_at < warp_count; warp_at++) {
+            unsigned number = first + place(warp_at, warp_count, order);
             if (threads[number].state == NEW || threads[number].state == READY) resume(number);
         }
         bool shuffling = false;
