@@ -20,6 +20,7 @@ import numpy as np
 SMALLEST = 1 << 16
 """Bytes; smaller arrays are left to NumPy, whose own allocator reuses them."""
 
+_WASTE = 2  # an array may take a free block up to twice its size, rather than fresh memory
 _ALIGNMENT = 64  # bytes: a cache line, and the longest vector
 
 
@@ -44,7 +45,7 @@ class BufferPool:
     """Blocks of memory by size.
 
     Sizes are rounded up to eighths of a power of two, so that batches whose number of tokens varies a little
-    share blocks. The pool keeps what the largest step needed; `clear` gives up what is not in use.
+    share blocks; the smallest that fits is taken. The pool keeps what the largest step needed; `clear` gives up what is not in use.
 
     Attributes:
         reserved: bytes that were allocated and not given up.
@@ -63,9 +64,10 @@ class BufferPool:
         step = 1 << (size.bit_length() - 4)
         size = -(-size // step) * step
         with self._lock:
-            free = self._free[size]
-            block = free.pop() if free else None
-            if block is None:
+            fitting = [free for free, blocks in self._free.items() if blocks and size <= free <= _WASTE * size]
+            if fitting:
+                block = self._free[min(fitting)].pop()
+            else:
                 block = np.empty(size + _ALIGNMENT, dtype=np.uint8)
                 self.reserved += block.nbytes
         return np.asarray(_Lease(self, block, tuple(shape), dtype))

@@ -74,6 +74,7 @@ class MiniBERTGradients:
         self._check_cache(cache)
         dlogits, self.masked_language_model_loss = self._masked_language_model_loss(cache, labels, total_predictions)
         dhidden = self._head(cache, dlogits)
+        del dlogits  # (M, V): its memory is free for the layers below
         dpooler, self.next_sentence_loss = self._next_sentence_loss(cache, next_sentence_labels, total_sequences)
         self._next_sentence(cache, dpooler, dhidden)
         self._zero("classifier")
@@ -277,6 +278,7 @@ class MiniBERTGradients:
             p[f"{feed_forward}.intermediate.bias"],
             d[f"{feed_forward}.intermediate.bias"],
         )
+        del doutput, dintermediate  # their memory is free for what follows
         dattention_output = kernels.linear_backward(
             dintermediate_input,
             layer.attention_output,
@@ -284,6 +286,7 @@ class MiniBERTGradients:
             d[f"{feed_forward}.intermediate.weight"],
             add_to=dattention_output,
         )  # (Nq, H)
+        del dintermediate_input
 
         # attention_output = layer_norm(query_x + dropout(context @ output.weight.T + output.bias))
         dprojected, dquery_x = kernels.dropout_add_layer_norm_backward(

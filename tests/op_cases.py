@@ -59,6 +59,11 @@ def _pair(operation: str) -> tuple[str, str]:
     return f"{operation}_forward", f"{operation}_backward"
 
 
+def _size(rows: int, usual: int) -> str:
+    """The end of a case's name: how many rows, where they are more than usual."""
+    return "" if rows == usual else f":{rows} rows"
+
+
 def _softmax() -> Case:
     def forward(kernels: Kernels, backend: Backend, a: Arrays) -> tuple[Array, Any]:
         y = stable_softmax(a["x"])
@@ -69,8 +74,8 @@ def _softmax() -> Case:
     )
 
 
-def _linear(bias: bool) -> Case:
-    shapes = {"x": (7, 5), "weight": (4, 5), **({"bias": (4,)} if bias else {})}
+def _linear(bias: bool, rows: int = 7, outputs: int = 4, inputs: int = 5) -> Case:
+    shapes = {"x": (rows, inputs), "weight": (outputs, inputs), **({"bias": (outputs,)} if bias else {})}
 
     def forward(kernels: Kernels, backend: Backend, a: Arrays) -> tuple[Array, Any]:
         return kernels.linear_forward(a["x"], a["weight"], a.get("bias")), None
@@ -80,7 +85,25 @@ def _linear(bias: bool) -> Case:
         dx = kernels.linear_backward(dy, a["x"], a["weight"], outputs["weight"], outputs.get("bias"))
         return {"x": dx, **outputs}
 
-    return Case(f"linear{'' if bias else ':no bias'}", _pair("linear"), _normal(1, **shapes), forward, backward)
+    name = f"linear{'' if bias else ':no bias'}{_size(rows, 7)}"
+    return Case(name, _pair("linear"), _normal(1, **shapes), forward, backward)
+
+
+def _linear_added() -> Case:
+    """x goes through two linear layers: the second's gradient is added to the first's, in place."""
+
+    def forward(kernels: Kernels, backend: Backend, a: Arrays) -> tuple[Array, Any]:
+        return kernels.linear_forward(a["x"], a["first"]) + kernels.linear_forward(a["x"], a["second"]), None
+
+    def backward(kernels: Kernels, backend: Backend, dy: Array, a: Arrays, saved: Any) -> Arrays:
+        dfirst, dsecond = _empty(backend, a["first"], a["second"])
+        dx = kernels.linear_backward(dy, a["x"], a["first"], dfirst)
+        total = kernels.linear_backward(dy, a["x"], a["second"], dsecond, add_to=dx)
+        assert total is dx
+        return {"x": dx, "first": dfirst, "second": dsecond}
+
+    inputs = _normal(10, x=(7, 5), first=(4, 5), second=(4, 5))
+    return Case("linear:added", _pair("linear"), inputs, forward, backward)
 
 
 def _embedding() -> Case:
@@ -101,7 +124,7 @@ def _embedding() -> Case:
     return Case("embedding", _pair("embedding"), inputs, forward, backward)
 
 
-def _layer_norm() -> Case:
+def _layer_norm(rows: int = 6, width: int = 9) -> Case:
     def forward(kernels: Kernels, backend: Backend, a: Arrays) -> tuple[Array, Any]:
         return kernels.layer_norm_forward(a["x"], a["weight"], a["bias"], 1e-12)
 
@@ -110,10 +133,11 @@ def _layer_norm() -> Case:
         dx = kernels.layer_norm_backward(dy, a["x"], a["weight"], statistics, dweight, dbias)
         return {"x": dx, "weight": dweight, "bias": dbias}
 
-    return Case("layer_norm", _pair("layer_norm"), _normal(3, x=(6, 9), weight=(9,), bias=(9,)), forward, backward)
+    inputs = _normal(3, x=(rows, width), weight=(width,), bias=(width,))
+    return Case(f"layer_norm{_size(rows, 6)}", _pair("layer_norm"), inputs, forward, backward)
 
 
-def _activation(name: str) -> Case:
+def _activation(name: str, rows: int = 8, width: int = 6) -> Case:
     def forward(kernels: Kernels, backend: Backend, a: Arrays) -> tuple[Array, Any]:
         return getattr(kernels, f"bias_{name}_forward")(a["x"], a["bias"]), None
 
@@ -121,7 +145,8 @@ def _activation(name: str) -> Case:
         (dbias,) = _empty(backend, a["bias"])
         return {"x": getattr(kernels, f"bias_{name}_backward")(dy, a["x"], a["bias"], dbias), "bias": dbias}
 
-    return Case(f"bias_{name}", _pair(f"bias_{name}"), _normal(4, x=(8, 6), bias=(6,)), forward, backward)
+    inputs = _normal(4, x=(rows, width), bias=(width,))
+    return Case(f"bias_{name}{_size(rows, 8)}", _pair(f"bias_{name}"), inputs, forward, backward)
 
 
 def _plain_dropout() -> Case:
@@ -134,11 +159,11 @@ def _plain_dropout() -> Case:
     )
 
 
-def _sublayer(dropped: bool) -> Case:
+def _sublayer(dropped: bool, rows: int = 6, width: int = 8) -> Case:
     names = ("x", "bias", "residual", "weight", "norm_bias")
 
     def dropout(backend: Backend) -> Dropout | None:
-        return _dropout(backend, 6) if dropped else None
+        return _dropout(backend, rows) if dropped else None
 
     def forward(kernels: Kernels, backend: Backend, a: Arrays) -> tuple[Array, Any]:
         y, *saved = kernels.dropout_add_layer_norm_forward(*(a[name] for name in names), 1e-5, dropout(backend))
@@ -151,8 +176,9 @@ def _sublayer(dropped: bool) -> Case:
         )
         return dict(zip(names, (dx, dbias, dresidual, dweight, dnorm_bias), strict=True))
 
-    inputs = _normal(6, x=(6, 8), bias=(8,), residual=(6, 8), weight=(8,), norm_bias=(8,))
-    name = "dropout_add_layer_norm" + ("" if dropped else ":no dropout")
+    matrix, vector = (rows, width), (width,)
+    inputs = _normal(6, x=matrix, bias=vector, residual=matrix, weight=vector, norm_bias=vector)
+    name = "dropout_add_layer_norm" + ("" if dropped else ":no dropout") + _size(rows, 6)
     return Case(name, _pair("dropout_add_layer_norm"), inputs, forward, backward)
 
 
@@ -215,14 +241,20 @@ CASES = [
     _softmax(),
     _linear(bias=True),
     _linear(bias=False),
+    _linear(bias=True, rows=37, outputs=21, inputs=19),  # rows > outputs > inputs, and the other way round
+    _linear(bias=True, rows=3, outputs=35, inputs=41),
+    _linear_added(),
     _embedding(),
     _layer_norm(),
+    _layer_norm(rows=67, width=37),
     _activation("gelu"),
+    _activation("gelu", rows=67, width=37),
     _activation("gelu_new"),
     _activation("relu"),
     _plain_dropout(),
     _sublayer(dropped=True),
     _sublayer(dropped=False),
+    _sublayer(dropped=True, rows=67, width=37),
     *(_attention(variant) for variant in ("plain", "masked", "dropped", "unpadded", "pruned")),
     _cross_entropy(),
 ]

@@ -4,14 +4,16 @@ Numba compiles a kernel when it is first called with a dtype, and keeps the mach
 in NUMBA_CACHE_DIR), so that only the first process ever waits.
 
 Threads: kernels run on Numba's "workqueue" layer, whose threads sleep between kernels; those of OpenMP spin,
-and rob the next kernel of its cores. The layer must not be entered from two Python threads at once. It is not,
-because kernels keep Python's global lock while they run (no `nogil`).
+and rob the next kernel of its cores. The layer ends the process when two Python threads enter it at once, and a
+parallel loop releases Python's global lock, so a lock of our own lets in one at a time.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,8 +55,20 @@ puts their code into the loop, which without being told it does for some loops a
 summing = _compiled(fastmath=_ANY_ORDER)
 """For functions with sums, which may be taken in any (but always the same) order, and so in vectors."""
 
-parallel = _compiled(fastmath=_ANY_ORDER, parallel=True)
-"""For kernels: their `prange` loops are divided among the threads."""
+_IN_PARALLEL = threading.Lock()
+
+
+def parallel(function: Callable[..., None]) -> Callable[..., None]:
+    """For kernels: their `prange` loops are divided among the threads. One runs at a time."""
+    dispatcher = _compiled(fastmath=_ANY_ORDER, parallel=True)(function)
+
+    @functools.wraps(function)
+    def one_at_a_time(*arguments: Any) -> None:
+        with _IN_PARALLEL:
+            dispatcher(*arguments)
+
+    return one_at_a_time
+
 
 BLOCK_ROWS = 32
 """Rows that one pass of a kernel works on. Sums over rows are taken block by block and then over the blocks, so
