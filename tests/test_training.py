@@ -155,6 +155,20 @@ def test_nothing_is_fetched_from_the_device_between_reports(corpus, cache):
     assert trainer.pending == 0
 
 
+def test_a_rehearsal_leaves_no_trace(corpus, cache):
+    losses_of = []
+    for rehearsed in (True, False):
+        settings, data, model = prepared(corpus, cache, dropout=0.1)
+        trainer = Trainer(model, AdamW(model), accumulate=2)
+        if rehearsed:
+            trainer.rehearse(data.source.training_batch(5))
+        assert trainer.pending == 0
+        for step in range(2):
+            trainer.step(data.source.training_batch(step), settings.learning_rate)
+        losses_of.append(trainer.collect().losses.tolist())
+    assert losses_of[0] == losses_of[1]
+
+
 def test_figures_wait_unchanged_until_they_are_collected(corpus, cache):
     """Arrays of a step that were used again by the next would give other numbers here."""
     found = []

@@ -29,7 +29,7 @@ class Display(ABC):
 
     @abstractmethod
     def preparing(self, stage: str, tokens: int) -> None:
-        """Text is being made into tokens: what is being done, and how many are done."""
+        """Something comes before the training: what, and how many tokens are done, if it deals with tokens."""
 
     @abstractmethod
     def begin(self, budget: Budget, step: int, elapsed: float) -> None:
@@ -114,9 +114,9 @@ class LiveDisplay(Display):
     def preparing(self, stage: str, tokens: int) -> None:
         """Counts tokens beside a bar without an end."""
         if self._progress is None:
-            self._start(stage, None, TextColumn("{task.fields[step]:,} tokens"))
+            self._start(stage, None, TextColumn("{task.fields[left]}"))
         assert self._progress is not None
-        self._progress.update(self._task, description=stage, step=tokens)
+        self._progress.update(self._task, description=stage, left=f"{tokens:,} tokens" if tokens else "")
 
     def begin(self, budget: Budget, step: int, elapsed: float) -> None:
         """Shows the bar of the training."""

@@ -89,7 +89,8 @@ class Run:
         seconds = None if settings.minutes is None else 60.0 * settings.minutes
         self.budget = Budget(settings.steps, seconds)
         self.trainer = Trainer(model, optimizer, accumulate=settings.accumulate, dropout=settings.dropout > 0.0)
-        self._began = time.monotonic() - elapsed
+        self._elapsed_before = elapsed
+        self._began = time.monotonic()
         self._interval_began = time.monotonic()
         self._learning_rate = 0.0
         self._tokens = 0
@@ -103,8 +104,8 @@ class Run:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the run began, the time between its sessions left out."""
-        return time.monotonic() - self._began
+        """Seconds of training so far; what was before its first step and between sessions is left out."""
+        return self._elapsed_before + time.monotonic() - self._began
 
     def train(self) -> Outcome:
         """Trains until the budget is spent or someone interrupts.
@@ -113,8 +114,11 @@ class Run:
             NonFiniteError: the loss, a gradient or a parameter is NaN or infinite. Nothing of it was saved; the
                 message says at which step and what to do.
         """
-        self.display.begin(self.budget, self.step, self.elapsed)
         try:
+            self.display.preparing("warming up", 0)
+            self.trainer.rehearse(self.data.source.training_batch(self.step))
+            self._began = time.monotonic()
+            self.display.begin(self.budget, self.step, self.elapsed)
             finished = self._loop()
             evaluation = self._evaluate() if finished else None
             self._save()

@@ -72,38 +72,52 @@ class Trainer:
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             self._step(batch, learning_rate)
 
+    def rehearse(self, batch: Batch) -> None:
+        """Computes the gradients of a step and forgets them; waits until that is done.
+
+        Kernels are compiled and buffers allocated when they are first used. That can take longer than many
+        steps, and is better done before the clock of a run is started.
+        """
+        self._backward(batch.split(self.accumulate)[0], batch)
+        self.model.backend.synchronize()
+
     def _step(self, batch: Batch, learning_rate: float) -> None:
-        gradients = self._differentiate.gradients
         loss: Array = None
         if self._accumulator is not None:
             self._accumulator.reset()
         for part in batch.split(self.accumulate):
-            _, cache = self.model.forward(
-                part.input_ids,
-                part.attention_mask,
-                part.token_type_ids,
-                prediction_positions=part.prediction_positions,
-                next_sentence=part.next_sentence_labels is not None,
-                dropout_step=self.optimizer.steps if self.dropout else None,
-                first_sequence=part.first_sequence,
-                unpad=True,
-            )
-            # Divided by the totals of the whole step, the parts' losses and gradients simply add up.
-            part_loss = self._differentiate.backward(
-                cache,
-                part.labels,
-                part.next_sentence_labels,
-                total_predictions=batch.number_of_predictions,
-                total_sequences=batch.number_of_sequences,
-            )
+            part_loss = self._backward(part, batch)
             loss = part_loss if loss is None else loss + part_loss
             if self._accumulator is not None:
-                self._accumulator.add(gradients, weight=1.0)
-        whole = gradients if self._accumulator is None else self._accumulator.gradients
-        norm = self.optimizer.step(whole, learning_rate)
+                self._accumulator.add(self._differentiate.gradients, weight=1.0)
+        gradients = self._differentiate.gradients if self._accumulator is None else self._accumulator.gradients
+        norm = self.optimizer.step(gradients, learning_rate)
         self._losses.append(loss)
         self._norms.append(norm)
         self._tokens += batch.number_of_tokens
+
+    def _backward(self, part: Batch, whole: Batch) -> Array:
+        """The loss of a micro-batch; leaves its gradients in `self._differentiate`.
+
+        Divided by the totals of the whole step, the parts' losses and gradients simply add up.
+        """
+        _, cache = self.model.forward(
+            part.input_ids,
+            part.attention_mask,
+            part.token_type_ids,
+            prediction_positions=part.prediction_positions,
+            next_sentence=part.next_sentence_labels is not None,
+            dropout_step=self.optimizer.steps if self.dropout else None,
+            first_sequence=part.first_sequence,
+            unpad=True,
+        )
+        return self._differentiate.backward(
+            cache,
+            part.labels,
+            part.next_sentence_labels,
+            total_predictions=whole.number_of_predictions,
+            total_sequences=whole.number_of_sequences,
+        )
 
     def collect(self) -> StepFigures:
         """Fetches the figures of all steps since the last time; waits until the device is done with them.
