@@ -23,6 +23,12 @@ class CupyBackend(Backend):
     Args:
         index: the number of the GPU, or None for the current one.
 
+    Attributes:
+        cupy: the module.
+        kernels: launches the CUDA kernels.
+        deterministic: embeddings are added in a fixed order; MINIBERT_DETERMINISTIC=1 in the environment.
+        tf32: float32 products round their operands to 10 bits of fraction; CUPY_TF32=1 in the environment.
+
     Raises:
         BackendError: CuPy, the driver, or the GPU is missing.
     """
@@ -45,6 +51,7 @@ class CupyBackend(Backend):
         self.device = cupy.cuda.Device(index)
         self.device.use()  # new arrays, kernels and the memory pool of this thread belong to it
         self.kernels = CudaKernels(cupy)
+        self.tf32 = os.environ.get("CUPY_TF32", "0") not in ("", "0")  # CuPy reads it itself
         self.deterministic = os.environ.get("MINIBERT_DETERMINISTIC", "0") not in ("", "0")
 
     def asarray(self, host: Any, dtype: Any = None) -> Array:
@@ -103,6 +110,7 @@ class CupyBackend(Backend):
         return (
             f"{properties['name'].decode()} ({self.name}, compute capability {properties['major']}."
             f"{properties['minor']}), CuPy {self.cupy.__version__}, CUDA {runtime // 1000}.{runtime % 1000 // 10}"
+            f"{', TF32' if self.tf32 else ''}{', deterministic' if self.deterministic else ''}"
         )
 
 

@@ -1,0 +1,118 @@
+"""What can be wrong with a CUDA machine before any mathematics: CuPy, driver, GPU, compiler, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from typing import Any
+
+from backends.base import BackendError
+from backends.cuda_launch import STORAGE_BITS, CudaKernels
+
+OLDEST_CAPABILITY = (7, 0)
+ENOUGH_MEMORY = 1 << 30  # bytes; a training step of BERT-Mini takes less
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: of what was looked at.
+        passed: whether it is as it should be.
+        detail: what was found.
+        remedy: what to do, where it is not.
+    """
+
+    name: str
+    passed: bool
+    detail: str
+    remedy: str = ""
+
+
+def installed_cupys() -> list[str]:
+    """The CuPy wheels that are installed, as "name version"."""
+    found = {(str(d.metadata["Name"]).lower(), d.version) for d in distributions() if d.metadata["Name"]}
+    return sorted(f"{name} {version}" for name, version in found if name == "cupy" or name.startswith("cupy-cuda"))
+
+
+def one_cupy(wheels: list[str]) -> Finding:
+    """Two CuPys overwrite each other's files."""
+    remedy = "pip uninstall all of them, then install the one that fits the driver: 'minibert[cuda12]' or '[cuda13]'"
+    return Finding("one CuPy is installed", len(wheels) <= 1, ", ".join(wheels) or "none from a wheel", remedy)
+
+
+def driver_fits(driver: int, runtime: int) -> Finding:
+    """A driver serves CUDA versions up to its own major version.
+
+    Args:
+        driver: the newest CUDA version that the driver serves, as 1000 * major + 10 * minor.
+        runtime: the CUDA version that CuPy was built for, likewise.
+    """
+    detail = f"the driver serves CUDA {_version(driver)}, CuPy is built for {_version(runtime)}"
+    major = driver // 1000
+    remedy = f"update the driver, or install the CuPy for CUDA {major}: pip install 'minibert[cuda{major}]'"
+    return Finding("the driver serves CuPy", driver // 1000 >= runtime // 1000, detail, remedy)
+
+
+def capability_suffices(name: str, major: int, minor: int) -> Finding:
+    """The kernels are written for Volta and later."""
+    return Finding(
+        "the GPU is new enough",
+        (major, minor) >= OLDEST_CAPABILITY,
+        f"{name}, compute capability {major}.{minor}",
+        "a GPU of compute capability 7.0 (Volta, 2017) or later is needed; use --device cpu here",
+    )
+
+
+def memory_suffices(free: int, total: int) -> Finding:
+    """Another process may hold the memory."""
+    return Finding(
+        "memory is free",
+        free >= ENOUGH_MEMORY,
+        f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free",
+        "nvidia-smi shows which processes hold the GPU's memory; end them, or choose another GPU with cuda:N",
+    )
+
+
+def kernels_compile(kernels: Any) -> Finding:
+    """NVRTC is there, finds what it needs, and this GPU takes its code."""
+    for dtype in STORAGE_BITS:
+        try:
+            kernels.function("dropout", dtype)
+        except Exception as error:
+            return Finding(
+                "NVRTC compiles the kernels",
+                False,
+                f"{dtype}: {str(error)[:300]}",
+                "install CuPy with NVIDIA's compiler: pip install 'minibert[cuda12]' (it brings NVRTC and headers)",
+            )
+    return Finding("NVRTC compiles the kernels", True, ", ".join(STORAGE_BITS))
+
+
+def diagnose(device: str) -> Iterator[Finding]:
+    """Look at everything, as far as one can get; a failure that stops the rest comes last.
+
+    Args:
+        device: "cuda" or "cuda:N".
+    """
+    yield one_cupy(installed_cupys())
+    from backends import get_backend
+
+    try:
+        backend: Any = get_backend(device)
+    except BackendError as error:
+        yield Finding("CuPy, driver and GPU are there", False, str(error).split(". ")[0], str(error))
+        return
+    runtime = backend.cupy.cuda.runtime
+    properties = runtime.getDeviceProperties(backend.device.id)
+    yield Finding("CuPy, driver and GPU are there", True, backend.description())
+    yield driver_fits(runtime.driverGetVersion(), runtime.runtimeGetVersion())
+    yield capability_suffices(properties["name"].decode(), properties["major"], properties["minor"])
+    yield memory_suffices(*backend.device.mem_info)
+    yield kernels_compile(CudaKernels(backend.cupy))
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"

@@ -1,0 +1,102 @@
+"""The doctor finds a healthy device healthy, finds each illness, and names a remedy."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from backends import cuda_diagnosis, get_backend
+from backends.numpy_backend import NumpyBackend
+from minibert.ops import DEFINITIONS
+from minibert.training import doctor
+from minibert.training.comparison import compare_twins
+
+
+def test_the_device_at_hand_is_healthy(device: str, capsys: pytest.CaptureFixture[str]):
+    assert doctor.main(["--device", device, "--quick"]) == 0
+    output = capsys.readouterr().out
+    assert "all checks passed" in output
+    assert "FAIL" not in output
+
+
+def test_every_twin_of_the_device_is_compared(device: str):
+    backend = get_backend(device)
+    errors = compare_twins(backend)
+    assert set(errors) == set(backend.twins)
+    assert not any(math.isnan(error) for error in errors.values()), errors
+
+
+@pytest.mark.parametrize("name", ["bias_gelu_forward", "linear_backward", "attention_backward", "adamw_update"])
+def test_a_wrong_twin_fails_the_check(name: str):
+    def wrong(backend, *arguments, **named):
+        result = DEFINITIONS[name](backend, *arguments, **named)
+        array = arguments[-1] if name == "attention_backward" else arguments[0] if result is None else result
+        array *= 1.01
+        return result
+
+    backend = NumpyBackend()
+    backend.twins = {name: wrong}
+    with pytest.raises(doctor.CheckError, match=f"{name} is off by"):
+        doctor.twins(backend)
+
+
+def test_other_masks_fail_the_check(monkeypatch: pytest.MonkeyPatch):
+    backend = NumpyBackend()
+    backend.twins = {"dropout_forward": lambda backend, x, dropout: x * (np.arange(x.size).reshape(x.shape) % 9 > 0)}
+    with pytest.raises(doctor.CheckError, match="of 300000 elements differ"):
+        doctor.masks(backend)
+
+
+def test_another_loss_fails_the_check_and_the_command(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(doctor, "LOSS_TOLERANCE", -1.0)
+    assert doctor.main(["--device", "cpu", "--quick"]) == 1
+    output = capsys.readouterr().out
+    assert "1 check(s) failed" in output
+    assert "please report this table" in output
+
+
+def test_a_machine_without_cuda_fails_with_a_remedy(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert doctor.main(["--device", "cuda"]) == 1
+    assert "pip install 'minibert[cuda12]'" in capsys.readouterr().out
+
+
+def test_an_unknown_device_is_refused_in_one_line(capsys):
+    with pytest.raises(SystemExit):
+        doctor.main(["--device", "tpu"])
+    assert "use 'cpu', 'cuda' or 'cuda:N'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("finding", "remedy"),
+    [
+        (cuda_diagnosis.one_cupy(["cupy-cuda12x 14.2.0", "cupy-cuda13x 14.2.0"]), "pip uninstall"),
+        (cuda_diagnosis.driver_fits(12080, 13000), r"minibert\[cuda12\]"),
+        (cuda_diagnosis.capability_suffices("Quadro P4000", 6, 1), "Volta"),
+        (cuda_diagnosis.memory_suffices(100 << 20, 16 << 30), "nvidia-smi"),
+    ],
+    ids=["two CuPys", "old driver", "old GPU", "no memory"],
+)
+def test_each_illness_has_its_remedy(finding: cuda_diagnosis.Finding, remedy: str):
+    assert not finding.passed
+    assert re.search(remedy, finding.remedy)
+
+
+def test_a_newer_driver_and_a_single_cupy_are_healthy():
+    assert cuda_diagnosis.driver_fits(13000, 12090).passed
+    assert cuda_diagnosis.one_cupy(["cupy-cuda12x 14.2.0"]).passed
+    assert cuda_diagnosis.capability_suffices("Tesla V100", 7, 0).passed
+
+
+def test_a_compiler_that_fails_is_named():
+    class Broken:
+        def function(self, name, dtype):
+            raise RuntimeError("libnvrtc.so.12 was not found")
+
+    finding = cuda_diagnosis.kernels_compile(Broken())
+    assert not finding.passed
+    assert "libnvrtc" in finding.detail
