@@ -45,7 +45,8 @@ class BufferPool:
     """Blocks of memory by size.
 
     Sizes are rounded up to eighths of a power of two, so that batches whose number of tokens varies a little
-    share blocks; the smallest that fits is taken. The pool keeps what the largest step needed; `clear` gives up what is not in use.
+    share blocks; the smallest that fits is taken. The pool keeps what the largest step needed; `clear` gives
+    up what is not in use.
 
     Attributes:
         reserved: bytes that were allocated and not given up.

@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import backends_under_test
 import pytest
@@ -18,6 +20,7 @@ from backends import Backend, BackendError, get_backend
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--without-numba", action="store_true", help="test as on a machine that has no Numba")
     parser.addoption("--device", default="cpu", help="cpu (default), cuda, cuda:N or cuda-emulated: where to compute")
 
 
@@ -26,11 +29,19 @@ def pytest_configure(config: pytest.Config) -> None:
         emulated_cuda.install()
         os.environ["PYTHONPATH"] = python_path()  # for the processes that tests start
         config.option.device = "cuda"  # from here on it is in CuPy's place, and says "EMULATED" of itself
+    if config.getoption("--without-numba"):
+        sys.modules["numba"] = None  # type: ignore[assignment] # "not there", for every import from now on
     device = config.getoption("--device")
     try:
         get_backend(device)
     except (BackendError, ValueError) as error:
         raise pytest.UsageError(f"--device {device}: {error}") from error
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Tests of the compiled kernels themselves need what compiles them."""
+    is_of_numba = collection_path.name.startswith("test_numba")
+    return True if is_of_numba and config.getoption("--without-numba") else None
 
 
 def pytest_report_header(config: pytest.Config) -> str:

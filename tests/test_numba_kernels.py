@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 from numba import njit
 from scipy import special
+from test_buffers import Step
 
 from backends import BackendError, get_backend, numpy_kernels, threads
 from backends.numba_kernels import attention, jit
@@ -250,6 +252,25 @@ def test_kernels_may_be_called_from_several_python_threads():
     for result in results:
         np.testing.assert_array_equal(result, expected)
     assert len(results) == 4
+
+
+# --- memory ---------------------------------------------------------------------------------------------------
+
+
+def test_a_warm_training_step_allocates_no_large_array():
+    step = Step()
+    assert step.model.kernels.twins, "the fast twins are what reuses memory"
+    for _ in range(3):
+        step()
+    reserved = step.model.backend.pool.reserved
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    step()
+    peak = tracemalloc.get_traced_memory()[1] - before
+    tracemalloc.stop()
+    hidden_states = int(step.mask.sum()) * step.model.config.hidden_size * 4
+    assert peak < hidden_states, "everything allocated at any moment is less than one array of hidden states"
+    assert step.model.backend.pool.reserved == reserved
 
 
 # --- threads ---------------------------------------------------------------------------------------------------

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads, prange
+from numba import prange
 
 from backends.base import Array, Backend
 from backends.numba_kernels.jit import elementwise, parallel
 from backends.numba_kernels.sums import add_row
-
-_BLOCK_COLUMNS = 32  # two cache lines of float32
 
 
 @elementwise
@@ -27,22 +25,18 @@ def _look_up(tables, ids, y):
         _look_up_row(tables, ids, i, y[i])
 
 
-@parallel
-def _scatter(target, ids, rows, parts):
-    """Each thread takes some columns of all rows, so that none meets another, in whatever order ids come."""
-    columns = rows.shape[1]
-    chunk = (columns + parts - 1) // parts
-    for part in prange(parts):
-        start, end = part * chunk, min(columns, (part + 1) * chunk)
-        if end > start:
-            for i in range(rows.shape[0]):
-                add_row(rows[i, start:end], target[ids[i], start:end])
+@elementwise
+def _scatter(target, ids, rows):
+    for i in range(rows.shape[0]):
+        add_row(rows[i], target[ids[i]])
 
 
 def scatter_add(target: Array, ids: Array, rows: Array) -> None:
-    """Add rows[i] to target[ids[i]], in place, in the order of i."""
-    parts = max(1, min(get_num_threads(), rows.shape[1] // _BLOCK_COLUMNS))
-    _scatter(target, np.ascontiguousarray(ids), np.ascontiguousarray(rows), parts)
+    """Add rows[i] to target[ids[i]], in place, in the order of i.
+
+    On one thread: waking the others takes as long as all the additions of a usual batch.
+    """
+    _scatter(target, np.ascontiguousarray(ids), np.ascontiguousarray(rows))
 
 
 def embedding_forward(backend: Backend, tables: tuple[Array, ...], ids: tuple[Array, ...]) -> Array:

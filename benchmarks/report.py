@@ -1,0 +1,129 @@
+"""Results as tables in Markdown, and as a chart."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+Result = dict[str, Any]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def spread(ratios: Sequence[float]) -> str:
+    """Median, and lowest to highest."""
+    return f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def steps_table(results: Sequence[Result]) -> str:
+    """Every size and party: time, ratio, throughput, memory."""
+    rows = []
+    for result in results:
+        ours = result["parties"]["minibert"]
+        for party, figures in result["parties"].items():
+            rows.append(
+                (
+                    result["name"],
+                    party,
+                    f"{1e3 * figures['seconds']:.0f}",
+                    "" if party == "minibert" else spread(figures["ratios"]),
+                    "" if party == "minibert" else spread(figures["processor_ratios"]),
+                    f"{figures['tokens_per_second']:.0f}",
+                    f"{figures['gflops']:.0f}",
+                    f"{figures['peak_bytes'] / 1e6:.0f}",
+                    f"{ours['peak_bytes'] / figures['peak_bytes']:.2f}",
+                )
+            )
+    header = (
+        "size",
+        "party",
+        "ms a step",
+        "its time / ours",
+        "processor time",
+        "tokens/s",
+        "GFLOP/s",
+        "peak MB",
+        "our memory / its",
+    )
+    return table(header, rows)
+
+
+def operations_table(result: Result) -> str:
+    """Where Mini-BERT's step goes, and how much of it the matrix products need."""
+    operations, whole = result["operations"], sum(result["operations"].values())
+    rows = [(name, f"{1e3 * s:.1f}", f"{s / whole:.0%}") for name, s in operations.items() if s > 0.002 * whole]
+    share = (
+        f"At this run's sgemm speed ({result['sgemm_gflops']:.0f} GFLOP/s) the matrix products alone would take "
+        f"{result['product_share']:.0%} of the step ({result['name']})."
+    )
+    return table(("operation", "ms", "share"), rows) + "\n\n" + share
+
+
+def scatter_table(scatter: dict[str, Any]) -> str:
+    """The ways of scatter-add."""
+    rows = [
+        (name, f"{1e3 * figures['seconds']:.2f}", "" if name == "scatter_add" else spread(figures["ratios"]))
+        for name, figures in scatter.items()
+    ]
+    return table(("(4096, 256) into (8192, 256)", "ms", "its time / ours"), rows)
+
+
+def scaling_table(series: dict[str, list[Result]]) -> str:
+    """How time and memory grow with one quantity at a time; 1.00 where time per unit stays the same."""
+    rows = []
+    for quantity, results in series.items():
+        first = results[0]
+        for result in results:
+            factor = result["value"] / first["value"]
+            grown = result["seconds"] / first["seconds"]
+            marginal = ""
+            if result is not first:
+                marginal = f"{1e3 * (result['seconds'] - first['seconds']) / (result['value'] - first['value']):.3g}"
+            rows.append(
+                (
+                    quantity,
+                    result["value"],
+                    f"{1e3 * result['seconds']:.0f}",
+                    f"{factor:.2f}",
+                    f"{grown:.2f}",
+                    marginal,
+                    f"{result['peak_bytes'] / 1e6:.0f}",
+                )
+            )
+    return table(("growing", "value", "ms a step", "grown by", "time grown by", "ms per unit more", "peak MB"), rows)
+
+
+def chart(results: Sequence[Result], path: Path) -> None:
+    """Bars: every party's tokens per second, a group per size.
+
+    Raises:
+        ImportError: Matplotlib is not installed.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    parties = list(dict.fromkeys(party for result in results for party in result["parties"]))
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    width = 0.8 / len(parties)
+    for number, party in enumerate(parties):
+        places = [i + number * width for i, result in enumerate(results) if party in result["parties"]]
+        heights = [
+            result["parties"]["minibert"]["tokens_per_second"] / result["parties"][party]["tokens_per_second"]
+            for result in results
+            if party in result["parties"]
+        ]
+        axes.bar(places, heights, width, label=party)
+    axes.set_xticks([i + 0.4 - width / 2 for i in range(len(results))], [result["name"] for result in results])
+    axes.tick_params(axis="x", labelsize=7)
+    axes.axhline(1.0, color="black", linewidth=0.5)
+    axes.set_ylabel("time of a training step / Mini-BERT's")
+    axes.legend(fontsize=8)
+    figure.savefig(path)

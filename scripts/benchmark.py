@@ -1,0 +1,140 @@
+"""Mini-BERT against PyTorch on the same CPU, and against itself: see docs/performance.md.
+
+python scripts/benchmark.py step                       # the sizes of the documentation, all peers that are installed
+python scripts/benchmark.py step --size L4,H256,V8192,B32,T128 --peers torch --rounds 7
+python scripts/benchmark.py scatter
+python scripts/benchmark.py scaling
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.comparison import WorkerError, compare, machine, run_worker  # noqa: E402
+from benchmarks.report import chart, operations_table, scaling_table, scatter_table, steps_table  # noqa: E402
+from benchmarks.scatter import compare_scatter  # noqa: E402
+from benchmarks.work import Work  # noqa: E402
+
+SIZES = (
+    "L2,H128,V8192,B32,T128",
+    "L4,H256,V8192,B32,T128",
+    "L4,H256,V30522,B32,T128",
+    "L4,H256,V8192,B8,T512",
+    "L12,H768,V30522,B8,T128",
+)
+PEERS = ("transformers", "transformers-compile", "torch", "torch-compile", "torch-bfloat16")
+_LETTERS = {"L": "layers", "H": "hidden", "V": "vocabulary", "B": "batch", "T": "length"}
+_SCALING = {
+    "layers": (2, 4, 8),
+    "batch": (8, 16, 32, 64),
+    "length": (128, 256, 512),
+    "vocabulary": (8192, 16384, 32768),
+}
+
+
+def size(text: str) -> Work:
+    """A size from the command line, e.g. L4,H256,V8192,B32,T128; what is left out is as there."""
+    fields = {}
+    for part in text.split(","):
+        if not (match := re.fullmatch(r"([LHVBT])([1-9]\d*)", part)):
+            raise argparse.ArgumentTypeError(f"{part!r} in {text!r} is none of L, H, V, B, T with a number")
+        fields[_LETTERS[match[1]]] = int(match[2])
+    return Work(**fields)
+
+
+def installed_peers(peer_python: str) -> bool:
+    """Whether that interpreter has PyTorch and transformers."""
+    check = "import importlib.util as u, sys; sys.exit(not (u.find_spec('torch') and u.find_spec('transformers')))"
+    return subprocess.run([peer_python, "-c", check], check=False).returncode == 0
+
+
+def step(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Mini-BERT and its peers, size by size."""
+    peers = arguments.peers
+    if peers and not installed_peers(arguments.peer_python):
+        print(f"no PyTorch and transformers in {arguments.peer_python}: Mini-BERT alone (--peer-python names another)")
+        peers = []
+    results = []
+    for work in arguments.size:
+        work = dataclasses.replace(work, threads=arguments.threads, steps=arguments.steps)
+        results.append(compare(work, peers, arguments.rounds, arguments.peer_python))
+    print("\n" + steps_table(results))
+    for result in results:
+        print("\n" + operations_table(result))
+    for party, figures in results[-1]["parties"].items():
+        print(f"{party}: {figures['description']}")
+    if arguments.chart:
+        chart(results, arguments.chart)
+    return {"steps": results}
+
+
+def scatter(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The scatter-add against loops and `np.add.at`."""
+    from backends.threads import set_threads
+
+    set_threads(arguments.threads)
+    result = compare_scatter(max(arguments.rounds, 21))
+    print(scatter_table(result))
+    return {"scatter": result}
+
+
+def scaling(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time per step against one quantity at a time."""
+    series: dict[str, list[dict[str, Any]]] = {}
+    for quantity, values in _SCALING.items():
+        # longer sequences with the same number of tokens, so that only attention grows
+        base = Work(threads=arguments.threads, steps=arguments.steps, batch=16)
+        series[quantity] = []
+        for value in values:
+            changes = {quantity: value}
+            if quantity == "length":
+                changes["batch"] = base.tokens // value
+            figures = run_worker(dataclasses.replace(base, **changes), sys.executable)
+            series[quantity].append({"value": value, "seconds": figures["median"], "peak_bytes": figures["peak_bytes"]})
+            print(f"  {quantity} {value}: {figures['median']:.3f} s")
+    print("\n" + scaling_table(series))
+    return {"scaling": series}
+
+
+def main() -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("step", "scatter", "scaling"))
+    parser.add_argument("--size", type=size, action="append", help=f"repeatable; default: {' '.join(SIZES)}")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--peer-python", default=sys.executable, help="the interpreter that has PyTorch")
+    parser.add_argument("--rounds", type=int, default=5, help="fresh processes of every party")
+    parser.add_argument("--steps", type=int, default=5, help="timed in each process")
+    parser.add_argument("--threads", type=int, default=machine()["cores"])
+    parser.add_argument("--json", type=Path, help="where to write all figures")
+    parser.add_argument("--chart", type=Path, help="where to draw the comparison (needs Matplotlib)")
+    arguments = parser.parse_args()
+    arguments.size = arguments.size or [size(text) for text in SIZES]
+    where = machine()
+    load = where["load_before"]
+    print(f"{where['processor']}, {arguments.threads} of {where['cores']} cores; load average before: {load:.1f}")
+    try:
+        figures = {
+            "machine": where,
+            **{"step": step, "scatter": scatter, "scaling": scaling}[arguments.what](arguments),
+        }
+    except WorkerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
