@@ -19,10 +19,12 @@ from backends.numba_kernels import attention, jit
 from backends.numba_kernels.elementary import exponential, gelu, gelu_slope, normal_parts
 from backends.numba_kernels.softmax import row_maximum
 from minibert import MiniBERT, MiniBERTConfig, MiniBERTGradients
+from minibert.inference import embed_command
 from minibert.kernels import Kernels
 from minibert.ops import AttentionLayout, Dropout, dropout_mask, score_bound
 from minibert.random_bits import Stream, derive_key
 from minibert.rows import Rows
+from minibert.training import evaluate_command, train_command
 
 BACKEND = get_backend("cpu")
 FAST, REFERENCE = Kernels(BACKEND), Kernels(BACKEND, "reference")
@@ -366,3 +368,24 @@ def test_a_compiled_kernel_is_out_of_date_when_any_source_of_the_kernels_has_cha
 
     assert len(jit._SOURCES) > 10
     assert add_row._cache._cache_file._source_stamp == jit._STAMP
+
+
+def test_the_command_lines_set_the_threads(capsys: pytest.CaptureFixture[str]):
+    import numba
+
+    before = numba.get_num_threads()
+    for command, needed in (
+        (train_command, []),
+        (evaluate_command, ["--model", "m"]),
+        (embed_command, ["--model", "m"]),
+    ):
+        build = command.build_parser
+        try:
+            given = vars(build().parse_args(["--threads", "1", *needed]))
+            assert numba.get_num_threads() == 1
+            assert "threads" not in given
+        finally:
+            threads.set_threads(before)
+        with pytest.raises(SystemExit):
+            build().parse_args(["--threads", "0"])
+        assert "error: --threads: the number of threads must be at least 1, not 0" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from minibert.inference.errors import InferenceError
 from minibert.inference.pooling import POOLINGS
 from minibert.inference.quick import quick_backend
-from minibert.training.command_line import SUCCESS, Parser, run_command
+from minibert.training.command_line import SUCCESS, Parser, add_threads, run_command
 from minibert.training.errors import explained
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def build_parser() -> Parser:
     normalize.add_argument("--no-normalize", dest="normalize", action="store_false", help="vectors as they are")
     parser.add_argument("--batch-tokens", type=int, metavar="N", help="computed at once (default: what is fastest)")
     parser.add_argument("--device", default="cpu", metavar="{cpu,cuda,cuda:N}", help="(default: cpu)")
+    add_threads(parser)
     parser.add_argument("--kernels", default="auto", metavar="{auto,reference}", help="(default: auto)")
     return parser
 

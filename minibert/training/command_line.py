@@ -12,6 +12,7 @@ from types import FrameType
 from typing import NoReturn
 
 from backends import BackendError
+from backends.threads import set_threads
 from minibert.data.errors import DataError
 from minibert.training.errors import NonFiniteError, TrainingError
 
@@ -24,6 +25,29 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the program with status 2."""
         self.exit(BAD_INPUT, f"error: {message} (--help lists all options)\n")
+
+
+class _SetThreads(argparse.Action):
+    """Sets the number of threads while the command line is read, before anything computes."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: str | None = None
+    ) -> None:
+        try:
+            set_threads(int(str(values)))
+        except (ValueError, BackendError) as error:
+            parser.error(f"{option}: {error}")
+
+
+def add_threads(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Adds the option `--threads`."""
+    parser.add_argument(
+        "--threads",
+        action=_SetThreads,
+        metavar="N",
+        dest=argparse.SUPPRESS,
+        help="how many cores to compute with on a CPU (default: all); the same number gives the same bits",
+    )
 
 
 def run_command(command: Callable[[], int]) -> int:

@@ -12,7 +12,7 @@ from rich.console import Console
 from minibert.data.batch_source import OBJECTIVES, build_sequences
 from minibert.data.corpus import CORPUS_HELP, open_corpus
 from minibert.data.token_file import prepare_tokens
-from minibert.training.command_line import SUCCESS, Parser, run_command
+from minibert.training.command_line import SUCCESS, Parser, add_threads, run_command
 from minibert.training.display import make_display
 from minibert.training.errors import TrainingError
 from minibert.training.evaluation import evaluate
@@ -44,6 +44,7 @@ def build_parser() -> Parser:
     parser.add_argument("--objective", metavar="{mlm,mlm+nsp}", help="(default: of the run, or mlm)")
     parser.add_argument("--seq-length", type=int, metavar="T", help="(default: of the run, or 128)")
     parser.add_argument("--device", default="cpu", metavar="{cpu,cuda,cuda:N}", help="(default: cpu)")
+    add_threads(parser)
     parser.add_argument("--dtype", default="float32", metavar="{float32,float64}", help="(default: float32)")
     parser.add_argument("--kernels", default="auto", metavar="{auto,reference}", help="(default: auto)")
     parser.add_argument(

@@ -12,7 +12,7 @@ from rich.console import Console
 from minibert.config import PRESETS
 from minibert.data.batch_source import OBJECTIVES
 from minibert.data.corpus import CORPUS_HELP
-from minibert.training.command_line import INTERRUPTED, SUCCESS, Parser, polite_interrupts, run_command
+from minibert.training.command_line import INTERRUPTED, SUCCESS, Parser, add_threads, polite_interrupts, run_command
 from minibert.training.display import make_display
 from minibert.training.errors import TrainingError
 from minibert.training.preparation import CACHE_FOLDER
@@ -66,6 +66,7 @@ def build_parser() -> Parser:
         "--minutes, --device, --kernels, --accumulate, --learning-rate and the intervals below may be changed",
     )
     add(run, "device", str, "{cpu,cuda,cuda:N}", "where to compute")
+    add_threads(run)
     add(run, "steps", int, "N", "how many optimizer steps to train; such a run can be repeated bit for bit on a CPU")
     add(run, "minutes", float, "M", f"or how long, evaluations included (default: {DEFAULT_MINUTES:g})")
     add(run, "seed", int, "N", "of parameters, order, masks and dropout")
