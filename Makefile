@@ -3,15 +3,19 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PARITY := .venv-parity
+CUDA := .venv-cuda
 READY := $(VENV)/.ready
 PARITY_READY := $(PARITY)/.ready
+CUDA_READY := $(CUDA)/.ready
 
-.PHONY: help setup train test test-parity lint format verify simple-test clean
+.PHONY: help setup train test test-parity test-cuda-build verify-gpu lint format verify simple-test clean
 
 help:
 	@echo "make train        train BERT on this Python's own documentation, about three minutes"
 	@echo "make test         run the tests (NumPy, read-only NumPy, array-api-strict)"
 	@echo "make test-parity  run the comparisons with PyTorch and transformers (downloads both)"
+	@echo "make test-cuda-build  compile the CUDA kernels, run all tests on an emulated GPU (downloads 1.5 GB)"
+	@echo "make verify-gpu   on a machine with a GPU: doctor, tests, training, benchmark, a report"
 	@echo "make lint         check style and types"
 	@echo "make format       rewrite the code in the house style"
 	@echo "make verify       show that the four critical fixes hold"
@@ -33,6 +37,12 @@ $(PARITY_READY): pyproject.toml
 	$(PARITY)/bin/python -m pip install --quiet --editable '.[parity,plot,test]'
 	@touch $@
 
+$(CUDA_READY): pyproject.toml
+	$(PYTHON) -m venv $(CUDA)
+	$(CUDA)/bin/python -m pip install --quiet --upgrade pip
+	$(CUDA)/bin/python -m pip install --quiet --editable '.[cuda-build,plot,test]'
+	@touch $@
+
 train: $(READY)
 	$(VENV)/bin/python scripts/train.py $(ARGS)
 
@@ -41,6 +51,14 @@ test: $(READY)
 
 test-parity: $(PARITY_READY)
 	$(PARITY)/bin/python -m pytest tests/parity $(ARGS)
+
+test-cuda-build: $(CUDA_READY)
+	$(CUDA)/bin/python -m pytest tests/cuda_build $(ARGS)
+	$(CUDA)/bin/python -m pytest --device cuda-emulated tests tests/cuda_emulated $(ARGS)
+
+# In the environment that is active, since only its owner knows which CuPy fits the driver.
+verify-gpu:
+	python scripts/verify_gpu.py $(ARGS)
 
 lint: $(READY)
 	$(VENV)/bin/python -m ruff check .
@@ -58,4 +76,4 @@ simple-test: $(READY)
 	$(VENV)/bin/python scripts/simple_test.py
 
 clean:
-	rm -rf $(VENV) $(PARITY) *.egg-info .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) $(PARITY) $(CUDA) *.egg-info .pytest_cache .mypy_cache .ruff_cache build dist

@@ -1,0 +1,145 @@
+"""Dockerfile.cuda without an engine: linted, and its RUN and COPY steps executed in a folder on this machine."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = ROOT / "Dockerfile.cuda"
+SUITE = ("test_ops.py", "test_twins.py", "test_model.py", "test_backends.py", "test_doctor.py", "test_random_bits.py")
+
+
+@dataclass(frozen=True)
+class Step:
+    """An instruction: its name, and the rest of its lines."""
+
+    name: str
+    rest: str
+
+
+def steps() -> list[Step]:
+    """The instructions, comments left out and continued lines joined."""
+    lines = [line for line in DOCKERFILE.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ")
+    return [Step(*line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]
+
+
+def of(name: str) -> list[str]:
+    return [step.rest for step in steps() if step.name == name]
+
+
+def ignored(path: Path) -> bool:
+    """Whether .dockerignore keeps a path of the project out of the image."""
+    patterns = [line for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
+    parts = path.relative_to(ROOT).parts
+    return any(
+        fnmatch.fnmatch(part, pattern.removeprefix("**/"))
+        for pattern in patterns
+        for depth, part in enumerate(parts)
+        if depth == 0 or pattern.startswith("**/")
+    )
+
+
+def copy_context(target: Path) -> None:
+    """What `COPY . .` copies."""
+
+    def skipped(folder: str, names: list[str]) -> set[str]:
+        return {name for name in names if ignored(Path(folder) / name)}
+
+    shutil.copytree(ROOT, target, ignore=skipped, dirs_exist_ok=True)
+
+
+def test_the_linter_has_nothing_to_say():
+    linter = Path(sys.executable).parent / "hadolint"
+    run = subprocess.run(
+        [linter, "--config", ROOT / ".hadolint.yaml", DOCKERFILE], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_the_linter_finds_a_fault(tmp_path: Path):
+    faulty = tmp_path / "Dockerfile"
+    faulty.write_text(DOCKERFILE.read_text(encoding="utf-8").replace("${PYTHON_VERSION}-slim-bookworm", "latest"))
+    linter = Path(sys.executable).parent / "hadolint"
+    run = subprocess.run([linter, "--config", ROOT / ".hadolint.yaml", faulty], capture_output=True, check=False)
+    assert run.returncode != 0
+
+
+def test_nothing_runs_as_root_and_every_version_is_pinned():
+    assert of("USER") == ["1000"]
+    assert dict(argument.split("=") for argument in of("ARG")).keys() == {
+        "PYTHON_VERSION",
+        "CUDA_MAJOR",
+        "CUPY_VERSION",
+    }
+    assert all(":" in image and "latest" not in image for image in of("FROM"))
+
+
+def test_what_the_image_starts_is_there():
+    for command in (of("CMD")[-1], of("HEALTHCHECK")[-1].split("CMD ", 1)[1]):
+        program, script, *_ = json.loads(command)
+        assert program == "python"
+        assert (ROOT / script).is_file()
+        assert not ignored(ROOT / script)
+
+
+def test_history_environments_and_results_stay_out():
+    for name in (".git", ".venv", ".venv-cuda", "runs", "minibert.egg-info", "build", "tests/__pycache__"):
+        assert ignored(ROOT / name), name
+    for name in ("backends/cuda_kernels.cu", "minibert/model.py", "tests/conftest.py", "pyproject.toml", "README.md"):
+        assert not ignored(ROOT / name), name
+
+
+def interpreters() -> list[str]:
+    """The plain Pythons of this machine that the image may have."""
+    return [name for name in ("python3.11", "python3.12") if shutil.which(name)]
+
+
+@pytest.mark.parametrize("python", interpreters())
+def test_the_steps_run_and_what_they_made_passes_the_cpu_suite(python: str, tmp_path: Path):
+    """The wheels resolve and import, the project installs, the commands work; the container's paths lie in a folder."""
+    opt, work, kernels = tmp_path / "opt", tmp_path / "work", tmp_path / "kernels"
+    work.mkdir()
+    inside = {"/opt/minibert": str(opt / "minibert"), "/work": str(work), "/kernels": str(kernels)}
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment |= dict(argument.split("=") for argument in of("ARG"))
+    environment |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "CUPY_CACHE_DIR": str(kernels)}
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(str(shutil.which(python)))
+    environment["PATH"] = f"{tmp_path / 'bin'}{os.pathsep}{environment['PATH']}"
+
+    def run(command: str) -> str:
+        for path, here in inside.items():
+            command = re.sub(rf"(?<![\w/]){path}(?=/|\s|$)", here, command)
+        done = subprocess.run(
+            ["sh", "-c", command], cwd=work, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        return done.stdout
+
+    left_out = []
+    for step in steps():
+        if step.name == "RUN" and step.rest.startswith("useradd"):
+            left_out.append(step.rest)  # this machine gets no user
+        elif step.name == "RUN":
+            run(step.rest)
+        elif step.name == "COPY" and "--from=build" not in step.rest:
+            assert shlex.split(step.rest)[-2:] == [".", "."]
+            copy_context(work)
+    assert len(left_out) == 1
+    interpreter = "/opt/minibert/bin/python"
+    run(f'{interpreter} -c "import cupy, cupy.cuda.nvrtc; print(cupy.__version__)"')
+    run(f"{interpreter} scripts/doctor.py --device cpu --quick")
+    run(f"{interpreter} scripts/train.py --help")
+    assert "passed" in run(f"{interpreter} -m pytest -q {' '.join(f'tests/{name}' for name in SUITE)}")

@@ -1,0 +1,73 @@
+"""`make verify-gpu` runs everything, fails if anything fails, and writes a report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from minibert.training import gpu_verification
+from minibert.training.gpu_verification import Outcome, Part, compare_losses, parts, report, run
+from minibert.training.metrics import METRICS_FILE
+
+
+def write_losses(folder: Path, losses: list[float]) -> None:
+    folder.mkdir()
+    lines = [json.dumps({"kind": "train", "step": n, "loss": loss}) for n, loss in enumerate(losses)]
+    (folder / METRICS_FILE).write_text("\n".join(lines), encoding="utf-8")
+
+
+def test_every_part_is_there_and_names_the_device(tmp_path: Path):
+    made = {part.name: part.command for part in parts("cuda:1", tmp_path, 30, [])}
+    assert {"doctor", "tests", "training on the device", "training on the CPU"} <= set(made)
+    for name in ("doctor", "tests", "training on the device"):
+        assert made[name][made[name].index("--device") + 1] == "cuda:1"
+    for command in made.values():
+        assert command[1] == "-m" or Path(command[1]).is_file(), command
+
+
+def test_losses_that_agree_pass_and_others_fail(tmp_path: Path):
+    write_losses(tmp_path / "device", [5.0, 4.0])
+    write_losses(tmp_path / "cpu", [5.0, 4.00001])
+    assert compare_losses(tmp_path)[0]
+    (tmp_path / "other").mkdir()
+    write_losses(tmp_path / "other" / "device", [5.0, 4.0])
+    write_losses(tmp_path / "other" / "cpu", [5.0, 4.1])
+    assert not compare_losses(tmp_path / "other")[0]
+    assert compare_losses(tmp_path / "nothing") == (
+        False,
+        f"there is no {tmp_path / 'nothing' / 'device' / METRICS_FILE}",
+    )
+
+
+def test_a_command_that_fails_is_a_failure_in_the_report(capsys: pytest.CaptureFixture[str]):
+    outcomes = [
+        run(Part("good", [sys.executable, "-c", "print('fine')"])),
+        run(Part("bad", [sys.executable, "-c", "1/0"])),
+    ]
+    assert [outcome.passed for outcome in outcomes] == [True, False]
+    text = report("a device", outcomes, (True, "close"))
+    assert "| good | pass |" in text
+    assert "| bad | FAIL |" in text
+    assert "ZeroDivisionError" in text
+
+
+@pytest.mark.parametrize(("passes", "status"), [(True, 0), (False, 1)])
+def test_the_exit_status_tells_whether_all_passed(passes: bool, status: int, tmp_path: Path, monkeypatch):
+    def pretended(part: Part) -> Outcome:
+        if "training" in part.name:
+            write_losses(tmp_path / "out" / ("device" if "device" in part.name else "cpu"), [2.0])
+        return Outcome(part, passes or part.name != "tests", 1.0, "")
+
+    monkeypatch.setattr(gpu_verification, "run", pretended)
+    assert gpu_verification.main(["--device", "cpu", "--output", str(tmp_path / "out")]) == status
+    assert (tmp_path / "out" / "report.md").is_file()
+
+
+def test_without_a_gpu_it_fails_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert gpu_verification.main(["--output", str(tmp_path / "out")]) == 2
+    assert "CuPy cannot be imported" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
