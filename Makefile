@@ -28,13 +28,13 @@ setup: $(READY)
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet --editable '.[plot,test]'
+	$(VENV)/bin/python -m pip install --quiet --editable '.[fast,plot,test]'
 	@touch $@
 
 $(PARITY_READY): pyproject.toml
 	$(PYTHON) -m venv $(PARITY)
 	$(PARITY)/bin/python -m pip install --quiet --upgrade pip
-	$(PARITY)/bin/python -m pip install --quiet --editable '.[parity,plot,test]'
+	$(PARITY)/bin/python -m pip install --quiet --editable '.[fast,parity,plot,test]'
 	@touch $@
 
 $(CUDA_READY): pyproject.toml
