@@ -22,10 +22,10 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module")
 def sentences() -> list[str]:
-    """200 texts from this Python's documentation, of one word to a few paragraphs."""
+    """200 texts from this Python's documentation, of one word to a paragraph."""
     words = " ".join(text for _, text in stdlib_text.stdlib_documents()[:40]).split()
     rng = np.random.default_rng(0)
-    lengths = np.concatenate([rng.integers(1, 40, 180), rng.integers(40, 180, 20)])
+    lengths = np.concatenate([rng.integers(1, 40, 180), rng.integers(40, 80, 20)])
     starts = rng.integers(0, len(words) - 200, lengths.size)
     return [" ".join(words[start : start + length]) for start, length in zip(starts, lengths, strict=True)]
 
