@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from cupy.cuda import compiler
 from cupy_backends.cuda.libs import nvrtc
@@ -13,6 +15,7 @@ from emulated_cuda.compiler import kernel_names
 from backends.cuda_launch import STORAGE_BITS, options, source
 
 MUST = ("70", "75", "80", "86", "89", "90")  # Volta, Turing, Ampere (A100; 30xx), Ada, Hopper
+LARGEST_BLOCK = 1024  # threads; of the by-column kernels
 MAY = ("100", "120")  # Blackwell: from CUDA 12.8 on
 
 
@@ -68,3 +71,18 @@ def test_no_float32_kernel_computes_in_float64():
     lines = [line.strip() for line in text.splitlines() if ".f64" in line]
     arithmetic = [line for line in lines if line.startswith(("mul", "fma", "div", "sqrt"))]
     assert arithmetic == []
+
+
+@pytest.mark.parametrize("dtype", STORAGE_BITS)
+@pytest.mark.parametrize("target", MUST)
+def test_the_largest_block_finds_registers_enough_and_none_spill(target: str, dtype: str):
+    """A GPU has 65,536 registers for a block; a launch that needs more fails, and only there would one notice."""
+    program = nvrtc.createProgram(source(), "kernels.cu", (), ())
+    nvrtc.compileProgram(program, (f"-arch=sm_{target}", "--ptxas-options=-v", *options(dtype)))
+    log = nvrtc.getProgramLog(program)
+    nvrtc.destroyProgram(program)
+    reports = re.findall(r"entry function '(\w+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers", log, re.DOTALL)
+    assert {name for name, _, _ in reports} == set(kernel_names(source()))
+    for name, spilled, registers in reports:
+        assert int(spilled) == 0, name
+        assert int(registers) * LARGEST_BLOCK <= 65536, name
