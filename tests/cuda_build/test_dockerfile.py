@@ -111,7 +111,7 @@ def test_the_steps_run_and_what_they_made_passes_the_cpu_suite(python: str, tmp_
     """The wheels resolve and import, the project installs, the commands work; the container's paths lie in a folder."""
     opt, work, kernels = tmp_path / "opt", tmp_path / "work", tmp_path / "kernels"
     work.mkdir()
-    inside = {"/opt/minibert": str(opt / "minibert"), "/work": str(work), "/kernels": str(kernels)}
+    inside = {"/opt/minibert": str(opt / "minibert"), "/minibert": str(work), "/kernels": str(kernels)}
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     environment |= dict(argument.split("=") for argument in of("ARG"))
     environment |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "CUPY_CACHE_DIR": str(kernels)}
