@@ -39,7 +39,7 @@ def installed_cupys() -> list[str]:
 
 def one_cupy(wheels: list[str]) -> Finding:
     """Two CuPys overwrite each other's files."""
-    remedy = "pip uninstall all of them, then install the one that fits the driver: 'minibert[cuda12]' or '[cuda13]'"
+    remedy = "pip uninstall all of them, then install the one that fits the driver: '.[cuda12]' or '[cuda13]'"
     return Finding("one CuPy is installed", len(wheels) <= 1, ", ".join(wheels) or "none from a wheel", remedy)
 
 
@@ -52,7 +52,7 @@ def driver_fits(driver: int, runtime: int) -> Finding:
     """
     detail = f"the driver serves CUDA {_version(driver)}, CuPy is built for {_version(runtime)}"
     major = driver // 1000
-    remedy = f"update the driver, or install the CuPy for CUDA {major}: pip install 'minibert[cuda{major}]'"
+    remedy = f"update the driver, or install the CuPy for CUDA {major}: pip install '.[cuda{major}]'"
     return Finding("the driver serves CuPy", driver // 1000 >= runtime // 1000, detail, remedy)
 
 
@@ -86,7 +86,7 @@ def kernels_compile(kernels: Any) -> Finding:
                 "NVRTC compiles the kernels",
                 False,
                 f"{dtype}: {str(error)[:300]}",
-                "install CuPy with NVIDIA's compiler: pip install 'minibert[cuda12]' (it brings NVRTC and headers)",
+                "install CuPy with NVIDIA's compiler: pip install '.[cuda12]' (it brings NVRTC and headers)",
             )
     return Finding("NVRTC compiles the kernels", True, ", ".join(STORAGE_BITS))
 

@@ -120,8 +120,8 @@ def _import_cupy() -> Any:
     except ImportError as error:
         raise BackendError(
             "CUDA was asked for, but CuPy cannot be imported "
-            f"({error}). Install the one that fits the driver: pip install 'minibert[cuda12]' for CUDA 12, "
-            "'minibert[cuda13]' for CUDA 13 (never both), or run with --device cpu."
+            f"({error}). Install the one that fits the driver, in Mini-BERT's folder: pip install '.[cuda12]' for "
+            "CUDA 12, '.[cuda13]' for CUDA 13 (never both), or run with --device cpu."
         ) from error
     return cupy
 

@@ -77,7 +77,7 @@ def numba_kernels() -> Any:
     except ImportError as error:
         warnings.warn(
             f"Numba is installed but cannot be used ({error}), so training will be slower: "
-            "pip install --upgrade 'minibert[fast]'",
+            "pip install --upgrade '.[fast]'",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -28,7 +28,7 @@ def set_threads(number: int) -> None:
     if number < 1:
         raise ValueError(f"the number of threads must be at least 1, not {number}")
     if importlib.util.find_spec("threadpoolctl") is None:
-        raise BackendError("setting the number of threads needs threadpoolctl: pip install 'minibert[fast]'")
+        raise BackendError("setting the number of threads needs threadpoolctl: pip install '.[fast]'")
     if importlib.util.find_spec("numba") is not None:
         import numba
 

@@ -108,6 +108,7 @@ class MiniBERTGradients:
         dhidden = model.backend.xp.zeros_like(cache.hidden_rows[-1])  # (Nq, H)
         self._classifier(cache, classifier, dlogits, dhidden)
         self._zero("mlm", "next_sentence")
+        self.masked_language_model_loss = self.next_sentence_loss = model.backend.xp.zeros_like(loss)
         self.gradients["token_embeddings"][...] = 0.0  # no tied decoder wrote its part
         self._encoder(cache, dhidden)
         return loss

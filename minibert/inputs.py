@@ -164,6 +164,8 @@ def prepare_inputs(
         ValueError, TypeError: input that makes no sense for this model; the message says what and where.
     """
     xp = _HOST.xp
+    if first_sequence < 0:
+        raise ValueError(f"first_sequence counts the sequences of a step from 0; got {first_sequence}")
     ids, mask, segments = _check_batch(config, backend, input_ids, attention_mask, token_type_ids)
     batch, length = ids.shape
     predicted = None

@@ -279,6 +279,8 @@ class MiniBERT:
     ) -> Dropout | None:
         if step is None or probability == 0.0:
             return None
+        if step < 0:
+            raise ValueError(f"dropout_step is the number of a training step, 0 or more, not {step}")
         return Dropout(probability, derive_key(self.seed, Stream.DROPOUT, step, layer, site), row_numbers)
 
     def _embeddings(self, inputs: Inputs, step: int | None) -> tuple[Array, EmbeddingsCache]:

@@ -131,7 +131,7 @@ def _cupy_without_gpu(driver: int, devices: int | str) -> ModuleType:
 @pytest.mark.parametrize(
     ("cupy", "device", "what", "remedy"),
     [
-        (None, "cuda", "CuPy cannot be imported", r"pip install 'minibert\[cuda12\]'"),
+        (None, "cuda", "CuPy cannot be imported", r"pip install '\.\[cuda12\]'"),
         (_cupy_without_gpu(0, 0), "cuda", "no NVIDIA driver", "docker run --gpus all"),
         (_cupy_without_gpu(12080, 0), "cuda", "no GPU is visible", "Check that nvidia-smi lists one"),
         (_cupy_without_gpu(12080, "cudaErrorNoDevice: no device"), "cuda", "no GPU is visible", "nvidia-smi"),

@@ -106,6 +106,11 @@ def test_a_longer_run_may_be_asked_for_and_the_intervals_changed(interrupted):
     assert [line["step"] for line in of_kind(history, "evaluation")] == [6, 9, 10]
 
 
+def test_fewer_steps_than_were_taken_are_refused(interrupted):
+    with pytest.raises(TrainingError, match="has taken 5 steps already; --steps 2 is to be the total"):
+        go_on(interrupted, steps=2)
+
+
 def test_a_run_by_steps_may_go_on_by_minutes(interrupted):
     history = go_on(interrupted, minutes=0.002)
     assert of_kind(history, "resumed")[-1]["settings"]["steps"] is None
@@ -145,6 +150,7 @@ def test_a_folder_without_a_run_or_a_checkpoint_cannot_be_resumed(tmp_path):
 def test_another_vocabulary_is_refused(interrupted):
     text = (interrupted / "tokenizer.json").read_text()
     (interrupted / "tokenizer.json").write_text(text.replace('"camel"', '"llama"'))
+    (interrupted / "vocab.txt").unlink()  # beside which the other one would be noticed at once
     with pytest.raises(TrainingError, match=r"vocabulary in .*run \(\d+ tokens\) is not the one"):
         go_on(interrupted)
 

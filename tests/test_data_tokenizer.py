@@ -209,3 +209,13 @@ def test_a_folder_without_a_usable_tokenizer_is_an_error(tokenizer, tmp_path):
         (tmp_path / "tokenizer_config.json").write_text(content)
         with pytest.raises(DataError, match=f"tokenizer_config.json {message}"):
             Tokenizer.load(tmp_path)
+
+
+def test_a_vocabulary_that_contradicts_the_tokenizer_beside_it_is_named(tmp_path):
+    tokenizer = train_tokenizer(["the fox and the dog"] * 5, vocab_size=60)
+    tokenizer.save(tmp_path)
+    lines = (tmp_path / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    lines[10], lines[11] = lines[11], lines[10]
+    (tmp_path / "vocab.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"vocab\.txt says that the token .* different vocabularies"):
+        Tokenizer.load(tmp_path)

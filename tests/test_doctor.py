@@ -62,7 +62,7 @@ def test_another_loss_fails_the_check_and_the_command(monkeypatch: pytest.Monkey
 def test_a_machine_without_cuda_fails_with_a_remedy(monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert doctor.main(["--device", "cuda"]) == 1
-    assert "pip install 'minibert[cuda12]'" in capsys.readouterr().out
+    assert "pip install '.[cuda12]'" in capsys.readouterr().out
 
 
 def test_an_unknown_device_is_refused_in_one_line(capsys):
@@ -75,7 +75,7 @@ def test_an_unknown_device_is_refused_in_one_line(capsys):
     ("finding", "remedy"),
     [
         (cuda_diagnosis.one_cupy(["cupy-cuda12x 14.2.0", "cupy-cuda13x 14.2.0"]), "pip uninstall"),
-        (cuda_diagnosis.driver_fits(12080, 13000), r"minibert\[cuda12\]"),
+        (cuda_diagnosis.driver_fits(12080, 13000), r"\.\[cuda12\]"),
         (cuda_diagnosis.capability_suffices("Quadro P4000", 6, 1), "Volta"),
         (cuda_diagnosis.memory_suffices(100 << 20, 16 << 30), "nvidia-smi"),
     ],

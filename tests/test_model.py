@@ -182,6 +182,8 @@ def test_the_example_of_the_docstring_works():
         ({"input_ids": [[1, 2]], "attention_mask": [[1, 2]]}, ValueError, "only 1 .* and 0"),
         ({"input_ids": [[1, 2]], "token_type_ids": [[0, 2]]}, ValueError, r"token_type_ids\[0, 1\] is 2"),
         ({"input_ids": [[1, 2]], "token_type_ids": [[0]]}, ValueError, "token_type_ids has the shape"),
+        ({"input_ids": [[1, 2]], "first_sequence": -1}, ValueError, "first_sequence counts .* from 0; got -1"),
+        ({"input_ids": [[1, 2]], "dropout_step": -1}, ValueError, "dropout_step is the number of a training step"),
         ({"input_ids": [[1, 2]], "prediction_positions": [2]}, ValueError, r"prediction_positions\[0\] is 2"),
         ({"input_ids": [[1, 2]], "prediction_positions": [1, 0]}, ValueError, "must increase"),
         ({"input_ids": [[1, 2]], "prediction_positions": [[1]]}, ValueError, "one list of flat positions"),

@@ -169,3 +169,8 @@ def test_softmax_works_along_any_axis(backend: Backend):
     expected = np.exp(x) / np.exp(x).sum(axis=1, keepdims=True)
     y = stable_softmax(backend.asarray(x, dtype=backend.dtype("float32")), axis=1)
     assert_close(backend, y, expected, "float32")
+
+
+def test_softmax_of_integers_is_refused():
+    with pytest.raises(TypeError, match="needs floating-point scores, not int64"):
+        stable_softmax(np.array([[1, 2]]))

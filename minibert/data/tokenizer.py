@@ -172,7 +172,7 @@ class Tokenizer:
         about which id a token has.
 
         Raises:
-            DataError: the files are missing, damaged, or lack a special token.
+            DataError: the files are missing, damaged, contradict each other, or lack a special token.
         """
         folder = Path(folder)
         config = {**_read_json(folder / _SPECIAL_FILE), **_read_json(folder / _CONFIG_FILE)}
@@ -183,6 +183,7 @@ class Tokenizer:
             except Exception as error:  # the library raises bare Exception for anything wrong with the file
                 raise DataError(f"{folder / _TOKENIZER_FILE} is damaged: {error}") from error
             _heed_config(backend, config)
+            _check_agreement(folder, backend)
         elif (folder / _VOCABULARY_FILE).is_file():
             backend = wordpiece(_read_vocabulary(folder / _VOCABULARY_FILE), config, special_tokens)
         else:
@@ -191,6 +192,21 @@ class Tokenizer:
             return cls(backend, special_tokens)
         except DataError as error:
             raise DataError(f"{folder}: {error}") from error
+
+
+def _check_agreement(folder: Path, backend: tokenizers.Tokenizer) -> None:
+    """A vocab.txt beside tokenizer.json must give every token the same id: other readers prefer it."""
+    path = folder / _VOCABULARY_FILE
+    if not path.is_file():
+        return
+    ids = backend.get_vocab(with_added_tokens=True)
+    for token, number in _read_vocabulary(path).items():
+        if ids.get(token) != number:
+            raise DataError(
+                f"{path} says that the token {token!r} has the id {number}, {_TOKENIZER_FILE} beside it says "
+                f"{ids.get(token, 'that there is no such token')}: the two are of different vocabularies; put back the "
+                "one that belongs to the model, or remove the other"
+            )
 
 
 def wordpiece(

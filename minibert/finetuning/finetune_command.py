@@ -116,5 +116,5 @@ def _save(classifier: TextClassifier, output: Path, best: Epoch) -> None:
     (output / TABLE_FILE).write_text(table + "\n", encoding="utf-8")
     print(f"\nbest epoch: {best.number}\n\n{table}\n")
     if not best.evaluation.draw(output / PICTURE_FILE):
-        print(f"{PICTURE_FILE} was not drawn: Matplotlib is not installed (pip install 'minibert[plot]')")
+        print(f"{PICTURE_FILE} was not drawn: Matplotlib is not installed (pip install '.[plot]')")
     print(f'The classifier is in {output}. Try next:\n  python scripts/classify.py --model {output} "a text"')

@@ -31,8 +31,13 @@ def stable_softmax(x: Array, axis: int = -1) -> Array:
 
     Returns:
         The shape and dtype of `x`.
+
+    Raises:
+        TypeError: integers.
     """
     xp = array_namespace(x)
+    if not xp.isdtype(x.dtype, "real floating"):
+        raise TypeError(f"stable_softmax needs floating-point scores, not {x.dtype}")
     bound = score_bound(xp, x.dtype)
     x = xp.clip(x, -bound, bound)
     maximum = xp.max(x, axis=axis, keepdims=True)

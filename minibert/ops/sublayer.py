@@ -30,7 +30,7 @@ def dropout_add_layer_norm_forward(
         dropout: or None.
 
     Returns:
-        y (N, H); for the backward pass the normalised sum (N, H) before the norm, and its statistics.
+        y (N, H); for the backward pass the sum (N, H) that the norm was taken of, and its statistics.
     """
     total = residual + dropout_forward(backend, x + bias, dropout)
     y, statistics = layer_norm_forward(backend, total, weight, norm_bias, eps)
@@ -48,7 +48,10 @@ def dropout_add_layer_norm_backward(
     dweight: Array,
     dnorm_bias: Array,
 ) -> tuple[Array, Array]:
-    """Writes dbias, dweight and dnorm_bias, each (H,); returns dx and dresidual, each (N, H)."""
+    """Writes dbias, dweight and dnorm_bias, each (H,); returns dx and dresidual, each (N, H).
+
+    Without dropout the two are one array: use dx before adding to dresidual in place.
+    """
     # y = layer_norm(total)
     dtotal = layer_norm_backward(backend, dy, total, weight, statistics, dweight, dnorm_bias)
     # total = residual + dropout(x + bias)

@@ -102,6 +102,11 @@ def resume(
         raise TrainingError(f"there is no run to resume in {output}: it has no folder {CHECKPOINTS_FOLDER}")
     path, progress = load_progress(output / CHECKPOINTS_FOLDER)
     settings = Settings.from_dict(progress.settings).resumed_with(given)
+    if settings.steps is not None and settings.steps < progress.step:
+        raise TrainingError(
+            f"the run in {output} has taken {progress.step} steps already; --steps {settings.steps} is to be the "
+            "total, those before the resume included: give a larger number"
+        )
     with explained():
         backend = get_backend(settings.device)
     tokenizer = Tokenizer.load(output)
@@ -220,7 +225,7 @@ def _finish(output: Path, model: MiniBERT, data: Data, display: Display, outcome
     examples = fill_mask_examples(model, data.tokenizer, data.tokenized.evaluation)
     show_examples(display.console, examples)
     if not drawn:
-        display.message(f"{PLOT_FILE} was not drawn: Matplotlib is not installed (pip install 'minibert[plot]')")
+        display.message(f"{PLOT_FILE} was not drawn: Matplotlib is not installed (pip install '.[plot]')")
     display.message(f"The model, its vocabulary, the metrics and the loss curve are in {output}. Try next:")
     text = examples[0].text if examples else data.tokenizer.special_tokens["mask_token"]
     display.message(f"  python scripts/fill_mask.py --model {output} {shlex.quote(text)}")

@@ -52,7 +52,7 @@ def compiler() -> tuple[str, ...]:
             return (name,)
     if importlib.util.find_spec("ziglang"):
         return (sys.executable, "-m", "ziglang", "c++")
-    raise EmulationError("the emulated CUDA device needs a C++ compiler: pip install 'minibert[cuda-build]' brings one")
+    raise EmulationError("the emulated CUDA device needs a C++ compiler: pip install '.[cuda-build]' brings one")
 
 
 def _command() -> list[str]:
