@@ -132,8 +132,9 @@ extern "C" __global__ void dropout(const stored* x, DROPOUT, int rows, int colum
 
 struct Gelu {
     static __device__ real value(real u) { return u * ((real)0.5 + (real)0.5 * erf(u * (real)0.70710678118654752)); }
-    static __device__ real slope(real u) {  // Phi(u) + u * phi(u)
+    static __device__ real slope(real u, real* value) {  // Phi(u) + u * phi(u)
         real cumulative = (real)0.5 + (real)0.5 * erf(u * (real)0.70710678118654752);
+        *value = u * cumulative;
         return cumulative + u * exp((real)-0.5 * u * u) * (real)0.39894228040143268;
     }
 };
@@ -143,15 +144,19 @@ struct GeluNew {
         return tanh((real)0.79788456080286536 * (u + (real)0.044715 * u * u * u));
     }
     static __device__ real value(real u) { return (real)0.5 * u * (1 + bent(u)); }
-    static __device__ real slope(real u) {
+    static __device__ real slope(real u, real* value) {
         real t = bent(u), inner = (real)0.79788456080286536 * (1 + (real)(3 * 0.044715) * u * u);
+        *value = (real)0.5 * u * (1 + t);
         return (real)0.5 * (1 + t) + (real)0.5 * u * (1 - t * t) * inner;
     }
 };
 
 struct Relu {
     static __device__ real value(real u) { return u > 0 ? u : (real)0; }
-    static __device__ real slope(real u) { return u > 0 ? (real)1 : (real)0; }
+    static __device__ real slope(real u, real* value) {
+        *value = Relu::value(u);
+        return u > 0 ? (real)1 : (real)0;
+    }
 };
 
 template <class Activation>
@@ -165,18 +170,21 @@ __device__ void activation_forward(const stored* x, const stored* bias, int rows
     }
 }
 
-template <class Activation>  // by column
+// By column. Returns y again beside dx, so that the forward pass need not keep it.
+template <class Activation>
 __device__ void activation_backward(
-    const stored* dy, const stored* x, const stored* bias, int rows, int columns, stored* dx, stored* dbias) {
+    const stored* dy, const stored* x, const stored* bias, int rows, int columns, stored* dx, stored* y,
+    stored* dbias) {
     int column = blockIdx.x * blockDim.x + threadIdx.x;
     real sum = 0;
     if (column < columns) {
         real shift = load(bias, column);
         for (int row = threadIdx.y; row < rows; row += blockDim.y) {
             long long i = (long long)row * columns + column;
-            real value = load(dy, i) * Activation::slope(load(x, i) + shift);
-            store(dx, i, value);
-            sum += value;
+            real value, gradient = load(dy, i) * Activation::slope(load(x, i) + shift, &value);
+            store(dx, i, gradient);
+            store(y, i, value);
+            sum += gradient;
         }
     }
     sum = sum_over_lanes(sum);
@@ -189,8 +197,8 @@ __device__ void activation_backward(
         activation_forward<Activation>(x, bias, rows, columns, y);                                                   \
     }                                                                                                                \
     extern "C" __global__ void bias_##name##_backward(const stored* dy, const stored* x, const stored* bias,         \
-        int rows, int columns, stored* dx, stored* dbias) {                                                          \
-        activation_backward<Activation>(dy, x, bias, rows, columns, dx, dbias);                                      \
+        int rows, int columns, stored* dx, stored* y, stored* dbias) {                                               \
+        activation_backward<Activation>(dy, x, bias, rows, columns, dx, y, dbias);                                   \
     }
 
 ACTIVATION(gelu, Gelu)
@@ -330,7 +338,8 @@ extern "C" __global__ void dropout_add_layer_norm_backward_columns(
 
 // --- cross-entropy: a block per row of logits --------------------------------------------------------------------
 
-// The largest logit of a row, clipped to +-bound, and the sum of the exponentials of what the others lie below it.
+// The largest logit of a row, at least -bound, and the sum of the exponentials of what the others lie below it, all
+// clipped to +-bound.
 __device__ real row_total(const stored* logits, int columns, real bound, real* maximum) {
     real largest = -bound, total = 0;
     for (int column = threadIdx.x; column < columns; column += blockDim.x) {
@@ -338,12 +347,12 @@ __device__ real row_total(const stored* logits, int columns, real bound, real* m
         if (value > largest) largest = value;
     }
     largest = block_reduce(largest, true);
+    *maximum = largest;
     if (largest > bound) largest = bound;
     for (int column = threadIdx.x; column < columns; column += blockDim.x) {
         real value = load(logits, column);
         total += exp((value < -bound ? -bound : value > bound ? bound : value) - largest);
     }
-    *maximum = largest;
     return block_reduce(total, false);
 }
 
@@ -357,10 +366,13 @@ extern "C" __global__ void cross_entropy_forward(const stored* logits, const int
 }
 
 extern "C" __global__ void cross_entropy_backward(const stored* logits, const int* labels, int columns, double bound,
-                                                  double scale, stored* dlogits) {
+                                                  double scale, stored* losses, stored* dlogits) {
     long long start = (long long)blockIdx.x * columns;
     int label = labels[blockIdx.x];
     real largest, total = row_total(logits + start, columns, (real)bound, &largest);
+    if (threadIdx.x == 0)  // from the largest as it is, so that an infinite logit shows in the loss
+        store(losses, blockIdx.x, label < 0 ? (real)0 : log(total) - (load(logits, start + label) - largest));
+    if (largest > (real)bound) largest = (real)bound;
     real share = largest == -(real)bound ? (real)0 : 1 / total;  // as in stable_softmax: nothing to share
     for (int column = threadIdx.x; column < columns; column += blockDim.x) {
         real value = load(logits, start + column);

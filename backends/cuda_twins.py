@@ -60,14 +60,24 @@ def linear_backward(
     dbias: Array | None = None,
     add_to: Array | None = None,
 ) -> Array:
-    """Two products, one of them straight into dweight, and the sums of dy in one pass."""
-    output(dy.dtype, weight.shape, dweight)
+    """Both functions below."""
+    linear_backward_weight(backend, dy, x, dweight, dbias)
+    return linear_backward_input(backend, dy, weight, add_to)
+
+
+def linear_backward_weight(backend: Any, dy: Array, x: Array, dweight: Array, dbias: Array | None = None) -> None:
+    """A product straight into dweight, and the sums of dy in one pass."""
+    output(dy.dtype, (dy.shape[1], x.shape[1]), dweight)
     backend.cupy.dot(dy.T, x, out=dweight)
     if dbias is not None:
         (dy,) = checked(dy.dtype, dy)
         rows, columns = dy.shape
         output(dy.dtype, (columns,), dbias)
         backend.kernels.by_column("column_sums", dy.dtype, rows, columns, dy, int32(rows), int32(columns), dbias)
+
+
+def linear_backward_input(backend: Any, dy: Array, weight: Array, add_to: Array | None = None) -> Array:
+    """A product."""
     dx = backend.cupy.matmul(dy, weight)
     if add_to is None:
         return dx
@@ -78,7 +88,7 @@ def linear_backward(
 # --- activations --------------------------------------------------------------------------------------------------
 
 
-def _activation(name: str) -> tuple[Callable[..., Array], Callable[..., Array]]:
+def _activation(name: str) -> tuple[Callable[..., Array], Callable[..., tuple[Array, Array]]]:
     def forward(backend: Any, x: Array, bias: Array) -> Array:
         x, bias = checked(x.dtype, x, bias)
         rows, columns = x.shape
@@ -88,15 +98,15 @@ def _activation(name: str) -> tuple[Callable[..., Array], Callable[..., Array]]:
         )
         return y
 
-    def backward(backend: Any, dy: Array, x: Array, bias: Array, dbias: Array) -> Array:
+    def backward(backend: Any, dy: Array, x: Array, bias: Array, dbias: Array) -> tuple[Array, Array]:
         dy, x, bias = checked(x.dtype, dy, x, bias)
         rows, columns = x.shape
         output(x.dtype, (columns,), dbias)
-        dx = backend.cupy.empty(x.shape, x.dtype)
+        dx, y = backend.cupy.empty(x.shape, x.dtype), backend.cupy.empty(x.shape, x.dtype)
         backend.kernels.by_column(
-            f"bias_{name}_backward", x.dtype, rows, columns, dy, x, bias, int32(rows), int32(columns), dx, dbias
+            f"bias_{name}_backward", x.dtype, rows, columns, dy, x, bias, int32(rows), int32(columns), dx, y, dbias
         )
-        return dx
+        return dx, y
 
     return forward, backward
 
@@ -262,17 +272,18 @@ def cross_entropy_forward(backend: Any, logits: Array, labels: Array) -> Array:
     return losses
 
 
-def cross_entropy_backward(backend: Any, logits: Array, labels: Array, scale: float) -> Array:
-    """A block per row: softmax, less the label, times the scale."""
+def cross_entropy_backward(backend: Any, logits: Array, labels: Array, scale: float) -> tuple[Array, Array]:
+    """A block per row: its loss, and the softmax, less the label, times the scale."""
     (logits,), (labels,) = checked(logits.dtype, logits), checked(np.dtype("int32"), labels)
     rows, columns = logits.shape
+    losses = backend.cupy.empty((rows,), logits.dtype)
     dlogits = backend.cupy.empty(logits.shape, logits.dtype)
     bound = _score_bound(logits.dtype)
     backend.kernels.by_block(
         "cross_entropy_backward",
-        *(logits.dtype, rows, columns, logits, labels, int32(columns), bound, np.float64(scale), dlogits),
+        *(logits.dtype, rows, columns, logits, labels, int32(columns), bound, np.float64(scale), losses, dlogits),
     )
-    return dlogits
+    return losses, dlogits
 
 
 def squared_norm(backend: Any, x: Array) -> Array:
@@ -332,6 +343,8 @@ TWINS: Mapping[str, Callable[..., Any]] = {
     "layer_norm_backward": layer_norm_backward,
     "layer_norm_forward": layer_norm_forward,
     "linear_backward": linear_backward,
+    "linear_backward_input": linear_backward_input,
+    "linear_backward_weight": linear_backward_weight,
     "linear_forward": linear_forward,
     "squared_norm": squared_norm,
 }

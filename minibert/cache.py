@@ -35,7 +35,7 @@ class LayerCache:
         context: (Nq, H), the weighted values of all heads side by side.
         attention_total: (Nq, H), residual + attention output, before the layer norm.
         attention_output: (Nq, H), after it.
-        intermediate_input: (Nq, I), before bias and activation; `intermediate` (Nq, I) after them.
+        intermediate_input: (Nq, I), before bias and activation; what follows them is computed again.
         output_total: (Nq, H), residual + feed-forward output, before the layer norm.
     """
 
@@ -53,7 +53,6 @@ class LayerCache:
     attention_statistics: tuple[Array, Array]
     attention_output: Array
     intermediate_input: Array
-    intermediate: Array
     output_total: Array
     output_statistics: tuple[Array, Array]
     attention_dropout: Dropout | None

@@ -158,8 +158,8 @@ class MiniBERTGradients:
             total = int((host_labels >= 0).sum())
         scale = 1.0 / max(total, 1)  # no prediction, no loss
         labels = backend.asarray(host_labels, dtype=backend.xp.int32)
-        loss = backend.xp.sum(kernels.cross_entropy_forward(logits, labels)) * scale
-        return kernels.cross_entropy_backward(logits, labels, scale), loss
+        losses, dlogits = kernels.cross_entropy_backward(logits, labels, scale)
+        return dlogits, backend.xp.sum(losses) * scale
 
     def _checked_labels(self, labels: Any, shape: tuple[int, ...], classes: int, what: str) -> Array:
         """The labels on the host, all below `classes`."""
@@ -184,9 +184,10 @@ class MiniBERTGradients:
 
     # --- heads -----------------------------------------------------------------------------------------------
 
-    def _activation(self, dy: Array, x: Array, bias: Array, dbias: Array) -> Array:
+    def _activation(self, dy: Array, x: Array, bias: Array, dbias: Array) -> tuple[Array, Array]:
+        """The gradient of x, in whose place dy is given up, and the activation's output again."""
         name = f"bias_{self.model.config.hidden_act}_backward"
-        return getattr(self.model.kernels, name)(dy, x, bias, dbias)
+        return getattr(self.model.kernels, name)(dy, x, bias, dbias)  # type: ignore[no-any-return]
 
     def _head(self, cache: Cache, dlogits: Array) -> Array:
         """From the gradient of the logits to that of the last layer's output, (Nq, H)."""
@@ -206,7 +207,7 @@ class MiniBERTGradients:
             d["mlm.layer_norm.weight"],
             d["mlm.layer_norm.bias"],
         )
-        ddense = self._activation(dactivated, head.dense, p["mlm.dense.bias"], d["mlm.dense.bias"])
+        ddense, _ = self._activation(dactivated, head.dense, p["mlm.dense.bias"], d["mlm.dense.bias"])
         dx = kernels.linear_backward(ddense, head.x, p["mlm.dense.weight"], d["mlm.dense.weight"])  # (M, H)
         # x = hidden[prediction_rows]
         return self._scattered(dx, cache.inputs.prediction_rows, cache.hidden_rows[-1])
@@ -269,17 +270,15 @@ class MiniBERTGradients:
             d[f"{feed_forward}.output.layer_norm.weight"],
             d[f"{feed_forward}.output.layer_norm.bias"],
         )
-        dintermediate = kernels.linear_backward(
-            doutput, layer.intermediate, p[f"{feed_forward}.output.weight"], d[f"{feed_forward}.output.weight"]
-        )  # (Nq, I)
         # intermediate = activation(attention_output @ intermediate.weight.T + intermediate.bias)
-        dintermediate_input = self._activation(
-            dintermediate,
+        dintermediate_input, intermediate = self._activation(
+            kernels.linear_backward_input(doutput, p[f"{feed_forward}.output.weight"]),  # (Nq, I)
             layer.intermediate_input,
             p[f"{feed_forward}.intermediate.bias"],
             d[f"{feed_forward}.intermediate.bias"],
         )
-        del doutput, dintermediate  # their memory is free for what follows
+        kernels.linear_backward_weight(doutput, intermediate, d[f"{feed_forward}.output.weight"])
+        del doutput, intermediate  # their memory is free for what follows
         dattention_output = kernels.linear_backward(
             dintermediate_input,
             layer.attention_output,

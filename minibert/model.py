@@ -335,10 +335,13 @@ class MiniBERT:
         )  # (Nq, H)
 
         intermediate_input = kernels.linear_forward(attention_output, p[f"layers.{n}.intermediate.weight"])  # (Nq, I)
-        intermediate = self._activation(intermediate_input, p[f"layers.{n}.intermediate.bias"])
+        intermediate_bias = p[f"layers.{n}.intermediate.bias"]
         output_dropout = self._dropout(config.hidden_dropout_prob, step, n, Site.OUTPUT, row_numbers)
         y, output_total, output_statistics = kernels.dropout_add_layer_norm_forward(
-            kernels.linear_forward(intermediate, p[f"layers.{n}.output.weight"]),
+            # the backward pass computes the activation again: it is not kept
+            kernels.linear_forward(
+                self._activation(intermediate_input, intermediate_bias), p[f"layers.{n}.output.weight"]
+            ),
             p[f"layers.{n}.output.bias"],
             attention_output,
             p[f"layers.{n}.output.layer_norm.weight"],
@@ -361,7 +364,6 @@ class MiniBERT:
             attention_statistics=attention_statistics,
             attention_output=attention_output,
             intermediate_input=intermediate_input,
-            intermediate=intermediate,
             output_total=output_total,
             output_statistics=output_statistics,
             attention_dropout=attention_dropout,

@@ -50,6 +50,12 @@ def _empty(backend: Backend, *likes: Array) -> list[Array]:
     return [backend.xp.full_like(like, float("nan")) for like in likes]
 
 
+def _assert_same(backend: Backend, again: Array, once: Array) -> None:
+    """What a backward computes again is what the forward computed, to the last bits."""
+    once, again = backend.to_numpy(once), backend.to_numpy(again)
+    np.testing.assert_allclose(again, once, rtol=16 * np.finfo(once.dtype).eps, atol=np.finfo(once.dtype).eps)
+
+
 def _dropout(backend: Backend, rows: int) -> Dropout:
     numbers = np.arange(1000, 1000 + rows, dtype=np.uint32)
     return Dropout(0.3, derive_key(1, Stream.DROPOUT, 7, 0, 2), backend.asarray(numbers))
@@ -98,12 +104,14 @@ def _linear_added() -> Case:
     def backward(kernels: Kernels, backend: Backend, dy: Array, a: Arrays, saved: Any) -> Arrays:
         dfirst, dsecond = _empty(backend, a["first"], a["second"])
         dx = kernels.linear_backward(dy, a["x"], a["first"], dfirst)
-        total = kernels.linear_backward(dy, a["x"], a["second"], dsecond, add_to=dx)
+        kernels.linear_backward_weight(dy, a["x"], dsecond)
+        total = kernels.linear_backward_input(dy, a["second"], add_to=dx)
         assert total is dx
         return {"x": dx, "first": dfirst, "second": dsecond}
 
     inputs = _normal(10, x=(7, 5), first=(4, 5), second=(4, 5))
-    return Case("linear:added", _pair("linear"), inputs, forward, backward)
+    operations = (*_pair("linear"), "linear_backward_input", "linear_backward_weight")
+    return Case("linear:added", operations, inputs, forward, backward)
 
 
 def _embedding() -> Case:
@@ -143,7 +151,10 @@ def _activation(name: str, rows: int = 8, width: int = 6) -> Case:
 
     def backward(kernels: Kernels, backend: Backend, dy: Array, a: Arrays, saved: Any) -> Arrays:
         (dbias,) = _empty(backend, a["bias"])
-        return {"x": getattr(kernels, f"bias_{name}_backward")(dy, a["x"], a["bias"], dbias), "bias": dbias}
+        dy = backend.xp.asarray(dy, copy=True)  # its memory may be taken
+        dx, y = getattr(kernels, f"bias_{name}_backward")(dy, a["x"], a["bias"], dbias)
+        _assert_same(backend, y, forward(kernels, backend, a)[0])
+        return {"x": dx, "bias": dbias}
 
     inputs = _normal(4, x=(rows, width), bias=(width,))
     return Case(f"bias_{name}{_size(rows, 8)}", _pair(f"bias_{name}"), inputs, forward, backward)
@@ -232,7 +243,9 @@ def _cross_entropy() -> Case:
     def backward(kernels: Kernels, backend: Backend, dy: Array, a: Arrays, saved: Any) -> Arrays:
         # the operation has one scale for all losses: the case's forward is differentiated through their sum
         scale = float(backend.to_numpy(dy)[0])
-        return {"logits": kernels.cross_entropy_backward(a["logits"], backend.asarray(labels), scale)}
+        losses, dlogits = kernels.cross_entropy_backward(a["logits"], backend.asarray(labels), scale)
+        _assert_same(backend, losses, forward(kernels, backend, a)[0])
+        return {"logits": dlogits}
 
     return Case("cross_entropy", _pair("cross_entropy"), _normal(8, logits=(6, 5)), forward, backward)
 

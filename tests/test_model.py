@@ -24,7 +24,7 @@ def test_logits_and_cache_have_the_shapes_of_the_paper(backend: Backend):
     assert logits.shape == (4, 7, CONFIG.vocab_size)
     assert [state.shape for state in cache.hidden_states] == [(4, 7, 12)] * 3
     assert [layer.attention_weights.shape for layer in cache.layers] == [(4, 3, 7, 7)] * 2
-    assert cache.layers[1].intermediate.shape == (4 * 7, 20)
+    assert cache.layers[1].intermediate_input.shape == (4 * 7, 20)
     assert cache.pooled_output.shape == (4, 12)
     assert cache.next_sentence_logits.shape == (4, 2)
 
@@ -103,7 +103,7 @@ def test_the_last_layer_computes_the_predicted_positions_only():
     assert cache.layers[0].queries.shape[0] == INPUT_IDS.size
     assert cache.layers[1].queries.shape[0] == len(POSITIONS)
     assert cache.layers[1].keys.shape[0] == INPUT_IDS.size
-    assert cache.layers[1].intermediate.shape[0] == len(POSITIONS)
+    assert cache.layers[1].intermediate_input.shape[0] == len(POSITIONS)
     states = cache.hidden_states[-1].reshape(-1, CONFIG.hidden_size)
     assert (states[POSITIONS] != 0.0).all()
     assert np.count_nonzero(states.any(axis=1)) == len(POSITIONS)  # what was not computed shows as zeros

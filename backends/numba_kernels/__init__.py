@@ -23,7 +23,7 @@ from backends.numba_kernels.layer_norm import (
     layer_norm_backward,
     layer_norm_forward,
 )
-from backends.numba_kernels.linear import linear_backward, linear_forward
+from backends.numba_kernels.linear import linear_backward, linear_backward_input, linear_backward_weight, linear_forward
 from backends.numba_kernels.sums import squared_norm
 
 __all__ = ["TWINS", "scatter_add", "version"]
@@ -46,6 +46,8 @@ TWINS: Mapping[str, Callable[..., Any]] = {
         layer_norm_backward,
         layer_norm_forward,
         linear_backward,
+        linear_backward_input,
+        linear_backward_weight,
         linear_forward,
         squared_norm,
     )

@@ -46,11 +46,14 @@ def _forward(logits, labels, bound, losses):
 
 
 @parallel
-def _backward(logits, labels, bound, scale, dlogits):
+def _backward(logits, labels, bound, scale, losses, dlogits):
     for i in prange(logits.shape[0]):
+        losses[i] = 0
         if labels[i] >= 0:
-            maximum = clip(row_maximum(logits[i]), bound)
+            largest = row_maximum(logits[i])
+            maximum = clip(largest, bound)
             total = _exponentials(logits[i], bound, maximum, dlogits[i])
+            losses[i] = np.log(total) - (logits[i, labels[i]] - largest)  # not clipped: an infinite logit shows
             _scale(dlogits[i], type_of(logits, 0.0) if maximum == -bound else scale / total)
             dlogits[i, labels[i]] -= scale
         else:
@@ -69,8 +72,8 @@ def cross_entropy_forward(backend: Backend, logits: Array, labels: Array) -> Arr
     return losses
 
 
-def cross_entropy_backward(backend: Backend, logits: Array, labels: Array, scale: float) -> Array:
-    """Returns dlogits of scale * sum(losses)."""
-    dlogits = backend.empty(logits.shape, logits.dtype)
-    _backward(np.ascontiguousarray(logits), labels, _bound(logits), logits.dtype.type(scale), dlogits)
-    return dlogits
+def cross_entropy_backward(backend: Backend, logits: Array, labels: Array, scale: float) -> tuple[Array, Array]:
+    """The losses, and dlogits of scale * sum(losses)."""
+    losses, dlogits = backend.empty((logits.shape[0],), logits.dtype), backend.empty(logits.shape, logits.dtype)
+    _backward(np.ascontiguousarray(logits), labels, _bound(logits), logits.dtype.type(scale), losses, dlogits)
+    return losses, dlogits

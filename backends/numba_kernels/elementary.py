@@ -1,7 +1,7 @@
 """Elementary functions without branches, so that a loop over them becomes vector instructions.
 
 In float32 they are polynomials, fitted by Lawson's iteration to the smallest largest relative error; in
-float64, which is for checks and not for speed, they are the C library's. `tests/test_numba_elementary.py`
+float64, which is for checks and not for speed, they are the C library's. `tests/test_numba_kernels.py`
 measures their errors in units in the last place (ulp).
 """
 
@@ -100,10 +100,10 @@ def gelu(u):
 
 
 @inlined
-def gelu_slope(u):
-    """The derivative of u * Phi(u): Phi(u) + u * density(u)."""
+def gelu_and_slope(u):
+    """u * Phi(u) and its derivative, Phi(u) + u * density(u)."""
     cumulative, gaussian = normal_parts(u)
-    return cumulative + u * (gaussian * type_of(u, _DENSITY_SCALE))
+    return u * cumulative, cumulative + u * (gaussian * type_of(u, _DENSITY_SCALE))
 
 
 def type_of(like, value):

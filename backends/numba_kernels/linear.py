@@ -26,9 +26,19 @@ def linear_backward(
     add_to: Array | None = None,
 ) -> Array:
     """Writes dweight and dbias; returns dx, or add_to + dx in the memory of add_to."""
+    linear_backward_weight(backend, dy, x, dweight, dbias)
+    return linear_backward_input(backend, dy, weight, add_to)
+
+
+def linear_backward_weight(backend: Backend, dy: Array, x: Array, dweight: Array, dbias: Array | None = None) -> None:
+    """Writes dweight and dbias."""
     multiply(dy, x, dweight, transpose_a=True)
     if dbias is not None:
         column_sums(backend, np.ascontiguousarray(dy), dbias)
+
+
+def linear_backward_input(backend: Backend, dy: Array, weight: Array, add_to: Array | None = None) -> Array:
+    """Returns dx, or add_to + dx in the memory of add_to."""
     dx = backend.empty((dy.shape[0], weight.shape[1]), dy.dtype) if add_to is None else add_to
     multiply(dy, weight, dx, accumulate=add_to is not None)
     return dx

@@ -21,9 +21,9 @@ from minibert.inference.pooling import SentencePooling
 from minibert.model import MiniBERT
 from minibert.training.loading import load_model
 
-BATCH_TOKENS = 1024
-"""Tokens of a batch, padding included, unless told otherwise: enough for the matrix products, few enough that
-the intermediate results stay in a processor's cache."""
+BATCH_TOKENS = 4096
+"""Tokens of a batch, padding included, unless told otherwise: enough for the matrix products to reach their full
+speed; twice as many gain a few percent more, and need twice the memory."""
 
 
 class EmbeddingWarning(UserWarning):

@@ -28,7 +28,7 @@ from minibert.ops.cross_entropy import cross_entropy_backward, cross_entropy_for
 from minibert.ops.dropout import Dropout, dropout_backward, dropout_forward, dropout_mask
 from minibert.ops.embedding import embedding_backward, embedding_forward
 from minibert.ops.layer_norm import layer_norm_backward, layer_norm_forward
-from minibert.ops.linear import linear_backward, linear_forward
+from minibert.ops.linear import linear_backward, linear_backward_input, linear_backward_weight, linear_forward
 from minibert.ops.norm import squared_norm
 from minibert.ops.softmax import score_bound, softmax_backward, stable_softmax
 from minibert.ops.sublayer import dropout_add_layer_norm_backward, dropout_add_layer_norm_forward
@@ -56,6 +56,8 @@ __all__ = [
     "layer_norm_backward",
     "layer_norm_forward",
     "linear_backward",
+    "linear_backward_input",
+    "linear_backward_weight",
     "linear_forward",
     "squared_norm",
 ]

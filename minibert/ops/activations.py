@@ -1,4 +1,8 @@
-"""The activations of the feed-forward layer, with the bias before them, and their gradients."""
+"""The activations of the feed-forward layer, with the bias before them, and their gradients.
+
+y is as large as x, the largest array that a layer has, and cheap to compute again from the parts that the gradient
+needs anyway. So the backward functions return y beside dx, and the forward pass need not keep it.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,8 @@ def bias_gelu_forward(backend: Backend, x: Array, bias: Array) -> Array:
     return u * (0.5 + 0.5 * backend.erf(u * math.sqrt(0.5)))
 
 
-def bias_gelu_backward(backend: Backend, dy: Array, x: Array, bias: Array, dbias: Array) -> Array:
-    """Writes dbias (I,); returns dx (N, I)."""
+def bias_gelu_backward(backend: Backend, dy: Array, x: Array, bias: Array, dbias: Array) -> tuple[Array, Array]:
+    """Writes dbias (I,); returns dx (N, I), for which the memory of dy may be taken, and y (N, I)."""
     xp = backend.xp
     u = x + bias
     # y = u * Phi(u); Phi' is the normal density
@@ -22,7 +26,7 @@ def bias_gelu_backward(backend: Backend, dy: Array, x: Array, bias: Array, dbias
     density = xp.exp(-0.5 * u * u) * (1.0 / math.sqrt(2.0 * math.pi))
     dx = dy * (cumulative + u * density)
     dbias[...] = xp.sum(dx, axis=0)
-    return dx
+    return dx, u * cumulative
 
 
 _TANH_SCALE, _TANH_CUBIC = math.sqrt(2.0 / math.pi), 0.044715
@@ -34,8 +38,8 @@ def bias_gelu_new_forward(backend: Backend, x: Array, bias: Array) -> Array:
     return 0.5 * u * (1.0 + backend.xp.tanh(_TANH_SCALE * (u + _TANH_CUBIC * u * u * u)))
 
 
-def bias_gelu_new_backward(backend: Backend, dy: Array, x: Array, bias: Array, dbias: Array) -> Array:
-    """Writes dbias (I,); returns dx (N, I)."""
+def bias_gelu_new_backward(backend: Backend, dy: Array, x: Array, bias: Array, dbias: Array) -> tuple[Array, Array]:
+    """Writes dbias (I,); returns dx (N, I), for which the memory of dy may be taken, and y (N, I)."""
     xp = backend.xp
     u = x + bias
     # y = 0.5 * u * (1 + tanh(inner(u)))
@@ -43,7 +47,7 @@ def bias_gelu_new_backward(backend: Backend, dy: Array, x: Array, bias: Array, d
     dinner = _TANH_SCALE * (1.0 + 3.0 * _TANH_CUBIC * u * u)
     dx = dy * (0.5 * (1.0 + tanh) + 0.5 * u * (1.0 - tanh * tanh) * dinner)
     dbias[...] = xp.sum(dx, axis=0)
-    return dx
+    return dx, 0.5 * u * (1.0 + tanh)
 
 
 def bias_relu_forward(backend: Backend, x: Array, bias: Array) -> Array:
@@ -52,10 +56,11 @@ def bias_relu_forward(backend: Backend, x: Array, bias: Array) -> Array:
     return backend.xp.where(u > 0, u, backend.xp.zeros_like(u))
 
 
-def bias_relu_backward(backend: Backend, dy: Array, x: Array, bias: Array, dbias: Array) -> Array:
-    """Writes dbias (I,); returns dx (N, I)."""
+def bias_relu_backward(backend: Backend, dy: Array, x: Array, bias: Array, dbias: Array) -> tuple[Array, Array]:
+    """Writes dbias (I,); returns dx (N, I), for which the memory of dy may be taken, and y (N, I)."""
     xp = backend.xp
     # y = max(x + bias, 0)
-    dx = xp.where(x + bias > 0, dy, xp.zeros_like(dy))
+    u = x + bias
+    dx = xp.where(u > 0, dy, xp.zeros_like(dy))
     dbias[...] = xp.sum(dx, axis=0)
-    return dx
+    return dx, xp.where(u > 0, u, xp.zeros_like(u))

@@ -33,9 +33,13 @@ def cross_entropy_forward(backend: Backend, logits: Array, labels: Array) -> Arr
     return xp.where(predicted, log_total - of_label, xp.zeros_like(log_total))
 
 
-def cross_entropy_backward(backend: Backend, logits: Array, labels: Array, scale: float) -> Array:
-    """Returns dlogits (M, V) of scale * sum(losses)."""
+def cross_entropy_backward(backend: Backend, logits: Array, labels: Array, scale: float) -> tuple[Array, Array]:
+    """Returns the losses (M,), as `cross_entropy_forward`, and dlogits (M, V) of scale * sum(losses).
+
+    Both need the same sum of exponentials, so one pass over the logits, a step's largest array, gives both.
+    """
     xp = backend.xp
     # losses = -log softmax(logits)[labels]
     dlogits = (stable_softmax(logits) - xp.astype(_one_hot(backend, labels, logits), logits.dtype)) * scale
-    return xp.where((labels >= 0)[:, None], dlogits, xp.zeros_like(dlogits))
+    dlogits = xp.where((labels >= 0)[:, None], dlogits, xp.zeros_like(dlogits))
+    return cross_entropy_forward(backend, logits, labels), dlogits
