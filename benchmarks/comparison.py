@@ -100,7 +100,7 @@ def compare(
         "operations": ours["operations"],
         "sgemm_gflops": ours["sgemm_gflops"],
         # of the last round: its step against the speed that matrix products had in the same process
-        "product_share": ours["product_gflop"] / ours["sgemm_gflops"] / ours["median"],
+        "product_share": ours["product_gflop"] / ours["sgemm_gflops"]["step"] / ours["median"],
     }
 
 

@@ -66,22 +66,29 @@ class Work:
         positions = (chosen + self.length * np.arange(self.batch)[:, None]).reshape(-1)
         return {"ids": ids, "positions": positions, "labels": rng.integers(5, self.vocabulary, positions.size)}
 
-    def product_flops(self, *, pruned: bool) -> float:
-        """Floating-point operations in the matrix products of a step, those of attention included.
+    def linear_layers(self, *, pruned: bool) -> list[tuple[int, int, int]]:
+        """(rows, outputs, inputs) of every linear layer; a step multiplies three such matrices for each.
 
         Args:
             pruned: whether the last layer's queries, output and feed-forward are computed at predicted
                 positions only.
         """
         h, n, m = self.hidden, self.tokens, self.batch * self.predicted_per_sequence
-        forward = 0.0
+        layers = []
         for layer in range(self.layers):
-            rows = m if pruned and layer == self.layers - 1 else n
-            forward += 2 * h * h * (2 * n + 10 * rows)  # keys, values; queries, output, feed-forward
-            # scores and values; the backward pass has four such products and computes the scores again
-            forward += 2 * 2 * rows * self.length * h * (3.5 / 3)
-        forward += 2 * m * h * (h + self.vocabulary)
-        return 3 * forward  # the gradient of a product is two products
+            few = pruned and layer == self.layers - 1
+            rows = m if few else n
+            layers += [(n, 2 * h, h), (m, h, h)] if few else [(n, 3 * h, h)]
+            layers += [(rows, h, h), (rows, 4 * h, h), (rows, h, 4 * h)]
+        return [*layers, (m, h, h), (m, self.vocabulary, h)]
+
+    def product_flops(self, *, pruned: bool) -> float:
+        """Floating-point operations in the matrix products of a step, those of attention included."""
+        m = self.batch * self.predicted_per_sequence
+        rows = (self.layers - pruned) * self.tokens + pruned * m
+        # scores and values; the backward pass has four such products and computes the scores again
+        attention = 7 * 2 * rows * self.length * self.hidden
+        return attention + sum(3 * 2.0 * r * o * i for r, o, i in self.linear_layers(pruned=pruned))
 
     def to_json(self) -> str:
         """For a worker's command line."""
