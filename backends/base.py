@@ -100,6 +100,17 @@ class Backend(ABC):
         """An uninitialised array, which a backend may take from memory that it used before."""
         return self.xp.empty(shape, dtype=dtype, device=self.device)
 
+    def upload(self, host: Mapping[str, Array]) -> dict[str, Array]:
+        """Several arrays at once, in one transfer where transfers cost something.
+
+        Args:
+            host: name -> NumPy array.
+
+        Returns:
+            Name -> the same values in an array of the backend, of the same dtype and shape.
+        """
+        return {name: self.asarray(array) for name, array in host.items()}
+
     def dtype(self, name: str) -> Any:
         """The namespace's dtype called "float32" or "float64".
 

@@ -13,6 +13,8 @@ from backends.base import Array, Backend, BackendError, Memory
 from backends.cuda_launch import CudaKernels, checked, column_block, int32, output, shared_bytes
 from backends.cuda_twins import TWINS
 
+_UPLOAD_ALIGNMENT = 16  # bytes, between the arrays of one transfer: more than any dtype needs
+
 
 class CupyBackend(Backend):
     """CuPy on one CUDA device.
@@ -58,6 +60,26 @@ class CupyBackend(Backend):
         if isinstance(host, self.cupy.ndarray) and host.device != self.device:
             raise TypeError(f"the array lives on cuda:{host.device.id}, this backend on {self.name}")
         return self.cupy.asarray(host, dtype=dtype)
+
+    def upload(self, host: Mapping[str, Array]) -> dict[str, Array]:
+        """See `Backend.upload`.
+
+        CuPy copies the packed arrays to pinned memory and returns at once; the device fetches them from there when
+        the stream comes to it, so that a host that runs ahead uploads ahead.
+        """
+        starts, size = [], 0
+        for array in host.values():
+            size += -size % _UPLOAD_ALIGNMENT
+            starts.append(size)
+            size += array.nbytes
+        packed = np.empty(size, dtype=np.uint8)
+        for start, array in zip(starts, host.values(), strict=True):
+            packed[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        moved = self.cupy.asarray(packed)
+        return {
+            name: moved[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+            for start, (name, array) in zip(starts, host.items(), strict=True)
+        }
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         host: np.ndarray[Any, Any] = self.cupy.asnumpy(array)

@@ -60,7 +60,7 @@ def describe_threads() -> str:
         return f"{os.cpu_count()} logical cores"
     names = [
         f"{library.internal_api} {library.version} ({getattr(library, 'architecture', None) or 'any processor'}), "
-        f"{library.num_threads} threads"
+        f"{library.num_threads} thread{'s' if library.num_threads > 1 else ''}"
         for library in _blas_libraries()
         if not _is_scipys(library)
     ]

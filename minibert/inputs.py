@@ -7,6 +7,7 @@ padding gets no row at all; with `prediction_positions`, the last layer computes
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,57 +190,77 @@ def prepare_inputs(
         (last_positions,) = xp.nonzero(wanted)  # (Nq,)
     pruned = last_positions.shape[0] != positions.shape[0]
 
-    def move(array: Array) -> Array:
-        return backend.asarray(array, dtype=backend.xp.int32)
+    def int32(array: Array) -> Array:
+        return xp.astype(array, xp.int32)
 
     def numbers(of_positions: Array) -> Array:
         sequence, position = of_positions // length, of_positions % length
         number = (first_sequence + sequence) * config.max_position_embeddings + position
-        return backend.asarray(xp.astype(number % 2**32, xp.uint32))
+        return xp.astype(number % 2**32, xp.uint32)
 
     def pick(array: Array) -> Array:
-        return move(xp.take(xp.reshape(array, (-1,)), positions))
+        return int32(xp.take(xp.reshape(array, (-1,)), positions))
 
-    def rows_among(these: Array, those: Array) -> Array | None:
-        return None if these.shape == those.shape else move(xp.searchsorted(those, these))
-
-    keys = Rows.at(backend, batch, length, positions)
-    additive_mask = None
+    host = {
+        "token_ids": pick(ids),
+        "position_ids": int32(positions % length),
+        "token_type_ids": pick(segments),
+        "row_numbers": numbers(positions),
+    }
+    slots = length
+    keys = Rows.index_arrays(batch, length, positions)
+    host |= {f"keys.{name}": array for name, array in keys.items()}
+    queries: dict[str, Array] = {}
+    if pruned:
+        slots, slot_of_row = _side_by_side(last_positions, batch, length)
+        queries = Rows.index_arrays(batch, slots, slot_of_row)
+        host |= {f"queries.{name}": array for name, array in queries.items()}
+        host["last_row_numbers"] = numbers(last_positions)
+        host["last_rows"] = int32(xp.searchsorted(positions, last_positions))
+    if predicted is not None and predicted.shape != last_positions.shape:
+        host["prediction_rows"] = int32(xp.searchsorted(last_positions, predicted))
+    if pooler:
+        host["first_token_rows"] = int32(xp.searchsorted(last_positions, xp.arange(batch) * length))
     if not bool(xp.all(mask)):
         excluded = -2.0 * score_bound(backend.xp, dtype)
-        additive_mask = backend.asarray(xp.where(mask, 0.0, excluded)[:, None, None, :], dtype=dtype)
-    attention = AttentionLayout(keys, keys, additive_mask, config.num_attention_heads)
+        floats = xp.float64 if dtype == backend.xp.float64 else xp.float32
+        host["mask"] = xp.astype(xp.where(mask, 0.0, excluded)[:, None, None, :], floats)
+    device = backend.upload(host)
+
+    def rows(side: str, side_slots: int, names: Iterable[str]) -> Rows:
+        return Rows(batch, side_slots, **{name: device[f"{side}.{name}"] for name in names})
+
+    all_keys = rows("keys", length, keys)
+    attention = AttentionLayout(all_keys, all_keys, device.get("mask"), config.num_attention_heads)
     last_attention = attention
     if pruned:
-        queries = _rows_side_by_side(backend, last_positions, batch, length)
-        last_attention = AttentionLayout(queries, keys, additive_mask, config.num_attention_heads)
-
-    row_numbers = numbers(positions)
+        few_queries = rows("queries", slots, queries)
+        last_attention = AttentionLayout(few_queries, all_keys, device.get("mask"), config.num_attention_heads)
     return Inputs(
         batch_size=batch,
         seq_length=length,
-        token_ids=pick(ids),
-        position_ids=move(positions % length),
-        token_type_ids=pick(segments),
-        row_numbers=row_numbers,
+        token_ids=device["token_ids"],
+        position_ids=device["position_ids"],
+        token_type_ids=device["token_type_ids"],
+        row_numbers=device["row_numbers"],
         attention=attention,
         pruned=pruned,
-        last_rows=rows_among(last_positions, positions),
+        last_rows=device.get("last_rows"),
         last_attention=last_attention,
-        last_row_numbers=numbers(last_positions) if pruned else row_numbers,
-        prediction_rows=None if predicted is None else rows_among(predicted, last_positions),
-        first_token_rows=move(xp.searchsorted(last_positions, xp.arange(batch) * length)) if pooler else None,
+        last_row_numbers=device.get("last_row_numbers", device["row_numbers"]),
+        prediction_rows=device.get("prediction_rows"),
+        first_token_rows=device.get("first_token_rows"),
         host_positions=positions,
         host_last_positions=last_positions,
         host_prediction_positions=predicted,
     )
 
 
-def _rows_side_by_side(backend: Backend, positions: Array, batch: int, length: int) -> Rows:
-    """Rows of few positions in as few slots per sequence as hold the fullest one."""
+def _side_by_side(positions: Array, batch: int, length: int) -> tuple[int, Array]:
+    """Few positions in as few slots per sequence as hold the fullest one: the slots, and the slot of every row."""
     xp = _HOST.xp
     sequences = positions // length
     starts = xp.searchsorted(sequences, xp.arange(batch + 1))  # (B + 1,) first row of every sequence
     slots = max(1, int(xp.max(starts[1:] - starts[:-1])))
     place = xp.arange(positions.shape[0]) - xp.take(starts, sequences)
-    return Rows.at(backend, batch, slots, sequences * slots + place)
+    return slots, sequences * slots + place

@@ -146,10 +146,7 @@ class MiniBERT:
             TypeError: ids that are not integers.
         """
         self._require("mlm", *(("next_sentence",) if next_sentence else ()))
-        inputs = prepare_inputs(
-            self.config,
-            self.backend,
-            self.dtype,
+        inputs = self._inputs(
             input_ids,
             attention_mask,
             token_type_ids,
@@ -200,17 +197,8 @@ class MiniBERT:
             ValueError, TypeError: as `forward`.
         """
         self._require("classifier")
-        inputs = prepare_inputs(
-            self.config,
-            self.backend,
-            self.dtype,
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            [],
-            pooler=True,
-            first_sequence=first_sequence,
-            unpad=unpad,
+        inputs = self._inputs(
+            input_ids, attention_mask, token_type_ids, [], pooler=True, first_sequence=first_sequence, unpad=unpad
         )
         cache = self._encoder(inputs, dropout_step, for_backward)
         cache.pooler = self._pooler(cache.hidden_rows[-1], inputs.first_token_rows)
@@ -241,10 +229,7 @@ class MiniBERT:
         Raises:
             ValueError, TypeError: as `forward`.
         """
-        inputs = prepare_inputs(
-            self.config,
-            self.backend,
-            self.dtype,
+        inputs = self._inputs(
             input_ids,
             attention_mask,
             token_type_ids,
@@ -255,6 +240,10 @@ class MiniBERT:
         )
         cache = self._encoder(inputs, None, for_backward=False)
         return cache.hidden_rows[-1] if first_only else cache.per_position(cache.hidden_rows[-1])
+
+    def _inputs(self, *batch: Any, **choices: Any) -> Inputs:
+        """The batch, checked and on the device; arguments as for `prepare_inputs`."""
+        return prepare_inputs(self.config, self.backend, self.dtype, *batch, **choices)
 
     def _require(self, *heads: str) -> None:
         if missing := [head for head in heads if head not in self.heads]:

@@ -64,7 +64,7 @@ _HEADS = {  # for people
     "classifier": "classifier",
 }
 _CLASSIFIER = "BertForSequenceClassification"
-_BUFFERS = re.compile(r"(^|\.)(position_ids|token_type_ids)$")  # constants that old versions stored as well
+_BUFFERS = re.compile(r"(^|\.)(position_ids|token_type_ids)$")  # constants that old versions of theirs stored
 _DECODER_WEIGHT, _DECODER_BIAS = "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"
 
 
@@ -219,11 +219,11 @@ def from_pretrained(
 
 
 def _unknown(config: MiniBERTConfig, stored: Mapping[str, str], unread: set[str]) -> list[str]:
-    """The stored names of tensors that no BERT of ours has, whichever heads were asked for."""
+    """The stored names of tensors that are no parameters of BERT, whichever heads were asked for."""
     labelled = config if config.labels else dataclasses.replace(config, labels=("any",))
     known = {hugging_face_name(name) for name in Layout.of(labelled, HEADS).shapes} - unread
     known |= {_DECODER_WEIGHT, _DECODER_BIAS}
-    return sorted(name for theirs, name in stored.items() if theirs not in known and not _BUFFERS.search(name))
+    return sorted(name for theirs, name in stored.items() if theirs not in known)
 
 
 def _absent_heads(names: Iterable[str], missing: set[str]) -> tuple[str, ...]:
@@ -247,9 +247,15 @@ def _check_tied(tensors: StoredTensors, stored: Mapping[str, str]) -> None:
 def _report(folder: Path, absent_heads: tuple[str, ...], new_classifier: bool, unknown: list[str]) -> None:
     if drawn := [_HEADS[head] for head in absent_heads if head != "classifier" or not new_classifier]:
         warnings.warn(f"{folder} has no {' and '.join(drawn)}: drawn at random", PretrainedWarning, stacklevel=4)
-    if unknown:
-        shown = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
-        warnings.warn(f"{folder}: left alone, unknown to BERT: {shown}", PretrainedWarning, stacklevel=4)
+    buffers = [name for name in unknown if _BUFFERS.search(name)]
+    strange = [name for name in unknown if name not in buffers]
+    left = [
+        f"{what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for what, names in (("unknown to BERT", strange), ("constants that BERT computes", buffers))
+        if names
+    ]
+    if left:
+        warnings.warn(f"{folder}: left alone, {'; '.join(left)}", PretrainedWarning, stacklevel=4)
 
 
 # --- writing -------------------------------------------------------------------------------------------------

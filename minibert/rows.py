@@ -42,18 +42,18 @@ class Rows:
             slots: S.
             slot_of_row: (N,) on the host, increasing.
         """
+        return cls(sequences, slots, **backend.upload(cls.index_arrays(sequences, slots, slot_of_row)))
+
+    @staticmethod
+    def index_arrays(sequences: int, slots: int, slot_of_row: Array) -> dict[str, Array]:
+        """Both index arrays, by attribute, on the host; none where row i is simply slot i. Arguments as for `at`."""
         host = get_backend("cpu").xp
         number, total = slot_of_row.shape[0], sequences * slots
         if number == total:
-            return cls(sequences, slots)
+            return {}
         row_of_slot = host.full(total, number, dtype=host.int32)
         row_of_slot[slot_of_row] = host.arange(number, dtype=host.int32)
-        return cls(
-            sequences,
-            slots,
-            backend.asarray(slot_of_row, dtype=backend.xp.int32),
-            backend.asarray(row_of_slot),
-        )
+        return {"slot_of_row": host.astype(slot_of_row, host.int32), "row_of_slot": row_of_slot}
 
 
 def to_slots(xp: Any, x: Array, rows: Rows) -> Array:
