@@ -106,8 +106,18 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(corpus, tmp_path, capsy
     assert "is not finished" in capsys.readouterr().err
 
     assert train_command.main(["--output", str(output), "--resume"]) == 0
+    assert "so far it was computed by" not in capsys.readouterr().out
     assert losses(read_metrics(output / METRICS_FILE)) == losses(read_metrics(whole / METRICS_FILE))
     assert (output / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_resume_on_another_device_or_with_other_threads_says_so(copied, capsys):
+    metrics = copied / METRICS_FILE
+    first, *rest = metrics.read_text(encoding="utf-8").splitlines()
+    before = {**json.loads(first), "device": "CPU, NumPy 1.0, 64 threads"}
+    metrics.write_text("\n".join([json.dumps(before), *rest]) + "\n", encoding="utf-8")
+    assert train_command.main(["--output", str(copied), "--resume", "--steps", str(SMALL["steps"] + 1)]) == 0
+    assert "so far it was computed by CPU, NumPy 1.0, 64 threads, now by" in capsys.readouterr().out
 
 
 def test_ctrl_c_before_the_training_begins_ends_at_once(corpus, tmp_path, capsys, monkeypatch):

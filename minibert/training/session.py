@@ -133,9 +133,21 @@ def resume(
     optimizer = _optimizer(model, settings)
     restore(path, model, optimizer)
     display.message(f"resuming from {path} (step {progress.step}, {duration(progress.elapsed)} of training)")
+    before, now = _last_device(output), model.backend.description()
+    if before not in (None, now):
+        display.message(f"so far it was computed by {before}, now by {now}: equal but for rounding, not bit for bit")
     log = MetricsLog(output / METRICS_FILE)
     log.write("resumed", step=progress.step, started=_now(), **_description(settings, model, data))
     return _train(settings, output, model, optimizer, data, log, display, progress.elapsed, interrupted)
+
+
+def _last_device(output: Path) -> str | None:
+    """What the run was last computed by: device, libraries and threads, all that its bits depend on."""
+    try:
+        history = read_metrics(output / METRICS_FILE)
+    except OSError:  # gone: nothing is known, and nothing depends on it
+        return None
+    return next((entry.get("device") for entry in reversed(history) if entry["kind"] in ("run", "resumed")), None)
 
 
 def _prepare(
