@@ -157,7 +157,7 @@ extern "C" __global__ void attention_softmax_forward(
 }
 
 // dscores = (dweights * mask, less its weighted sum) * weights * scale, a warp per row, in place of the gradient of
-// the dropped-out weights; and with dropout those weights once more, for the gradient of the values.
+// the dropped-out weights; and those weights once more, for the gradient of the values.
 extern "C" __global__ void attention_softmax_backward(
     stored* dscores, const stored* weights, double scale, DROPOUT, const int* query_row_of_slot, int query_count,
     int batch, int heads, int slots, int columns, stored* dropped) {
@@ -175,6 +175,8 @@ extern "C" __global__ void attention_softmax_backward(
             bool keep = kept(word, column, key_high, threshold);
             gradient = keep ? gradient * (real)factor : (real)0;
             store(dropped, i, keep ? weight * (real)factor : (real)0);
+        } else {
+            store(dropped, i, weight);
         }
         along += gradient * weight;
         store(dscores, i, gradient);

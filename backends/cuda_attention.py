@@ -66,10 +66,9 @@ def _move(backend: Any, name: str, dtype: Any, grid: tuple[int, ...], *arguments
 
 
 def _softmax(
-    backend: Any, name: str, sizes: _Sizes, array: Array, other: Any, number: float, dropout: Any
-) -> Array | None:
-    """Launch a softmax kernel, in place; with dropout returns the dropped-out weights (B, A, Q, T)."""
-    dropped = None if dropout is None else backend.cupy.empty(array.shape, array.dtype)
+    backend: Any, name: str, sizes: _Sizes, array: Array, other: Any, number: float, dropout: Any, dropped: Any
+) -> None:
+    """Launch a softmax kernel on an array (B, A, Q, T), in place, and on the one for the dropped-out weights."""
     batch, heads, slots, columns = array.shape
     backend.kernels.by_row(
         name,
@@ -78,7 +77,6 @@ def _softmax(
         *(array, other, np.float64(number), *dropout_arguments(dropout), *sizes.query_places),
         *(int32(batch), int32(heads), int32(slots), int32(columns), NULL if dropped is None else dropped),
     )
-    return dropped
 
 
 def _weights(
@@ -104,7 +102,8 @@ def _weights(
     scores = backend.cupy.matmul(q, k_turned)  # (B, A, Q, T)
     mask = NULL if layout.mask is None else checked(dtype, layout.mask)[0]
     bound = float(np.finfo(dtype).max) / 4  # minibert.ops.score_bound
-    dropped = _softmax(backend, "attention_softmax_forward", sizes, scores, mask, bound, dropout)
+    dropped = None if dropout is None else empty(scores.shape, dtype)
+    _softmax(backend, "attention_softmax_forward", sizes, scores, mask, bound, dropout, dropped)
     return scores, dropped, v
 
 
@@ -145,11 +144,15 @@ def attention_backward(
     dkeys: Array,
     dvalues: Array,
 ) -> None:
-    """Seven launches: split, the gradient of the weights, softmax, those of values, queries and keys, merge."""
+    """Six launches: split, the gradient of the weights, softmax, those of values and keys, of queries, merge.
+
+    Both gradients that the slots of the keys get are products of (D, Q) by (Q, T), and so they are one.
+    """
     sizes, dtype = _Sizes(queries, keys, layout), queries.dtype
     empty, matmul = backend.cupy.empty, backend.cupy.matmul
     dc = empty(sizes.straight(sizes.query_slots), dtype)
-    dc_turned, q_turned = (empty(sizes.turned(sizes.query_slots), dtype) for _ in range(2))
+    turned = empty((2, *sizes.turned(sizes.query_slots)), dtype)
+    dc_turned, q_turned = turned[0], turned[1]
     k, v_turned = empty(sizes.straight(sizes.key_slots), dtype), empty(sizes.turned(sizes.key_slots), dtype)
     dcontext, dcontext_stride = _strided(dtype, dcontext)
     queries, query_stride = _strided(dtype, queries)
@@ -166,13 +169,14 @@ def attention_backward(
         *(*sizes.head_sizes, dc, dc_turned, q_turned, k, v_turned),
     )
     # context = (weights * mask) @ v
-    dscores = matmul(dc, v_turned)  # (B, A, Q, T), the gradient of the dropped-out weights
+    both = empty((2, *saved.shape), dtype)
+    dropped, dscores = both[0], both[1]
+    matmul(dc, v_turned, out=dscores)  # (B, A, Q, T), the gradient of the dropped-out weights
     # weights = softmax(q @ k.T / sqrt(D) + mask)
     scale = 1.0 / math.sqrt(sizes.width)
-    dropped = _softmax(backend, "attention_softmax_backward", sizes, dscores, saved, scale, dropout)
-    dv_turned = matmul(dc_turned, saved if dropped is None else dropped)  # (B, A, D, T)
+    _softmax(backend, "attention_softmax_backward", sizes, dscores, saved, scale, dropout, dropped)
+    dkv_turned = matmul(turned, both)  # (2, B, A, D, T)
     dq = matmul(dscores, k)  # (B, A, Q, D)
-    dk_turned = matmul(q_turned, dscores)  # (B, A, D, T)
     outputs = []
     for output in (dqueries, dkeys, dvalues):
         rows, stride = _strided(dtype, output)
@@ -184,5 +188,5 @@ def attention_backward(
         "merge_heads_backward",
         dtype,
         sizes.tile_grid(grid_slots, 3),
-        *(dq, dk_turned, dv_turned, *sizes.query_rows, *sizes.key_rows, *sizes.head_sizes, *outputs),
+        *(dq, dkv_turned[1], dkv_turned[0], *sizes.query_rows, *sizes.key_rows, *sizes.head_sizes, *outputs),
     )

@@ -77,12 +77,16 @@ def linear_backward_weight(backend: Any, dy: Array, x: Array, dweight: Array, db
 
 
 def linear_backward_input(backend: Any, dy: Array, weight: Array, add_to: Array | None = None) -> Array:
-    """A product."""
-    dx = backend.cupy.matmul(dy, weight)
+    """A product, which with `add_to` cuBLAS adds to what is there."""
     if add_to is None:
-        return dx
-    add_to += dx
-    return add_to
+        return backend.cupy.matmul(dy, weight)
+    output(dy.dtype, (dy.shape[0], weight.shape[1]), add_to)
+    if dy.dtype == np.dtype("float16") or 0 in (*dy.shape, *weight.shape):  # which CuPy's gemm does not take
+        add_to += backend.cupy.matmul(dy, weight)
+        return add_to
+    from cupy import cublas
+
+    return cublas.gemm("N", "N", *checked(dy.dtype, dy, weight), out=add_to, beta=1.0)
 
 
 # --- activations --------------------------------------------------------------------------------------------------

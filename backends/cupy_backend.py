@@ -13,6 +13,7 @@ from backends.base import Array, Backend, BackendError, Memory
 from backends.cuda_launch import CudaKernels, checked, column_block, int32, output, shared_bytes
 from backends.cuda_twins import TWINS
 
+_CUBLAS_TF32_TENSOR_OP_MATH = 3  # of cublas_api.h; CuPy has no name for it
 _UPLOAD_ALIGNMENT = 16  # bytes, between the arrays of one transfer: more than any dtype needs
 
 
@@ -53,7 +54,9 @@ class CupyBackend(Backend):
         self.device = cupy.cuda.Device(index)
         self.device.use()  # new arrays, kernels and the memory pool of this thread belong to it
         self.kernels = CudaKernels(cupy)
-        self.tf32 = os.environ.get("CUPY_TF32", "0") not in ("", "0")  # CuPy reads it itself
+        self.tf32 = os.environ.get("CUPY_TF32", "0") not in ("", "0")
+        if self.tf32:  # CuPy reads it itself, but for plain products only; this is for batched ones and `gemm`
+            cupy.cuda.cublas.setMathMode(self.device.cublas_handle, _CUBLAS_TF32_TENSOR_OP_MATH)
         self.deterministic = os.environ.get("MINIBERT_DETERMINISTIC", "0") not in ("", "0")
 
     def asarray(self, host: Any, dtype: Any = None) -> Array:

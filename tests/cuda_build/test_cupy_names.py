@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import re
+from pathlib import Path
 
 import cupy
 import cupyx
 import pytest
+from cuda import pathfinder
+from cupy import cublas as real_cublas
 from cupyx.scipy import special
-from emulated_cuda import functions, modules
+from emulated_cuda import cublas, functions, modules
 from emulated_cuda.array import ndarray
 from emulated_cuda.device import Device, MemoryPool
 
+from backends import cupy_backend
+
 EMULATED = modules.make_cupy()
+POSITIONAL = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty)
 
 
 def parameters(function: object) -> list[tuple[str, object, object]]:
@@ -28,6 +35,24 @@ def test_a_function_has_the_parameters_of_the_real_one(name: str):
 
 def test_scatter_add_has_the_parameters_of_the_real_one():
     assert parameters(functions.scatter_add) == parameters(cupyx.scatter_add)
+
+
+def test_gemm_has_the_parameters_of_the_real_one():
+    assert parameters(EMULATED["cupy.cublas"].gemm) == parameters(real_cublas.gemm)
+
+
+def test_math_modes_are_set_as_cupy_sets_them():
+    assert (cupy.cuda.cublas.setMathMode.__doc__ or "").startswith("setMathMode(intptr_t handle, int mode)")
+    assert (cupy.cuda.cublas.getMathMode.__doc__ or "").startswith("getMathMode(intptr_t handle)")
+    assert parameters(cublas.setMathMode) == [(name, *POSITIONAL) for name in ("handle", "mode")]
+    assert parameters(cublas.getMathMode) == [("handle", *POSITIONAL)]
+
+
+def test_the_math_mode_of_tf32_is_that_of_nvidias_header():
+    """CuPy takes any number; this one must be right."""
+    header = Path(pathfinder.find_nvidia_header_directory("cublas") or "") / "cublas_api.h"
+    (number,) = re.findall(r"CUBLAS_TF32_TENSOR_OP_MATH\s*=\s*(\d+)", header.read_text(encoding="utf-8"))
+    assert int(number) == cupy_backend._CUBLAS_TF32_TENSOR_OP_MATH
 
 
 @pytest.mark.parametrize("name", functions.UFUNCS)

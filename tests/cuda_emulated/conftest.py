@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
-from emulated_cuda import modules
-from emulated_cuda.device import ACTIVITY
+from emulated_cuda import cublas, modules
+from emulated_cuda.device import ACTIVITY, Device
 from emulated_cuda.functions import RawKernel
 
 from backends import Backend, get_backend
@@ -21,6 +23,15 @@ def cuda() -> Backend:
     backend = get_backend("cuda")
     ACTIVITY.reset()
     return backend
+
+
+@pytest.fixture
+def use_tf32(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Sets CuPy's variable for backends made from then on; afterwards the device computes as before."""
+    handle = Device(0).cublas_handle
+    before = cublas.getMathMode(handle)
+    yield lambda value: monkeypatch.setenv("CUPY_TF32", value)
+    cublas.setMathMode(handle, before)
 
 
 @pytest.fixture

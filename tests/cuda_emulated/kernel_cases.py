@@ -89,7 +89,8 @@ def row_cases(rows: int, columns: int, seed: int) -> list[KernelCase]:
     def linear(k: Kernels, b: Backend, a: Mapping[str, Array]) -> tuple[Array, ...]:
         dweight, dbias = _empty(a["square"]), _empty(a["bias"])
         dx = k.linear_backward(a["dy"], a["x"], a["square"], dweight, dbias)
-        return k.linear_forward(a["x"], a["square"], a["bias"]), dx, dweight, dbias
+        added = k.linear_backward_input(a["dy"], a["square"], a["residual"].copy())
+        return k.linear_forward(a["x"], a["square"], a["bias"]), dx, dweight, dbias, added
 
     square = {"square": rng.standard_normal((columns, columns)) / np.sqrt(columns)}
     calls: dict[str, Call] = {f"bias_{name}": activation(name) for name in ("gelu", "gelu_new", "relu")}

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import runpy
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
-from emulated_cuda.device import ACTIVITY
+from emulated_cuda.device import ACTIVITY, DeviceError
 
-from backends import Backend, get_backend
+from backends import Backend, cupy_backend, get_backend
 from minibert import MiniBERT, MiniBERTConfig
 from minibert.data.batch import Batch
+from minibert.gradients import MiniBERTGradients
+from minibert.kernels import Kernels
 from minibert.optimizer import AdamW
 from minibert.training.trainer import Trainer
 
 MOST_PER_LAYER, MOST_BEYOND = 40, 60
+PER_LAYER, OF_THE_PRUNED_LAYER, BEYOND = 33, 40, 57
+"""What docs/cuda.md says."""
+
 B, T, V = 3, 12, 50
 
 
@@ -42,23 +53,97 @@ def trainer(backend: Backend, layers: int = 2, **arguments: object) -> Trainer:
     return Trainer(model, AdamW(model))
 
 
-def launches(backend: Backend, layers: int, *, padded: bool = True) -> int:
-    """Of one training step, once everything is compiled."""
-    some = trainer(backend, layers)
+def count_launches(backend: Backend, monkeypatch: pytest.MonkeyPatch, *, padded: bool) -> tuple[list[int], int]:
+    """Of one training step, once everything is compiled: in each of three layers, and beyond them."""
+    in_layers = Counter[int]()
+
+    def counted(layer: Callable[..., object]) -> Callable[..., object]:
+        def call(self: object, n: int, *arguments: object) -> object:
+            before = ACTIVITY.launches.total()
+            result = layer(self, n, *arguments)
+            in_layers[n] += ACTIVITY.launches.total() - before
+            return result
+
+        return call
+
+    some = trainer(backend, 3)
     some.step(batch(0, padded=padded), 1e-3)
+    for owner in (MiniBERT, MiniBERTGradients):
+        monkeypatch.setattr(owner, "_layer", counted(owner._layer))
     ACTIVITY.reset()
     some.step(batch(1, padded=padded), 1e-3)
-    return ACTIVITY.launches.total()
+    return [in_layers[n] for n in range(3)], ACTIVITY.launches.total() - in_layers.total()
 
 
+@pytest.mark.parametrize("tf32", ["0", "1"])
 @pytest.mark.parametrize("padded", [True, False])
-def test_a_step_takes_forty_launches_per_layer_and_sixty_beyond(padded: bool, cuda: Backend):
-    """Forward and backward together. The last layer, pruned to the predicted positions, has more than the others (it
-    gathers its queries and projects them apart); the others leave room for it.
+def test_a_step_takes_forty_launches_per_layer_and_sixty_beyond(
+    padded: bool, tf32: str, monkeypatch: pytest.MonkeyPatch, use_tf32: Callable[[str], None]
+):
+    """Forward and backward together. The last layer, pruned to the predicted positions, has more than the others,
+    since it gathers its queries and projects them apart.
     """
-    two, three = (launches(cuda, layers, padded=padded) for layers in (2, 3))
-    assert three - two <= MOST_PER_LAYER
-    assert two <= 2 * MOST_PER_LAYER + MOST_BEYOND
+    use_tf32(tf32)
+    layers, beyond = count_launches(get_backend("cuda"), monkeypatch, padded=padded)
+    assert (layers, beyond) == ([PER_LAYER, PER_LAYER, OF_THE_PRUNED_LAYER], BEYOND)
+    assert max(layers) <= MOST_PER_LAYER
+    assert beyond <= MOST_BEYOND
+
+
+def test_the_estimate_in_the_docs_is_of_these_launches():
+    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "estimate_gpu_step.py"))
+    names = "LAUNCHES_PER_LAYER", "LAUNCHES_OF_THE_PRUNED_LAYER", "LAUNCHES_BEYOND"
+    assert tuple(script[name] for name in names) == (PER_LAYER, OF_THE_PRUNED_LAYER, BEYOND)
+
+
+def test_a_batch_travels_in_one_transfer_and_its_labels_in_one_each(cuda: Backend):
+    some = trainer(cuda)
+    for next_sentence, expected in ((True, 3), (False, 2)):
+        given = batch(0) if next_sentence else replace(batch(0), next_sentence_labels=None)
+        ACTIVITY.reset()
+        some.step(given, 1e-3)
+        assert ACTIVITY.uploads == expected
+
+
+def odd_arrays() -> dict[str, np.ndarray]:
+    """Of sizes that leave the next one at no multiple of anything."""
+    return {
+        "three bytes": np.array([1, 2, 3], dtype=np.uint8),
+        "floats": np.linspace(-1.0, 1.0, 15).reshape(3, 5),
+        "none": np.zeros((0, 4), dtype=np.float32),
+        "a number": np.array(7, dtype=np.int32),
+        "every other": np.arange(10, dtype=np.int32)[::2],
+        "flags": np.array([True, False, True]),
+        "ids": np.array([2, 0, 1], dtype=np.int32),
+    }
+
+
+def test_arrays_of_one_transfer_arrive_as_they_were(cuda: Backend):
+    host = odd_arrays()
+    arrived = cuda.upload(host)
+    assert (ACTIVITY.uploads, ACTIVITY.waits, ACTIVITY.launches.total()) == (1, 0, 0)
+    assert arrived.keys() == host.keys()
+    for name, array in host.items():
+        found = cuda.to_numpy(arrived[name])
+        assert (found.dtype, found.shape) == (array.dtype, array.shape), name
+        np.testing.assert_array_equal(found, array, err_msg=name)
+    assert cuda.upload({}) == {}
+
+
+@pytest.mark.parametrize("alignment", [1, 16])
+def test_arrays_of_one_transfer_lie_where_kernels_can_read_them(
+    alignment: int, cuda: Backend, monkeypatch: pytest.MonkeyPatch
+):
+    """A GPU reads a number at a multiple of its size only; the emulated device refuses other places."""
+    monkeypatch.setattr(cupy_backend, "_UPLOAD_ALIGNMENT", alignment)
+    ids = cuda.upload(odd_arrays())["ids"]
+    table = cuda.asarray(np.eye(3, dtype=np.float32))
+    kernels = Kernels(cuda)
+    if alignment == 1:
+        with pytest.raises(DeviceError, match="misaligned address of an array of int32"):
+            kernels.embedding_forward((table,), (ids,))
+    else:
+        np.testing.assert_array_equal(cuda.to_numpy(kernels.embedding_forward((table,), (ids,))), np.eye(3)[[2, 0, 1]])
 
 
 def test_a_step_never_waits_for_the_device(cuda: Backend):

@@ -19,6 +19,8 @@ _ROWS = (
 )
 _NEXT = "column < columns; column += WARP) total +="
 
+_LOSS = "store(losses, blockIdx.x, label < -1 ? (real)0 : log"
+
 FAULTS = {
     "no barrier before the lanes of a column are added": (f"{_BARRIER}\n        if ((int)", "\n        if ((int)"),
     "no barrier after the previous sum of lanes": (f"{_BARRIER}  // the previous sum", "  //"),
@@ -41,6 +43,9 @@ FAULTS = {
     "another random constant": ("0x846ca68bu", "0x846ca68du"),
     "dropout where it is to be kept": (">= threshold", "> ~threshold"),
     "the mask of another sequence": ("mask += row / slots / heads", "mask += row / slots % heads"),
+    "the weights left out where nothing is dropped": ("store(dropped, i, weight);", ";"),
+    "the activation without its argument": ("*value = u * cumulative;", "*value = cumulative;"),
+    "a loss where nothing is predicted": ("store(losses, blockIdx.x, label < 0 ? (real)0 : log", _LOSS),
     "tiles larger than the shared memory": ("[TILE + 1])shared_memory;  //", "[TILE + 9])shared_memory;  //"),
 }
 """What is wrong -> (right, wrong)."""

@@ -4,7 +4,7 @@ Nothing here is fast, and nothing here is a GPU: whatever ran on it says "emulat
 
 - `include/`: CUDA's execution model (blocks, warps, barriers, shuffles, shared memory) for the C++ compiler;
 - `compiler.py`: from kernel source to functions;
-- `device.py`, `array.py`, `functions.py`, `modules.py`: the emulated CuPy, whose names and signatures
+- `device.py`, `array.py`, `functions.py`, `cublas.py`, `modules.py`: the emulated CuPy, whose names and signatures
   tests/cuda_build compares with the real one;
 - `run.py`: runs a script on it.
 """

@@ -14,7 +14,7 @@ GUARD_BYTES = 4096  # wider than a row of the tests, and a multiple of what CuPy
 
 
 class DeviceError(RuntimeError):
-    """An access outside an array."""
+    """An access outside an array, or at an address that is no multiple of the number's size."""
 
 
 class Activity:
@@ -134,6 +134,10 @@ class Device:
     @property
     def compute_capability(self) -> str:
         return "80"
+
+    @property
+    def cublas_handle(self) -> int:
+        return 1 + self.id
 
     @property
     def mem_info(self) -> tuple[int, int]:

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from emulated_cuda import cublas
 from emulated_cuda.array import allocated, ndarray, operand, uninitialised, wrap, wrap_or_count
 from emulated_cuda.compiler import ASCENDING, EmulatedModule
-from emulated_cuda.device import ACTIVITY, POOL
+from emulated_cuda.device import ACTIVITY, POOL, DeviceError
 
 _SORT = 4
 
@@ -281,11 +282,9 @@ def matmul(
 ) -> ndarray:
     a, b = args
     left, right = (operand(x) for x in (a, b))
-    if left.dtype == np.float16:  # cuBLAS adds up in float32 and rounds once
-        product = np.matmul(left.astype(np.float32), right.astype(np.float32)).astype(np.float16)
-    else:
-        product = np.matmul(left, right)
     batched = np.maximum(left.ndim, right.ndim) > 2
+    tf32 = cublas.handle_says_tf32() if batched else cublas.plain_products_are_tf32()
+    product = cublas.product(left, right, tf32)
     copies = [
         not x.flags.c_contiguous if batched else not (x.flags.c_contiguous or x.flags.f_contiguous) for x in (a, b)
     ]
@@ -294,7 +293,8 @@ def matmul(
         ACTIVITY.launch("matmul: copy of an operand", copies.count(True))
     if out is None:
         return allocated(product)
-    if not out.flags.c_contiguous or out.dtype != product.dtype:
+    overlaps = True in [np.may_share_memory(out._host, x) for x in (left, right)]
+    if overlaps or not out.flags.c_contiguous or out.dtype != product.dtype:
         ACTIVITY.launch("matmul: copy of the result")
     out._host[...] = product
     return out
@@ -357,6 +357,9 @@ class RawKernel:
     def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], *, shared_mem: int = 0):
         ACTIVITY.launch(self.name)
         arrays = [arg for arg in args if isinstance(arg, ndarray)]
+        for array in arrays:
+            if array._host.ctypes.data % array.itemsize:
+                raise DeviceError(f"{self.name}: misaligned address of an array of {array.dtype}")
         values = [arg._host.ctypes.data if isinstance(arg, ndarray) else arg for arg in args]
         self._module.launch(self.name, grid, block, values, shared_mem, RawKernel.order)
         for argument in arrays:

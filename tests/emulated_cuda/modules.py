@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from emulated_cuda import device, functions
+from emulated_cuda import cublas, device, functions
 from emulated_cuda.array import ndarray
 from emulated_cuda.functions import words
 
@@ -65,6 +65,11 @@ def make_cupy() -> dict[str, ModuleType]:
     runtime.CUDARuntimeError = device.CUDARuntimeError
     cuda = ModuleType("cupy.cuda")
     cuda.__path__ = []
+    cuda.cublas = ModuleType("cupy_backends.cuda.libs.cublas")
+    for name in ("setMathMode", "getMathMode", "CUBLASError", "CUBLAS_DEFAULT_MATH"):
+        setattr(cuda.cublas, name, getattr(cublas, name))
+    cupy.cublas = ModuleType("cupy.cublas")
+    cupy.cublas.gemm = cublas.gemm
     cuda.runtime, cuda.Device, cuda.Stream = runtime, device.Device, device.Stream
     cupy.cuda = cuda
     of_device = ModuleType("cupy.cuda.device")
@@ -81,7 +86,8 @@ def make_cupy() -> dict[str, ModuleType]:
     special = ModuleType("cupyx.scipy.special")
     special.erf = functions.erf
     cupyx.scatter_add, cupyx.scipy, scipy.special = functions.scatter_add, scipy, special
-    return {module.__name__: module for module in (cupy, cuda, runtime, of_device, linalg, fft, cupyx, scipy, special)}
+    modules = (cupy, cuda, cuda.cublas, cupy.cublas, runtime, of_device, linalg, fft, cupyx, scipy, special)
+    return {module.__name__: module for module in modules}
 
 
 def installed() -> bool:
