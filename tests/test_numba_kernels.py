@@ -16,7 +16,14 @@ from test_buffers import Step
 
 from backends import BackendError, get_backend, numpy_kernels, threads
 from backends.numba_kernels import attention, jit
-from backends.numba_kernels.elementary import exponential, gelu, gelu_and_slope, normal_parts
+from backends.numba_kernels.elementary import (
+    exponential,
+    gelu,
+    gelu_and_slope,
+    gelu_new,
+    gelu_new_and_slope,
+    normal_parts,
+)
 from backends.numba_kernels.softmax import row_maximum
 from minibert import MiniBERT, MiniBERTConfig, MiniBERTGradients
 from minibert.inference import embed_command
@@ -97,16 +104,33 @@ def slope(u):
     return gelu_and_slope(u)[1]
 
 
+@njit
+def gelu_new_slope(u):
+    return gelu_new_and_slope(u)[1]
+
+
+def tanh_argument(u: Any) -> Any:
+    return np.sqrt(2 / np.pi) * (u + 0.044715 * u**3)
+
+
+def exact_gelu_new_slope(u: Any) -> Any:
+    s = special.expit(2 * tanh_argument(u))
+    return s + 2 * u * s * special.expit(-2 * tanh_argument(u)) * np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * u**2)
+
+
 @pytest.mark.parametrize(
     ("function", "exact"),
     [
         (gelu, lambda u: u * special.ndtr(u)),
         (slope, lambda u: special.ndtr(u) + u * np.exp(-u * u / 2) / np.sqrt(2 * np.pi)),
+        (gelu_new, lambda u: u * special.expit(2 * tanh_argument(u))),
+        (gelu_new_slope, exact_gelu_new_slope),
     ],
-    ids=["gelu", "its derivative"],
+    ids=["gelu", "its derivative", "gelu_new", "the derivative of that"],
 )
 def test_gelu_is_as_exact_as_the_dtype(function: Any, exact: Any):
-    for dtype, tolerance in ((np.float32, 1e-6), (np.float64, 1e-15)):
+    of_float64 = 2e-14 if function is gelu_new_slope else 1e-15  # u s (1 - s) loses digits where s nears 1
+    for dtype, tolerance in ((np.float32, 1e-6), (np.float64, of_float64)):
         u = np.linspace(-12.0, 12.0, 200_001).astype(dtype)
         np.testing.assert_allclose(mapped(function)(u), exact(u.astype(np.float64)), rtol=tolerance, atol=tolerance)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from numba import __version__ as version
 
-from backends.numba_kernels.activations import bias_gelu_backward, bias_gelu_forward
+from backends.numba_kernels.activations import ACTIVATIONS
 from backends.numba_kernels.adamw import adamw_update
 from backends.numba_kernels.attention import attention_backward, attention_forward
 from backends.numba_kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward
@@ -28,14 +28,12 @@ from backends.numba_kernels.sums import squared_norm
 
 __all__ = ["TWINS", "scatter_add", "version"]
 
-TWINS: Mapping[str, Callable[..., Any]] = {
+TWINS: Mapping[str, Callable[..., Any]] = ACTIVATIONS | {
     function.__name__: function
     for function in (
         adamw_update,
         attention_backward,
         attention_forward,
-        bias_gelu_backward,
-        bias_gelu_forward,
         cross_entropy_backward,
         cross_entropy_forward,
         dropout_add_layer_norm_backward,

@@ -29,6 +29,7 @@ _P0, _P1, _P2 = _F(7.168855518102646e-06), _F(0.1194876879453659), _F(0.12192033
 _P3, _P4, _P5 = _F(0.09468353539705276), _F(0.1425354927778244), _F(-0.07650642096996307)
 _P6, _P7, _P8 = _F(0.22866003215312958), _F(-0.16916608810424805), _F(0.0383782833814621)
 
+_TANH_SCALE, _TANH_CUBIC = math.sqrt(2.0 / math.pi), 0.044715
 _DENSITY_SCALE = 1.0 / math.sqrt(2.0 * math.pi)
 
 
@@ -104,6 +105,36 @@ def gelu_and_slope(u):
     """u * Phi(u) and its derivative, Phi(u) + u * density(u)."""
     cumulative, gaussian = normal_parts(u)
     return u * cumulative, cumulative + u * (gaussian * type_of(u, _DENSITY_SCALE))
+
+
+@inlined
+def gelu_new(u):
+    """u * sigmoid(2 z), which is u * (1 + tanh(z)) / 2 and exact in the tail: GELU's tanh approximation."""
+    cubic = type_of(u, _TANH_SCALE * _TANH_CUBIC) * u * u * u
+    return u / (type_of(u, 1.0) + exponential(type_of(u, -2.0) * (type_of(u, _TANH_SCALE) * u + cubic)))
+
+
+@inlined
+def gelu_new_and_slope(u):
+    """The same, and its derivative: s + u * s (1 - s) * 2 dz with the sigmoid s."""
+    square = u * u
+    z = type_of(u, _TANH_SCALE) * u + type_of(u, _TANH_SCALE * _TANH_CUBIC) * square * u
+    dz = type_of(u, _TANH_SCALE) + type_of(u, 3.0 * _TANH_SCALE * _TANH_CUBIC) * square
+    s = type_of(u, 1.0) / (type_of(u, 1.0) + exponential(type_of(u, -2.0) * z))
+    return u * s, s + type_of(u, 2.0) * u * (s * (type_of(u, 1.0) - s)) * dz
+
+
+@inlined
+def relu(u):
+    """max(u, 0)."""
+    return u if u > type_of(u, 0.0) else type_of(u, 0.0)
+
+
+@inlined
+def relu_and_slope(u):
+    """The same, and 1 above zero."""
+    above = u > type_of(u, 0.0)
+    return (u if above else type_of(u, 0.0)), (type_of(u, 1.0) if above else type_of(u, 0.0))
 
 
 def type_of(like, value):
