@@ -21,15 +21,17 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from backends.threads import set_threads
 from benchmarks.embeddings import packaged_minilm
 from minibert.data import stdlib_text
 from minibert.data.permutation import permute
 from minibert.data.sentences import split_sentences
 from minibert.data.tokenizer import Tokenizer
-from minibert.finetuning.finetune import FineTuning, finetune
+from minibert.finetuning.finetune import Epoch, FineTuning, finetune
 from minibert.finetuning.labelled_texts import LabelledText
 from minibert.finetuning.text_classifier import TextClassifier
 from minibert.model import MiniBERT
@@ -37,6 +39,7 @@ from minibert.optimizer import linear_schedule
 from minibert.parameters import CLASSIFICATION_HEADS
 from minibert.random_bits import Stream, derive_key
 
+PARTIES = ("Mini-BERT", "transformers")
 MAX_LENGTH = 48
 PACKAGES = ("asyncio", "email", "http", "logging", "tkinter", "unittest", "urllib", "xml")
 
@@ -49,8 +52,11 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=40, help="texts of each class to train on (default: 40)")
     parser.add_argument("--test-per-class", type=int, default=100, help="and to test on (default: 100)")
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="of either side (default: 1)")
     options = parser.parse_args()
     folder = options.model or packaged_minilm()
+    set_threads(options.threads)
+    torch.set_num_threads(options.threads)
     train, test = labelled_sentences(options.per_class, options.test_per_class)
     print(f"{len(train)} sentences to train on, {len(test)} to test on, {len(PACKAGES)} classes", flush=True)
     results = []
@@ -64,14 +70,20 @@ def main() -> None:
             between = time.perf_counter()
             theirs = with_transformers(start, train, test, settings)
         seconds = between - started, time.perf_counter() - between
-        print(
-            f"seed {seed}: Mini-BERT {ours:.1%} ({seconds[0]:.0f} s), transformers {theirs:.1%} ({seconds[1]:.0f} s)",
-            flush=True,
-        )
+        for name, (accuracy, loss), spent in zip(PARTIES, (ours, theirs), seconds, strict=True):
+            print(f"seed {seed}: {name:12} {accuracy:.1%}, training loss {loss:.4f} ({spent:.0f} s)", flush=True)
         results.append((ours, theirs))
-    for name, column in zip(("Mini-BERT", "transformers"), zip(*results, strict=True), strict=True):
-        spread = statistics.stdev(column) if len(column) > 1 else math.nan
-        print(f"{name}: accuracy {statistics.mean(column):.1%}, standard deviation between seeds {spread:.1%}")
+    for name, party in zip(PARTIES, zip(*results, strict=True), strict=True):
+        accuracies, losses = [100 * accuracy for accuracy, _ in party], [loss for _, loss in party]
+        print(f"{name:12} accuracy {summary(accuracies)} %, training loss {summary(losses)}")
+    differences = [100 * (ours[0] - theirs[0]) for ours, theirs in results]
+    print(f"difference in accuracy, seed by seed: {summary(differences)} points")
+
+
+def summary(values: list[float]) -> str:
+    """Mean and standard deviation between the seeds."""
+    spread = statistics.stdev(values) if len(values) > 1 else math.nan
+    return f"{statistics.mean(values):.3f} (standard deviation {spread:.3f})"
 
 
 def labelled_sentences(per_class: int, test_per_class: int) -> tuple[list[LabelledText], list[LabelledText]]:
@@ -100,18 +112,21 @@ def with_new_classifier(folder: Path, target: Path, seed: int) -> None:
     Tokenizer.load(folder).save(target)
 
 
-def with_minibert(folder: Path, train: list[LabelledText], test: list[LabelledText], settings: FineTuning) -> float:
-    """The accuracy on the test texts after the last epoch."""
+def with_minibert(
+    folder: Path, train: list[LabelledText], test: list[LabelledText], settings: FineTuning
+) -> tuple[float, float]:
+    """After the last epoch: the accuracy on the test texts, and the mean training loss of that epoch."""
     model = MiniBERT.from_pretrained(folder, seed=settings.seed)
     classifier = TextClassifier(model, Tokenizer.load(folder), MAX_LENGTH)
-    accuracies: list[float] = []
-    finetune(classifier, train, test, settings, lambda epoch: accuracies.append(epoch.evaluation.accuracy))
-    return accuracies[-1]
+    epochs: list[Epoch] = []
+    finetune(classifier, train, test, settings, epochs.append)
+    return epochs[-1].evaluation.accuracy, epochs[-1].training_loss
 
 
-def with_transformers(folder: Path, train: list[LabelledText], test: list[LabelledText], settings: FineTuning) -> float:
+def with_transformers(
+    folder: Path, train: list[LabelledText], test: list[LabelledText], settings: FineTuning
+) -> tuple[float, float]:
     """The same in PyTorch."""
-    import torch
     from transformers import AutoTokenizer, BertForSequenceClassification
     from transformers.utils import logging
 
@@ -135,11 +150,14 @@ def with_transformers(folder: Path, train: list[LabelledText], test: list[Labell
 
     for number in range(1, settings.epochs + 1):
         model.train()
+        total = 0.0
         order = permute(np.arange(len(train)), len(train), derive_key(settings.seed, Stream.ORDER, number))
         for start in range(0, len(train), settings.batch_size):
             inputs, labels = encoded([train[index] for index in order[start : start + settings.batch_size]])
             optimizer.zero_grad()
-            model(**inputs, labels=labels).loss.backward()
+            loss = model(**inputs, labels=labels).loss
+            loss.backward()
+            total += float(loss) * len(labels)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             step += 1
             rate = settings.learning_rate * linear_schedule(step / (steps_per_epoch * settings.epochs), settings.warmup)
@@ -152,7 +170,7 @@ def with_transformers(folder: Path, train: list[LabelledText], test: list[Labell
         for start in range(0, len(test), 32):
             inputs, labels = encoded(test[start : start + 32])
             right += int((model(**inputs).logits.argmax(-1) == labels).sum())
-    return right / len(test)
+    return right / len(test), total / len(train)
 
 
 if __name__ == "__main__":
