@@ -10,7 +10,7 @@ from typing import Any
 from backends.base import BackendError
 from backends.cuda_launch import STORAGE_BITS, CudaKernels
 
-OLDEST_CAPABILITY = (7, 0)
+OLDEST_CAPABILITY = {12: (7, 0), 13: (7, 5)}  # CUDA's major version -> Volta, which CUDA 13 gave up; Turing
 ENOUGH_MEMORY = 1 << 30  # bytes; a training step of BERT-Mini takes less
 
 
@@ -56,13 +56,25 @@ def driver_fits(driver: int, runtime: int) -> Finding:
     return Finding("the driver serves CuPy", driver // 1000 >= runtime // 1000, detail, remedy)
 
 
-def capability_suffices(name: str, major: int, minor: int) -> Finding:
-    """The kernels are written for Volta and later."""
+def capability_suffices(name: str, capability: tuple[int, int], runtime: int) -> Finding:
+    """The kernels are written for Volta and later, and CUDA compiles for some GPUs only.
+
+    Args:
+        name: of the GPU.
+        capability: its compute capability.
+        runtime: the CUDA version that CuPy was built for, as 1000 * major + 10 * minor.
+    """
+    major = runtime // 1000
+    oldest = OLDEST_CAPABILITY.get(major, max(OLDEST_CAPABILITY.values()))
+    if capability >= OLDEST_CAPABILITY[12]:
+        remedy = f"CUDA {major} does not serve this GPU, CUDA 12 does: pip install '.[cuda12]' in place of its CuPy"
+    else:
+        remedy = "a GPU of compute capability 7.0 (Volta, 2017) or later is needed; use --device cpu here"
     return Finding(
         "the GPU is new enough",
-        (major, minor) >= OLDEST_CAPABILITY,
-        f"{name}, compute capability {major}.{minor}",
-        "a GPU of compute capability 7.0 (Volta, 2017) or later is needed; use --device cpu here",
+        capability >= oldest,
+        f"{name}, compute capability {capability[0]}.{capability[1]}",
+        remedy,
     )
 
 
@@ -109,7 +121,8 @@ def diagnose(device: str) -> Iterator[Finding]:
     properties = runtime.getDeviceProperties(backend.device.id)
     yield Finding("CuPy, driver and GPU are there", True, backend.description())
     yield driver_fits(runtime.driverGetVersion(), runtime.runtimeGetVersion())
-    yield capability_suffices(properties["name"].decode(), properties["major"], properties["minor"])
+    capability = properties["major"], properties["minor"]
+    yield capability_suffices(properties["name"].decode(), capability, runtime.runtimeGetVersion())
     yield memory_suffices(*backend.device.mem_info)
     yield kernels_compile(CudaKernels(backend.cupy))
 

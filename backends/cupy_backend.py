@@ -14,6 +14,7 @@ from backends.cuda_launch import CudaKernels, checked, column_block, int32, outp
 from backends.cuda_twins import TWINS
 
 _CUBLAS_TF32_TENSOR_OP_MATH = 3  # of cublas_api.h; CuPy has no name for it
+_LONGEST_SHORT_RUN = 64  # of equal indices, as most are; most blocks have nothing to do, and had better be small
 _UPLOAD_ALIGNMENT = 16  # bytes, between the arrays of one transfer: more than any dtype needs
 
 
@@ -110,7 +111,7 @@ class CupyBackend(Backend):
         output(dtype, target.shape, target)
         (rows,), (indices,) = checked(dtype, rows), checked(np.dtype("int32"), indices)
         order = self.cupy.argsort(indices)  # CuPy's is stable, and int64
-        block = column_block(count)
+        block = column_block(min(count, _LONGEST_SHORT_RUN))
         grid = count, -(-columns // block[0])
         arguments = indices, order, rows, int32(count), int32(columns), target
         self.kernels.launch("scatter_add_runs", dtype, grid, block, arguments, shared_bytes(block))

@@ -56,13 +56,18 @@ def count(config: MiniBERTConfig, sequences: int, length: int) -> Counts:
     heads = 2 * m * (h * h + h * v)
     operations = 3.0 * ((layers - 1) * full + pruned + heads)
     # Kernels between the products, in numbers read and written. Forward: bias 6, split 6, merge 2, two sub-layers 8.
-    # Backward: two sub-layers 14, sums and adds 9, split 9, merge 6. And GELU 2 + 3 of width I, softmax 3 + 4.
-    between = n * h * (22 + 38) + n * i * 5 + scores * 7
-    products = 3 * n * (8 * h + 2 * i) + 6 * scores
+    # Backward: two sub-layers 14, sums 3, split 9, merge 6. And GELU 2 + 4 of width I (its output is written again in
+    # the backward pass, not kept), softmax 3 + 4.
+    between = n * h * (22 + 32) + n * i * 6 + scores * 7
+    # The products themselves: those with weights, two of which add to what is there; those of attention.
+    products = n * (3 * (8 * h + 2 * i) + 2 * h) + n * h * 12 + scores * 6
+    # In the pruned layer keys and values are of all tokens: bias 4, splits 8, sums 2, merge 4, products 9.
+    keys_and_values = n * h * 27
+    # Logits: product, bias, loss and gradient in one, three readers of that. Embeddings, their norm and dropout.
     of_heads = m * v * 8 + n * h * 20
     parameters = Layout.of(config).size
-    # weights read twice and their gradients written; the norm; AdamW reads four numbers and writes three
-    numbers = (layers - 1 + m / n) * (between + products) + of_heads + parameters * (3 + 1 + 7)
+    # weights read twice and their gradients written; the norm by way of the squares; AdamW reads four, writes three
+    numbers = (layers - 1 + m / n) * (between + products) + keys_and_values + of_heads + parameters * (3 + 3 + 7)
     launches = (layers - 1) * LAUNCHES_PER_LAYER + LAUNCHES_OF_THE_PRUNED_LAYER + LAUNCHES_BEYOND
     return Counts(operations, numbers, launches, parameters)
 

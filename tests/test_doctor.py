@@ -76,10 +76,11 @@ def test_an_unknown_device_is_refused_in_one_line(capsys):
     [
         (cuda_diagnosis.one_cupy(["cupy-cuda12x 14.2.0", "cupy-cuda13x 14.2.0"]), "pip uninstall"),
         (cuda_diagnosis.driver_fits(12080, 13000), r"\.\[cuda12\]"),
-        (cuda_diagnosis.capability_suffices("Quadro P4000", 6, 1), "Volta"),
+        (cuda_diagnosis.capability_suffices("Quadro P4000", (6, 1), 12090), "Volta"),
+        (cuda_diagnosis.capability_suffices("Tesla V100", (7, 0), 13000), r"\.\[cuda12\]"),
         (cuda_diagnosis.memory_suffices(100 << 20, 16 << 30), "nvidia-smi"),
     ],
-    ids=["two CuPys", "old driver", "old GPU", "no memory"],
+    ids=["two CuPys", "old driver", "old GPU", "GPU that CUDA 13 gave up", "no memory"],
 )
 def test_each_illness_has_its_remedy(finding: cuda_diagnosis.Finding, remedy: str):
     assert not finding.passed
@@ -89,7 +90,8 @@ def test_each_illness_has_its_remedy(finding: cuda_diagnosis.Finding, remedy: st
 def test_a_newer_driver_and_a_single_cupy_are_healthy():
     assert cuda_diagnosis.driver_fits(13000, 12090).passed
     assert cuda_diagnosis.one_cupy(["cupy-cuda12x 14.2.0"]).passed
-    assert cuda_diagnosis.capability_suffices("Tesla V100", 7, 0).passed
+    assert cuda_diagnosis.capability_suffices("Tesla V100", (7, 0), 12090).passed
+    assert cuda_diagnosis.capability_suffices("RTX 2080", (7, 5), 13000).passed
 
 
 def test_a_compiler_that_fails_is_named():

@@ -101,22 +101,43 @@ def test_history_environments_and_results_stay_out():
         assert not ignored(ROOT / name), name
 
 
-def interpreters() -> list[str]:
-    """The plain Pythons of this machine that the image may have."""
-    return [name for name in ("python3.11", "python3.12") if shutil.which(name)]
+def interpreters() -> dict[str, str]:
+    """The Pythons of this machine that the image may have: version -> program. A name on the path may be a script
+    that runs none.
+    """
+    found: dict[str, str] = {}
+    for name in ("python3.11", "python3.12", sys.executable):
+        if not (program := shutil.which(name)):
+            continue
+        ask = "import sys; print('%d.%d' % sys.version_info[:2], sys._base_executable)"
+        run = subprocess.run([program, "-c", ask], capture_output=True, text=True, check=False)
+        if run.returncode == 0:
+            version, plain = run.stdout.strip().split(maxsplit=1)
+            found.setdefault(version, plain)
+    return {version: plain for version, plain in found.items() if version in ("3.11", "3.12")}
 
 
-@pytest.mark.parametrize("python", interpreters())
-def test_the_steps_run_and_what_they_made_passes_the_cpu_suite(python: str, tmp_path: Path):
+INTERPRETERS = interpreters()
+
+
+def test_there_is_a_python_that_the_image_may_have():
+    """Without one, nothing below would run, and nothing would fail."""
+    assert INTERPRETERS
+
+
+@pytest.mark.parametrize(
+    ("version", "cuda_major"), [*((version, 12) for version in INTERPRETERS), *((v, 13) for v in [*INTERPRETERS][-1:])]
+)
+def test_the_steps_run_and_what_they_made_passes_the_cpu_suite(version: str, cuda_major: int, tmp_path: Path):
     """The wheels resolve and import, the project installs, the commands work; the container's paths lie in a folder."""
     opt, work, kernels = tmp_path / "opt", tmp_path / "work", tmp_path / "kernels"
     work.mkdir()
     inside = {"/opt/minibert": str(opt / "minibert"), "/minibert": str(work), "/kernels": str(kernels)}
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    environment |= dict(argument.split("=") for argument in of("ARG"))
+    environment |= dict(argument.split("=") for argument in of("ARG")) | {"CUDA_MAJOR": str(cuda_major)}
     environment |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "CUPY_CACHE_DIR": str(kernels)}
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python").symlink_to(str(shutil.which(python)))
+    (tmp_path / "bin" / "python").symlink_to(INTERPRETERS[version])
     environment["PATH"] = f"{tmp_path / 'bin'}{os.pathsep}{environment['PATH']}"
 
     def run(command: str) -> str:
@@ -139,7 +160,10 @@ def test_the_steps_run_and_what_they_made_passes_the_cpu_suite(python: str, tmp_
             copy_context(work)
     assert len(left_out) == 1
     interpreter = "/opt/minibert/bin/python"
-    run(f'{interpreter} -c "import cupy; from cupy_backends.cuda.libs import nvrtc; print(nvrtc.getVersion())"')
+    ask = "import cupy; from cupy_backends.cuda.libs import nvrtc; print(nvrtc.getVersion()[0])"
+    assert run(f'{interpreter} -c "{ask}"').strip() == str(cuda_major)
+    if cuda_major != 12:  # this very environment compiles with 12
+        assert "passed" in run(f"{interpreter} -m pytest -q tests/cuda_build/test_nvrtc.py")
     run(f"{interpreter} scripts/doctor.py --device cpu --quick")
     run(f"{interpreter} scripts/train.py --help")
     assert "passed" in run(f"{interpreter} -m pytest -q {' '.join(f'tests/{name}' for name in SUITE)}")

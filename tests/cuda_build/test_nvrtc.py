@@ -14,7 +14,8 @@ from emulated_cuda.compiler import kernel_names
 
 from backends.cuda_launch import STORAGE_BITS, options, source
 
-MUST = ("70", "75", "80", "86", "89", "90")  # Volta, Turing, Ampere (A100; 30xx), Ada, Hopper
+VOLTA = ("70",) if nvrtc.getVersion()[0] < 13 else ()  # which CUDA 13 gave up
+MUST = (*VOLTA, "75", "80", "86", "89", "90")  # Turing, Ampere (A100; 30xx), Ada, Hopper
 LARGEST_BLOCK = 1024  # threads; of the by-column kernels
 MAY = ("100", "120")  # Blackwell: from CUDA 12.8 on
 

@@ -24,6 +24,7 @@ MOST_PER_LAYER, MOST_BEYOND = 40, 60
 PER_LAYER, OF_THE_PRUNED_LAYER, BEYOND = 33, 40, 57
 """What docs/cuda.md says."""
 
+ROOT = Path(__file__).parents[2]
 B, T, V = 3, 12, 50
 
 
@@ -90,8 +91,30 @@ def test_a_step_takes_forty_launches_per_layer_and_sixty_beyond(
     assert beyond <= MOST_BEYOND
 
 
-def test_the_estimate_in_the_docs_is_of_these_launches():
-    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "estimate_gpu_step.py"))
+@pytest.mark.parametrize("tf32", ["0", "1"])
+def test_tf32_on_request_is_for_every_product(tf32: str, use_tf32: Callable[[str], None]):
+    """CuPy itself asks for it in products of two matrices only: not in attention's, nor where a product is added."""
+    use_tf32(tf32)
+    backend = get_backend("cuda")
+    almost_one = backend.asarray(np.full((2, 2), 1.0 + 2.0**-12, dtype=np.float32))  # 1.0 in TF32
+    zeros = backend.asarray(np.zeros((2, 2), dtype=np.float32))
+    results = (
+        backend.cupy.matmul(almost_one, almost_one),
+        backend.cupy.matmul(almost_one[None, :, :], almost_one[None, :, :])[0, :, :],
+        Kernels(backend).linear_backward_input(almost_one, almost_one, zeros),
+    )
+    for result in results:
+        assert (backend.to_numpy(result) == 2.0).all() == (tf32 == "1")
+
+
+def test_the_estimate_in_the_docs_is_of_these_launches(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    script = runpy.run_path(str(ROOT / "scripts" / "estimate_gpu_step.py"))
+    monkeypatch.setattr("sys.argv", ["estimate_gpu_step.py"])
+    script["main"]()
+    docs = (ROOT / "docs" / "cuda.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out in docs
     names = "LAUNCHES_PER_LAYER", "LAUNCHES_OF_THE_PRUNED_LAYER", "LAUNCHES_BEYOND"
     assert tuple(script[name] for name in names) == (PER_LAYER, OF_THE_PRUNED_LAYER, BEYOND)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from emulated_cuda.compiler import ORDERS, EmulationError
 from emulated_cuda.device import DeviceError
@@ -10,6 +12,7 @@ from emulated_cuda.functions import RawKernel
 from backends import Backend, cuda_launch, get_backend
 from cuda_emulated.kernel_cases import assert_twins_agree, attention_case, row_cases
 
+ROOT = Path(__file__).parents[2]
 SOURCE = cuda_launch.source()
 
 _BARRIER = "__syncthreads();"
@@ -64,6 +67,10 @@ def _compare_everything(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(RawKernel, "order", order)
         for case in _cases():
             assert_twins_agree(case, "float32", backend)
+
+
+def test_the_docs_count_the_faults():
+    assert f"{len(FAULTS)} planted faults" in (ROOT / "docs" / "cuda.md").read_text(encoding="utf-8")
 
 
 def test_without_a_fault_everything_agrees(monkeypatch: pytest.MonkeyPatch):

@@ -37,9 +37,10 @@ def test_attention_computes_its_definition(size, variant: str, dtype: str, threa
     assert_twins_agree(attention_case(*size, variant, seed=size[1] + thread_order), dtype, cuda)
 
 
-def test_the_cases_launch_every_kernel_there_is(cuda: Backend):
+@each_dtype
+def test_the_cases_launch_every_kernel_there_is(dtype: str, cuda: Backend):
     for case in [*row_cases(5, 33, seed=0), attention_case(2, 5, 2, 3, "dropped", seed=0)]:
-        assert_twins_agree(case, "float32", cuda)
+        assert_twins_agree(case, dtype, cuda)
     assert set(kernel_names(source())) <= set(ACTIVITY.launches)
 
 
