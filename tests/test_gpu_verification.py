@@ -28,6 +28,15 @@ def test_every_part_is_there_and_names_the_device(tmp_path: Path):
         assert command[1] == "-m" or Path(command[1]).is_file(), command
 
 
+def test_a_quick_one_has_the_same_parts_but_measures_nothing_large(tmp_path: Path):
+    kinds = [[part.name.split(" of ")[0] for part in parts("cuda", tmp_path, 30, [], quick)] for quick in (False, True)]
+    assert set(kinds[0]) == set(kinds[1])
+    made = {part.name: part.command for part in parts("cuda", tmp_path, 30, [], True)}
+    assert "--quick" in made["doctor"]
+    (benchmark,) = (command for name, command in made.items() if name.startswith("benchmark"))
+    assert benchmark[-2:] == ["--preset", "tiny"]
+
+
 def test_losses_that_agree_pass_and_others_fail(tmp_path: Path):
     write_losses(tmp_path / "device", [5.0, 4.0])
     write_losses(tmp_path / "cpu", [5.0, 4.00001])

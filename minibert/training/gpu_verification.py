@@ -41,7 +41,7 @@ class Outcome:
     output: str
 
 
-def parts(device: str, output: Path, steps: int, tests: Sequence[str]) -> list[Part]:
+def parts(device: str, output: Path, steps: int, tests: Sequence[str], quick: bool = False) -> list[Part]:
     """The commands, in order.
 
     Args:
@@ -49,20 +49,22 @@ def parts(device: str, output: Path, steps: int, tests: Sequence[str]) -> list[P
         output: where the two runs go.
         steps: of each training.
         tests: what pytest is given; nothing for all.
+        quick: speed is only tried, on the smallest model.
     """
     python = sys.executable
     training = ["scripts/train.py", "--steps", str(steps), "--dropout", "0.1", "--report-every", "1"]
     made = [
-        Part("doctor", [python, "scripts/doctor.py", "--device", device]),
+        Part("doctor", [python, "scripts/doctor.py", "--device", device, *(["--quick"] if quick else [])]),
         Part("tests", [python, "-m", "pytest", "-q", "--device", device, *tests]),
         Part("training on the device", [python, *training, "--device", device, "--output", str(output / "device")]),
         Part("training on the CPU", [python, *training, "--device", "cpu", "--output", str(output / "cpu")]),
     ]
-    benchmark = [python, "scripts/benchmark_gpu.py", "--device", device, "--preset"]
-    made += [
-        Part(f"benchmark of {preset}, with PyTorch where it is", [*benchmark, preset]) for preset in ("mini", "base")
+    sizes = ["--batch-size", "2", "--seq-length", "16", "--steps", "2"] if quick else []
+    benchmark = [python, "scripts/benchmark_gpu.py", "--device", device, *sizes, "--preset"]
+    return made + [
+        Part(f"benchmark of {preset}, with PyTorch where it is", [*benchmark, preset])
+        for preset in (("tiny",) if quick else ("mini", "base"))
     ]
-    return made
 
 
 def run(part: Part) -> Outcome:
@@ -113,13 +115,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser = Parser(prog="verify_gpu.py", description="Doctor, tests, training and benchmark on a GPU; a report.")
         parser.add_argument("--device", default="cuda", metavar="D", help="cuda (default) or cuda:N")
         parser.add_argument("--steps", type=int, default=500, metavar="N", help="of the training on each device")
+        parser.add_argument("--quick", action="store_true", help="only try the command: no proper measurements")
         parser.add_argument("--output", type=Path, metavar="DIR", help="where report and runs go")
         parser.add_argument("tests", nargs="*", help="what to give to pytest instead of the whole suite")
         given = parser.parse_args(arguments)
         description = get_backend(given.device).description()  # no GPU: an error at once
         output = given.output or Path("runs") / f"verify-gpu-{datetime.now():%Y-%m-%d-%H-%M-%S}"
         output.mkdir(parents=True)
-        outcomes = [run(part) for part in parts(given.device, output, given.steps, given.tests)]
+        outcomes = [run(part) for part in parts(given.device, output, given.steps, given.tests, given.quick)]
         losses = compare_losses(output)
         (output / "report.md").write_text(report(description, outcomes, losses), encoding="utf-8")
         passed = all(outcome.passed for outcome in outcomes) and losses[0]
