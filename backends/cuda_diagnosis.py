@@ -103,6 +103,25 @@ def kernels_compile(kernels: Any) -> Finding:
     return Finding("NVRTC compiles the kernels", True, ", ".join(STORAGE_BITS))
 
 
+def headers_are_found(cupy: Any) -> Finding:
+    """CuPy writes kernels of its own, and unlike ours they include CUDA's headers; those of float16 the most."""
+    name = "CuPy finds CUDA's headers"
+    try:
+        ones = cupy.ones((3,), dtype=cupy.float16)
+        total = float((ones + ones).sum())
+    except Exception as error:
+        return Finding(
+            name,
+            False,
+            str(error)[:300],
+            "install CuPy with NVIDIA's headers: pip install '.[cuda12]' (or .[cuda13]); and unset CUDA_PATH, "
+            "or let it name a CUDA toolkit of the same major version",
+        )
+    return Finding(
+        name, total == 6.0, f"a kernel of its own computes 1 + 1, three times over: {total:g} in all", "reinstall CuPy"
+    )
+
+
 def diagnose(device: str) -> Iterator[Finding]:
     """Look at everything, as far as one can get; a failure that stops the rest comes last.
 
@@ -125,6 +144,7 @@ def diagnose(device: str) -> Iterator[Finding]:
     yield capability_suffices(properties["name"].decode(), capability, runtime.runtimeGetVersion())
     yield memory_suffices(*backend.device.mem_info)
     yield kernels_compile(CudaKernels(backend.cupy))
+    yield headers_are_found(backend.cupy)
 
 
 def _version(number: int) -> str:

@@ -94,6 +94,20 @@ def test_a_newer_driver_and_a_single_cupy_are_healthy():
     assert cuda_diagnosis.capability_suffices("RTX 2080", (7, 5), 13000).passed
 
 
+def test_headers_that_are_missing_are_named():
+    class Broken:
+        float16 = np.float16
+
+        def ones(self, shape, dtype):
+            raise RuntimeError('catastrophic error: cannot open source file "cuda_fp16.h"')
+
+    finding = cuda_diagnosis.headers_are_found(Broken())
+    assert not finding.passed
+    assert "cuda_fp16.h" in finding.detail
+    assert "CUDA_PATH" in finding.remedy
+    assert cuda_diagnosis.headers_are_found(np).passed
+
+
 def test_a_compiler_that_fails_is_named():
     class Broken:
         def function(self, name, dtype):
