@@ -10,6 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+SINGLE_LABEL = "single_label_classification"
+PROBLEM_TYPES = (SINGLE_LABEL, "multi_label_classification", "regression")
+"""Values of `problem_type`: which loss belongs to a classifier's logits."""
+
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
 """Values of `hidden_act`: exact (erf) GELU as in BERT, its tanh approximation, rectified linear."""
 
@@ -45,6 +49,8 @@ class MiniBERTConfig:
         pad_token_id: the id that fills up short sequences.
         labels: names of the classes that a classifier tells apart, C of them (Hugging Face's `id2label`); empty
             without a classifier.
+        problem_type: one of `PROBLEM_TYPES`, or None: a single label if there are several classes. Logits are the
+            same for all; Mini-BERT has the loss of single labels only.
 
     Raises:
         ValueError: sizes that make no BERT; the message names the field.
@@ -65,12 +71,16 @@ class MiniBERTConfig:
     pad_token_id: int = 0
     classifier_dropout: float | None = None
     labels: tuple[str, ...] = ()
+    problem_type: str | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type == "int" and not (isinstance(value, int) and value >= (field.name != "pad_token_id")):
-                raise ValueError(f"{field.name} must be a positive integer, not {value!r}")
+            value, least = getattr(self, field.name), int(field.name != "pad_token_id")
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if field.type == "int" and not (number and isinstance(value, int) and value >= least):
+                raise ValueError(f"{field.name} must be an integer of at least {least}, not {value!r}")
+            if field.type == "float" and not number:
+                raise ValueError(f"{field.name} must be a number, not {value!r}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be divisible by num_attention_heads "
@@ -86,6 +96,8 @@ class MiniBERTConfig:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)!r}")
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, not {self.hidden_act!r}")
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, not {self.problem_type!r}")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels must be names that differ, not {', '.join(map(repr, self.labels))}")
 

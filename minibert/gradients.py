@@ -14,6 +14,7 @@ from typing import Any
 
 from backends import Array
 from minibert.cache import Cache, ClassifierCache, LayerCache, PoolerCache
+from minibert.config import SINGLE_LABEL
 from minibert.inputs import host_integers
 from minibert.model import QKV, MiniBERT
 from minibert.parameters import NamedArrays, head_of
@@ -103,6 +104,11 @@ class MiniBERTGradients:
         if classifier is None or pooler is None or not cache.layers:
             raise ValueError("the gradient of a classification needs the cache of MiniBERT.classify(for_backward=True)")
         classes = len(model.config.labels)
+        if classes < 2 or model.config.problem_type not in (None, SINGLE_LABEL):
+            raise ValueError(
+                f"the loss is that of one label out of several; this classifier has {classes} labels and the "
+                f"problem_type {model.config.problem_type!r}"
+            )
         host_labels = self._checked_labels(labels, (cache.inputs.batch_size,), classes, "labels")
         dlogits, loss = self._cross_entropy(classifier.logits, host_labels, total_sequences)
         dhidden = model.backend.xp.zeros_like(cache.hidden_rows[-1])  # (Nq, H)

@@ -15,25 +15,22 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from backends import Backend
+from backends import Array, Backend
 from minibert.config import MiniBERTConfig
 from minibert.files import write_tensors, write_text
+from minibert.hugging_face_config import CLASSIFIER, CONFIG_FILE, ConfigFile, config_fields
 from minibert.model import MiniBERT
 from minibert.parameters import CLASSIFICATION_HEADS, HEADS, PRETRAINING_HEADS, Layout, head_of, initialise
-from minibert.tensor_files import WEIGHTS_FILE, PretrainedError, StoredTensors, read_json
+from minibert.tensor_files import WEIGHTS_FILE, PretrainedError, StoredTensors
 
 __all__ = [
     "PretrainedError",
     "PretrainedWarning",
     "from_pretrained",
     "hugging_face_name",
-    "read_config",
     "save_pretrained",
 ]
-
-CONFIG_FILE = "config.json"
 
 _ROOTS = {  # the first words of a name: ours -> theirs
     "token_embeddings": "bert.embeddings.word_embeddings.weight",
@@ -63,7 +60,6 @@ _HEADS = {  # for people
     "next_sentence": "next-sentence head",
     "classifier": "classifier",
 }
-_CLASSIFIER = "BertForSequenceClassification"
 _BUFFERS = re.compile(r"(^|\.)(position_ids|token_type_ids)$")  # constants that old versions of theirs stored
 _DECODER_WEIGHT, _DECODER_BIAS = "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"
 
@@ -92,51 +88,6 @@ def _canonical_name(stored: str) -> str:
 
 
 # --- reading -------------------------------------------------------------------------------------------------
-
-
-def read_config(folder: Path) -> tuple[MiniBERTConfig, tuple[str, ...]]:
-    """The model's sizes, from `config.json`, with the labels of its classes if it is a classifier.
-
-    Returns:
-        The config, and the architectures that the file names.
-
-    Raises:
-        PretrainedError: no BERT, or one that Mini-BERT does not compute exactly.
-    """
-    path = folder / CONFIG_FILE
-    fields = read_json(path)
-    architectures = fields.get("architectures") or ()
-    if fields.get("model_type", "bert") != "bert":
-        raise PretrainedError(f"{path}: model_type is {fields['model_type']!r}; Mini-BERT is BERT and nothing else")
-    for name, only in (
-        ("position_embedding_type", "absolute"),
-        ("is_decoder", False),
-        ("add_cross_attention", False),
-    ):
-        if fields.get(name, only) != only:
-            raise PretrainedError(f"{path}: {name} is {fields[name]!r}; Mini-BERT computes {only!r} only")
-    missing = [name for name in ("vocab_size", "hidden_size", "num_hidden_layers") if name not in fields]
-    if missing:
-        raise PretrainedError(f"{path}: {', '.join(missing)} is missing; this is no BERT's config")
-    labels = _labels(path, fields) if _CLASSIFIER in architectures else ()
-    try:
-        config = MiniBERTConfig.from_dict({**_HUGGING_FACE_DEFAULTS, **fields, "labels": labels})
-    except (TypeError, ValueError) as error:
-        raise PretrainedError(f"{path}: {error}") from error
-    return config, tuple(architectures)
-
-
-def _labels(path: Path, fields: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the classes, in the order of their numbers; LABEL_0, LABEL_1 where the file has none."""
-    named = fields.get("id2label")
-    if named is None:
-        return tuple(f"LABEL_{number}" for number in range(int(fields.get("num_labels", 2))))
-    if not isinstance(named, dict) or set(named) != {str(number) for number in range(len(named))}:
-        raise PretrainedError(f"{path}: id2label must name the classes 0 to C - 1, not {named!r}")
-    return tuple(str(named[str(number)]) for number in range(len(named)))
-
-
-_HUGGING_FACE_DEFAULTS = {"num_attention_heads": 12, "intermediate_size": 3072}  # where they differ from ours
 
 
 def from_pretrained(
@@ -170,17 +121,20 @@ def from_pretrained(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise PretrainedError(f"{folder} is not a folder")
-    config, architectures = read_config(folder)
+        raise PretrainedError(f"{folder} is not a folder; nothing is downloaded: give the path of a checkpoint folder")
+    file = ConfigFile.read(folder)
     tensors = StoredTensors(folder)
-    stored = {_canonical_name(name): name for name in tensors}
-    if _CLASSIFIER not in architectures or (labels is not None and tuple(labels) != config.labels):
+    stored = _stored_names(tensors)
+    _check_layers(file.config, tensors, stored)
+    classifies = _classifies(file.architectures, stored)
+    config = file.of_classifier() if classifies else file.config
+    if not classifies or (labels is not None and tuple(labels) != config.labels):
         # of other labels, or of an architecture that calls something else a classifier
         unread = {name for name in stored if head_of(name) == "classifier"}
     else:
         unread = set()
-    if labels is not None:
-        config = dataclasses.replace(config, labels=tuple(labels))
+    if labels is not None and tuple(labels) != config.labels:
+        config = dataclasses.replace(config, labels=tuple(labels), problem_type=None)
     if heads is None:
         heads = CLASSIFICATION_HEADS if config.labels else PRETRAINING_HEADS
     try:
@@ -193,7 +147,10 @@ def from_pretrained(
     missing = {name for name in layout.shapes if names[name] not in stored or names[name] in unread}
     absent_heads = _absent_heads(layout.shapes, missing)
     if broken := sorted(name for name in missing if head_of(name) not in absent_heads):
-        raise PretrainedError(f"{tensors.listing}: the tensor {names[broken[0]]} is missing ({len(broken)} in all)")
+        raise PretrainedError(
+            f"{tensors.listing}: the tensor {names[broken[0]]} is missing ({len(broken)} in all); the file is "
+            f"incomplete, or {CONFIG_FILE} is another model's"
+        )
 
     model = MiniBERT(
         config, backend=device, dtype=dtype, seed=seed, kernels=kernels, initialised=False, heads=tuple(heads)
@@ -207,11 +164,12 @@ def from_pretrained(
         if tensor.shape != shape:
             raise PretrainedError(
                 f"{tensors.file_of(theirs)}: the tensor {theirs} has the shape {tensor.shape}, but {CONFIG_FILE} "
-                f"asks for {shape}"
+                f"asks for {shape}; one of the two files is another model's"
             )
         model.parameters[name][...] = model.backend.asarray(tensor, dtype=model.dtype)
-    if _DECODER_WEIGHT in stored and "mlm" in model.heads:
-        _check_tied(tensors, stored)
+    if "mlm" in model.heads:
+        _check_decoder(tensors, stored)
+    _check_finite(model, tensors, {name: stored[names[name]] for name in names if name not in missing})
 
     _report(folder, absent_heads, labels is not None, _unknown(config, stored, unread if labels is None else set()))
     model.absent_heads = absent_heads
@@ -234,14 +192,68 @@ def _absent_heads(names: Iterable[str], missing: set[str]) -> tuple[str, ...]:
     return tuple(head for head in HEADS if head in parameters and missing.issuperset(parameters[head]))
 
 
-def _check_tied(tensors: StoredTensors, stored: Mapping[str, str]) -> None:
-    decoder = tensors[stored[_DECODER_WEIGHT]]
-    embeddings = tensors[stored[hugging_face_name("token_embeddings")]]
-    if decoder.shape != embeddings.shape or not bool((decoder == embeddings).all()):
-        raise PretrainedError(
-            f"{tensors.file_of(stored[_DECODER_WEIGHT])}: {_DECODER_WEIGHT} differs from the token embeddings; in "
-            "BERT the two are one matrix, and Mini-BERT has no place for a second"
-        )
+def _same(one: Array, other: Array) -> bool:
+    return one.shape == other.shape and bool((one == other).all())
+
+
+def _stored_names(tensors: StoredTensors) -> dict[str, str]:
+    """Current name -> the name that the tensor is stored under.
+
+    Raises:
+        PretrainedError: one parameter is stored under two names, with different values.
+    """
+    stored: dict[str, str] = {}
+    for name in tensors:
+        first = stored.setdefault(_canonical_name(name), name)
+        if first != name and not _same(tensors[first], tensors[name]):
+            raise PretrainedError(
+                f"{tensors.file_of(name)}: {first} and {name} are two names of one parameter, but their values differ; "
+                "leave out the one that is not meant"
+            )
+    return stored
+
+
+def _classifies(architectures: tuple[str, ...], stored: Mapping[str, str]) -> bool:
+    """Whether the stored classifier is one of whole sequences, on the pooler; others call theirs so, too."""
+    if architectures:
+        return any(name.endswith(CLASSIFIER) for name in architectures)
+    return {"classifier.weight", "classifier.bias", hugging_face_name("pooler.weight")} <= set(stored)
+
+
+def _check_layers(config: MiniBERTConfig, tensors: StoredTensors, stored: Mapping[str, str]) -> None:
+    for theirs, name in stored.items():
+        match = re.match(r"bert\.encoder\.layer\.(\d+)\.", theirs)
+        if match and int(match[1]) >= config.num_hidden_layers:
+            raise PretrainedError(
+                f"{tensors.file_of(name)}: the tensor {name} belongs to layer {match[1]}, counted from 0, but "
+                f"{CONFIG_FILE} says num_hidden_layers = {config.num_hidden_layers}; one of the two files is another "
+                "model's"
+            )
+
+
+def _check_decoder(tensors: StoredTensors, stored: Mapping[str, str]) -> None:
+    """What may be stored twice must be the same: BERT's decoder is the token embeddings, with one bias."""
+    for second, first in (
+        (_DECODER_WEIGHT, hugging_face_name("token_embeddings")),
+        (_DECODER_BIAS, hugging_face_name("mlm.bias")),
+    ):
+        if second in stored and first in stored and not _same(tensors[stored[second]], tensors[stored[first]]):
+            raise PretrainedError(
+                f"{tensors.file_of(stored[second])}: {second} differs from {first}; in BERT the two are one, and "
+                "Mini-BERT has no place for a second"
+            )
+
+
+def _check_finite(model: MiniBERT, tensors: StoredTensors, names: Mapping[str, str]) -> None:
+    xp = model.backend.xp
+    if bool(xp.isfinite(xp.sum(model.parameters.flat))):  # one pass; NaN and infinity survive a sum
+        return
+    for name, theirs in names.items():
+        if not bool(xp.all(xp.isfinite(model.parameters[name]))):
+            raise PretrainedError(
+                f"{tensors.file_of(theirs)}: the tensor {theirs} has numbers that are NaN or infinite: the model was "
+                "saved after its training had failed, or the file is damaged"
+            )
 
 
 def _report(folder: Path, absent_heads: tuple[str, ...], new_classifier: bool, unknown: list[str]) -> None:
@@ -261,15 +273,6 @@ def _report(folder: Path, absent_heads: tuple[str, ...], new_classifier: bool, u
 # --- writing -------------------------------------------------------------------------------------------------
 
 
-def _architecture(heads: tuple[str, ...]) -> str:
-    """What transformers calls a BERT with these heads."""
-    if "classifier" in heads:
-        return _CLASSIFIER
-    if "next_sentence" in heads:
-        return "BertForPreTraining"
-    return "BertForMaskedLM" if "mlm" in heads else "BertModel"
-
-
 def save_pretrained(model: MiniBERT, folder: str | os.PathLike[str]) -> None:
     """Write `config.json` and `model.safetensors` as Hugging Face's `transformers` reads them; creates the folder.
 
@@ -282,20 +285,7 @@ def save_pretrained(model: MiniBERT, folder: str | os.PathLike[str]) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = "float64" if model.dtype == model.backend.xp.float64 else "float32"
-    sizes = model.config.to_dict()
-    labels = sizes.pop("labels")
-    fields = {
-        "architectures": [_architecture(model.heads)],
-        "model_type": "bert",
-        **sizes,
-        "position_embedding_type": "absolute",
-        "torch_dtype": dtype,
-        "use_cache": True,
-    }
-    if "classifier" in model.heads:
-        fields["id2label"] = {str(number): label for number, label in enumerate(labels)}
-        fields["label2id"] = {label: number for number, label in enumerate(labels)}
-        fields["problem_type"] = "single_label_classification"
+    fields = config_fields(model.config, model.heads, dtype)
     write_text(folder / CONFIG_FILE, json.dumps(fields, indent=2) + "\n")
     host = {hugging_face_name(name): model.backend.to_numpy(view) for name, view in model.parameters.items()}
     write_tensors(folder / WEIGHTS_FILE, host, {"format": "pt"})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PretrainedError(f"{path.parent} is no checkpoint folder: it has no {path.name}") from None
+    except OSError as error:  # a folder of that name, or no right to read it
+        raise PretrainedError(f"{path} cannot be read: {error.strerror or error}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise PretrainedError(f"{path} is not valid JSON ({error}); fetch or write it again") from error
     if not isinstance(content, dict):
@@ -64,6 +67,8 @@ class TensorFile(Mapping[str, Array]):
             raise PretrainedError(f"{path} is missing, but {INDEX_FILE} names it; fetch it again") from None
         except SafetensorError as error:
             raise PretrainedError(f"{path} is damaged or not safetensors ({error}); fetch it again") from error
+        except (OSError, ValueError) as error:  # a folder of that name, no right to read it, an empty file
+            raise PretrainedError(f"{path} cannot be read: {error}") from error
         header_size = int.from_bytes(self._mapped[:8], "little")
         self._start = 8 + header_size
         self._entries: dict[str, dict[str, Any]] = json.loads(self._mapped[8 : self._start])
@@ -139,12 +144,23 @@ class StoredTensors(Mapping[str, Array]):
         return len(self._files)
 
 
+_OTHER_FORMATS = ("*.h5", "*.msgpack", "*.ckpt.index", "*.safetensors", "*.onnx", "*.gguf")
+_CLASS = re.compile(r"Bert(For\w+|Model)")
+
+
 def _no_weights(folder: Path) -> str:
-    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    pickles = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
     if not pickles:
-        return f"{folder} is no checkpoint folder: it has no {WEIGHTS_FILE}"
+        others = sorted(path.name for pattern in _OTHER_FORMATS for path in folder.glob(pattern))
+        found = f"; {', '.join(others)} is not what is read" if others else ""
+        return f"{folder} is no checkpoint folder: it has no {WEIGHTS_FILE}{found}"
+    # `AutoModel` would leave the heads behind, so the class must be the one that was saved
+    named = read_json(folder / "config.json").get("architectures") or ["AutoModel"]
+    cls = str(named[0]) if isinstance(named, list) and _CLASS.fullmatch(str(named[0])) else "AutoModel"
+    target = f"{folder}-safetensors"
     return (
         f"{folder} has its weights only as a pickle ({', '.join(pickles)}). Loading a pickle can run any code, so "
-        "Mini-BERT does not. Convert it where you trust it, with transformers: "
-        f"AutoModel.from_pretrained({str(folder)!r}).save_pretrained(..., safe_serialization=True)"
+        "Mini-BERT does not. If you trust it, convert it where transformers and PyTorch are installed: "
+        f'python -c "import transformers as t; t.{cls}.from_pretrained({str(folder)!r}).save_pretrained({target!r}); '
+        f't.AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({target!r})"'
     )

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from small_bert import CONFIG, INPUT_IDS, small_bert
 
-from minibert import MiniBERT
+from minibert import MiniBERT, MiniBERTGradients
 from minibert.parameters import CLASSIFICATION_HEADS, Layout
 from minibert.pretrained import PretrainedError, PretrainedWarning, hugging_face_name
 
@@ -176,6 +176,13 @@ def test_a_failed_save_leaves_the_old_model(folder: Path, monkeypatch):
         ({"hidden_act": "swish"}, "hidden_act must be one of"),
         ({"num_attention_heads": 5}, r"hidden_size \(12\) must be divisible"),
         ({"vocab_size": 24}, r"word_embeddings.weight has the shape \(23, 12\), but config.json asks for \(24, 12\)"),
+        (
+            {"num_hidden_layers": 1},
+            r"the tensor bert\.encoder\.layer\.1\.\S+ belongs to layer 1, .*num_hidden_layers = 1",
+        ),
+        ({"num_hidden_layers": True}, "num_hidden_layers must be an integer"),
+        ({"layer_norm_eps": "1e-12"}, "layer_norm_eps must be a number"),
+        ({"architectures": 5}, "architectures must be a list of names, not 5"),
         ({"num_hidden_layers": 3}, r"the tensor bert\.encoder\.layer\.2\.\S+ is missing \(16 in all\)"),
         ({"vocab_size": "many"}, "vocab_size"),
     ],
@@ -196,8 +203,53 @@ def test_a_missing_tensor_is_named(folder: Path):
 def test_an_untied_decoder_is_refused(folder: Path):
     other = np.ones((23, 12), np.float32)
     rewrite(folder, lambda tensors: {**tensors, "cls.predictions.decoder.weight": other})
-    with pytest.raises(PretrainedError, match="differs from the token embeddings"):
+    with pytest.raises(
+        PretrainedError, match=r"decoder\.weight differs from bert\.embeddings\.word_embeddings\.weight"
+    ):
         MiniBERT.from_pretrained(folder)
+
+
+def test_two_biases_of_the_decoder_must_be_one(folder: Path):
+    def twice(other):
+        return lambda tensors: {**tensors, "cls.predictions.decoder.bias": tensors["cls.predictions.bias"] + other}
+
+    rewrite(folder, twice(0.0))
+    assert same_parameters(MiniBERT.from_pretrained(folder), small_bert(dtype="float32"))
+    rewrite(folder, twice(1.0))
+    with pytest.raises(PretrainedError, match=r"decoder\.bias differs from cls\.predictions\.bias"):
+        MiniBERT.from_pretrained(folder)
+
+
+def test_two_names_of_one_parameter_must_hold_the_same(folder: Path):
+    name = "bert.embeddings.LayerNorm.weight"
+
+    def twice(other):
+        return lambda tensors: {**tensors, "embeddings.LayerNorm.gamma": tensors[name] + other}
+
+    rewrite(folder, twice(0.0))
+    assert same_parameters(MiniBERT.from_pretrained(folder), small_bert(dtype="float32"))
+    rewrite(folder, twice(1.0))
+    with pytest.raises(PretrainedError, match="are two names of one parameter, but their values differ"):
+        MiniBERT.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_none_are_named_with_their_tensor(folder: Path, wrong: float):
+    def spoil(tensors):
+        tensors["bert.encoder.layer.1.output.dense.bias"][3] = wrong
+        return tensors
+
+    rewrite(folder, spoil)
+    with pytest.raises(PretrainedError, match=r"the tensor bert\.encoder\.layer\.1\.output\.dense\.bias has numbers"):
+        MiniBERT.from_pretrained(folder)
+
+
+def test_null_is_the_default_and_other_names_of_an_activation_are_known(folder: Path):
+    rewrite_config(
+        folder, pad_token_id=None, position_embedding_type=None, is_decoder=None, hidden_act="gelu_pytorch_tanh"
+    )
+    config = MiniBERT.from_pretrained(folder).config
+    assert (config.pad_token_id, config.hidden_act) == (0, "gelu_new")
 
 
 def test_a_truncated_file_is_named(folder: Path):
@@ -209,7 +261,11 @@ def test_a_truncated_file_is_named(folder: Path):
 
 def test_pickles_are_refused_with_the_way_to_convert_them(folder: Path):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(PretrainedError, match=r"only as a pickle .* safe_serialization=True"):
+    with pytest.raises(PretrainedError, match=r"only as a pickle .*\bBertForPreTraining\.from_pretrained"):
+        MiniBERT.from_pretrained(folder)
+    (folder / "pytorch_model.bin").rename(folder / "training_args.bin")
+    (folder / "tf_model.h5").write_bytes(b"")
+    with pytest.raises(PretrainedError, match=r"has no model\.safetensors; tf_model\.h5 is not what is read"):
         MiniBERT.from_pretrained(folder)
 
 
@@ -221,6 +277,14 @@ def test_folders_that_are_no_checkpoint_are_named(tmp_path: Path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(PretrainedError, match="not valid JSON"):
         MiniBERT.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_folder_in_the_place_of_a_file_is_named(name: str, folder: Path):
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    with pytest.raises(PretrainedError, match=rf"{re.escape(name)} cannot be read"):
+        MiniBERT.from_pretrained(folder)
 
 
 # --- classifiers, and heads that are asked for -------------------------------------------------------------------
@@ -283,6 +347,41 @@ def test_a_stored_classifier_is_kept_for_its_own_labels_and_replaced_for_others(
     new = MiniBERT.from_pretrained(classifier_folder, labels=["ham", "eggs"], **arguments)
     assert new.absent_heads == ("classifier",)
     assert new.parameters["classifier.weight"].shape == (2, 12)
+
+
+def test_a_classifier_is_known_without_its_architecture_or_by_a_class_of_its_own(classifier_folder: Path):
+    stored = MiniBERT.from_pretrained(classifier_folder)
+    for architectures in (None, ["OurBertForSequenceClassification"]):
+        rewrite_config(classifier_folder, architectures=architectures)
+        assert same_parameters(MiniBERT.from_pretrained(classifier_folder), stored)
+
+
+def test_the_problem_type_is_kept_and_only_single_labels_are_trained(classifier_folder: Path, tmp_path: Path):
+    rewrite_config(classifier_folder, problem_type="multi_label_classification")
+    model = MiniBERT.from_pretrained(classifier_folder)
+    model.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["problem_type"] == "multi_label_classification"
+    _, cache = model.classify(INPUT_IDS)
+    with pytest.raises(ValueError, match="the loss is that of one label out of several"):
+        MiniBERTGradients(model).backward_classification(cache, [0] * len(INPUT_IDS))
+
+    one = MiniBERT(replace(CONFIG, labels=("score",)), heads=CLASSIFICATION_HEADS, seed=4)
+    one.save_pretrained(tmp_path / "regression")
+    assert "problem_type" not in json.loads((tmp_path / "regression" / "config.json").read_text())
+    relabelled = MiniBERT.from_pretrained(classifier_folder, heads=CLASSIFICATION_HEADS, labels=["a", "b"])
+    assert relabelled.config.problem_type is None
+
+
+def test_the_architecture_follows_from_the_heads(tmp_path: Path):
+    expected = {
+        ("mlm", "pooler", "next_sentence"): "BertForPreTraining",
+        ("pooler", "next_sentence"): "BertForNextSentencePrediction",
+        ("mlm",): "BertForMaskedLM",
+        ("pooler",): "BertModel",
+    }
+    for heads, name in expected.items():
+        MiniBERT(CONFIG, heads=heads).save_pretrained(tmp_path / name)
+        assert json.loads((tmp_path / name / "config.json").read_text())["architectures"] == [name]
 
 
 def test_heads_that_are_not_asked_for_are_neither_read_nor_missed(folder: Path, classifier_folder: Path):

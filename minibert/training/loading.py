@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from backends import Backend
 from minibert.data.tokenizer import Tokenizer
 from minibert.model import MiniBERT
 from minibert.parameters import PRETRAINING_HEADS
+from minibert.pretrained import PretrainedWarning
 from minibert.training.errors import TrainingError, explained
 
 _LARGEST_PADDING = 128  # tables of embeddings are rounded up to a multiple of at most this
@@ -47,7 +49,9 @@ def load_model(
             f"the run in {folder} is not finished: it has checkpoints but no model yet. Continue it with "
             f"scripts/train.py --output {folder} --resume"
         )
-    with explained():
+    with explained(), warnings.catch_warnings():
+        # a missing head for masked words is an error below, not a head drawn at random
+        warnings.filterwarnings("ignore", message=".* has no masked-language-model head", category=PretrainedWarning)
         tokenizer = Tokenizer.load(folder)
         model = MiniBERT.from_pretrained(
             folder, device=device, dtype=dtype, kernels=kernels, heads=heads, labels=labels, seed=seed
