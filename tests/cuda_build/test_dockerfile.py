@@ -164,6 +164,7 @@ def test_the_steps_run_and_what_they_made_passes_the_cpu_suite(version: str, cud
     assert run(f'{interpreter} -c "{ask}"').strip() == str(cuda_major)
     if cuda_major != 12:  # this very environment compiles with 12
         assert "passed" in run(f"{interpreter} -m pytest -q tests/cuda_build/test_nvrtc.py")
+        return  # what follows knows nothing of CUDA
     run(f"{interpreter} scripts/doctor.py --device cpu --quick")
     run(f"{interpreter} scripts/train.py --help")
     assert "passed" in run(f"{interpreter} -m pytest -q {' '.join(f'tests/{name}' for name in SUITE)}")
