@@ -5,8 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import tokenizers
+from tokenizers import normalizers, pre_tokenizers
 
 from minibert.data import DataError, Tokenizer, train_tokenizer
+from minibert.data.tokenizer import wordpiece
 from minibert.data.vocabulary import _sample
 
 WORDS = "the cat sat on the mat while a dog ran by and barked at cats running past the café in naïve joy"
@@ -196,9 +199,6 @@ def test_a_folder_without_a_usable_tokenizer_is_an_error(tokenizer, tmp_path):
     write_vocabulary(tmp_path, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a"])
     with pytest.raises(DataError, match=r"vocabulary of 5 tokens lacks \[MASK\]"):
         Tokenizer.load(tmp_path)
-    write_vocabulary(tmp_path, ["[PAD]", "a", "b", "a"])
-    with pytest.raises(DataError, match="line 4: 'a' stands in line 2 already"):
-        Tokenizer.load(tmp_path)
     (tmp_path / "vocab.txt").write_bytes(b"[PAD]\n\xff\n")
     with pytest.raises(DataError, match="byte 6 is not UTF-8"):
         Tokenizer.load(tmp_path)
@@ -219,3 +219,126 @@ def test_a_vocabulary_that_contradicts_the_tokenizer_beside_it_is_named(tmp_path
     (tmp_path / "vocab.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"vocab\.txt says that the token .* different vocabularies"):
         Tokenizer.load(tmp_path)
+
+
+SMALL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "don't", "cat", "The", "Cat", "##s"]
+
+
+def with_other_parts(change: str) -> tokenizers.Tokenizer:
+    """WordPiece, but not as transformers' BertTokenizer makes it."""
+    backend = wordpiece({token: id_ for id_, token in enumerate(SMALL)})
+    if change == "normalizer":
+        backend.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.Lowercase()])
+    if change == "pre-tokenizer":
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if change == "clean_text":
+        backend.normalizer = normalizers.BertNormalizer(clean_text=False)
+    if change == "longest word":
+        backend.model.max_input_chars_per_word = 2
+    return backend
+
+
+@pytest.mark.parametrize("change", ["normalizer", "pre-tokenizer", "clean_text", "longest word"])
+def test_what_is_not_berts_is_saved_as_what_is_read_from_its_file_alone(tmp_path, change):
+    """A BertTokenizer of transformers makes normalizer and pre-tokenizer itself, whatever tokenizer.json says."""
+    write_vocabulary(tmp_path, ["of", "another"])
+    tokenizer = Tokenizer(with_other_parts(change))
+    tokenizer.save(tmp_path, model_max_length=9)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+    }
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert config["model_max_length"] == 9
+    assert not {"do_lower_case", "strip_accents", "tokenize_chinese_chars"} & set(config)
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.fingerprint() == tokenizer.fingerprint()
+    assert loaded.model_max_length == 9
+    text = "The cats don't \x00 THE cat"
+    assert loaded.encode(text) == tokenizer.encode(text)
+
+
+def test_a_cased_tokenizer_that_transformers_would_lowercase_is_refused(tmp_path):
+    train_tokenizer([*TEXTS, "The CAT"], 150, lowercase=False).save(tmp_path)
+    for content in (None, '{"tokenizer_class": "BertTokenizer", "strip_accents": null}'):
+        (tmp_path / "tokenizer_config.json").unlink()
+        if content is not None:
+            (tmp_path / "tokenizer_config.json").write_text(content)
+        with pytest.raises(DataError, match=r"lowercase false.*does not say do_lower_case.*takes true: write"):
+            Tokenizer.load(tmp_path)
+        (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+        assert not Tokenizer.load(tmp_path).lowercase
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    assert not Tokenizer.load(tmp_path).lowercase  # of this class tokenizer.json is all there is
+
+
+def test_saying_what_goes_without_saying_is_no_contradiction(tmp_path):
+    backend = wordpiece({token: id_ for id_, token in enumerate(SMALL)}, {"strip_accents": True})
+    Tokenizer(backend).save(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert Tokenizer.load(tmp_path).encode("thé") == [SMALL.index("the")]
+
+
+def test_added_tokens_beside_a_vocabulary_are_heeded(tmp_path):
+    write_vocabulary(tmp_path, [*SMALL, *"abcdefghijklmnopqrstuvwxyz"[: 99 - len(SMALL)]])
+    first = len(SMALL) + 26
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<b>": first + 1, "<a>": first, "cat": 7}))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.encode("the <a>cat <b>") == [5, first, 7, first + 1]
+    tokenizer.save(tmp_path / "again")
+    assert Tokenizer.load(tmp_path / "again").fingerprint() == tokenizer.fingerprint()
+    for wrong, message in ((first + 5, f"gives the token '<a>' the id {first + 5}"), ("7", "no whole number")):
+        (tmp_path / "added_tokens.json").write_text(json.dumps({"<a>": wrong}))
+        with pytest.raises(DataError, match=message):
+            Tokenizer.load(tmp_path)
+
+
+def test_a_byte_order_mark_is_no_token_and_of_two_lines_with_a_token_the_last_counts(tmp_path):
+    write_vocabulary(tmp_path, ["\ufeff[PAD]", *SMALL[1:], "cat", "sat"])
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.pad_id == 0
+    assert tokenizer.encode("cat sat") == [len(SMALL), len(SMALL) + 1]
+    tokenizer.save(tmp_path / "again")  # an id without a token is no contradiction between the files
+    assert Tokenizer.load(tmp_path / "again").fingerprint() == tokenizer.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"do_lower_case": None}, "do_lower_case must be true or false, not null"),
+        ({"do_lower_case": "no"}, 'do_lower_case must be true or false, not "no"'),
+        ({"strip_accents": 1}, "strip_accents must be true or false, not 1"),
+        ({"mask_token": 5}, "mask_token must be a token or an object with its content"),
+        ({"mask_token": {"lstrip": True}}, "mask_token must be a token or an object with its content"),
+    ],
+)
+def test_fields_of_another_kind_are_named(tokenizer, tmp_path, content, message):
+    tokenizer.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(content))
+    for _ in range(2):
+        with pytest.raises(DataError, match=rf"tokenizer_config\.json: {message}"):
+            Tokenizer.load(tmp_path)
+        (tmp_path / "tokenizer.json").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(("length", "read"), [(64, 64), (10**30, None), (1e30, None), ("64", None), (True, None)])
+def test_the_longest_sequence_is_read_where_it_is_a_length(tokenizer, tmp_path, length, read):
+    tokenizer.save(tmp_path, model_max_length=length)
+    assert Tokenizer.load(tmp_path).model_max_length == read
+
+
+def test_half_a_surrogate_pair_is_no_text(tokenizer):
+    ways = (
+        lambda: tokenizer.encode("the c\ud800"),
+        lambda: tokenizer.encode_batch(["cat", "the c\ud800"]),
+        lambda: tokenizer.encode_pair("cat", "the c\ud800"),
+    )
+    for way in ways:
+        with pytest.raises(DataError, match=r"this is not Unicode text: 'the c\\ud800', at character 5"):
+            way()
+
+
+def test_an_empty_second_text_is_none(tokenizer):
+    assert tokenizer.encode_pair("the cat", "") == tokenizer.encode_pair("the cat")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,23 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from minibert.data.errors import DataError
+from minibert.data.tokenizer_files import (
+    ADDED_FILE,
+    CONFIG_FILE,
+    GENERIC_CLASS,
+    GENERIC_CLASSES,
+    NORMALIZER_FIELDS,
+    SPECIAL_FILE,
+    TOKENIZER_FILE,
+    VOCABULARY_FILE,
+    check_config,
+    longest_sequence,
+    read_added_tokens,
+    read_json,
+    read_vocabulary,
+    token_of,
+    write,
+)
 
 CONTINUATION = "##"  # what a piece that continues a word begins with
 
@@ -30,9 +48,6 @@ SPECIAL_TOKENS = {
     "mask_token": "[MASK]",
 }
 
-_TOKENIZER_FILE, _VOCABULARY_FILE = "tokenizer.json", "vocab.txt"
-_CONFIG_FILE, _SPECIAL_FILE = "tokenizer_config.json", "special_tokens_map.json"
-
 
 class Tokenizer:
     """Text to ids and back.
@@ -40,8 +55,10 @@ class Tokenizer:
     Args:
         backend: a WordPiece tokenizer of the `tokenizers` library; truncation and padding are switched off.
         special_tokens: role -> token, for roles that are not played by the usual `[PAD] [UNK] [CLS] [SEP] [MASK]`.
+        model_max_length: the longest sequence, [CLS] and [SEP] included, that the files speak of; None: they do not.
 
     Attributes:
+        model_max_length: as given.
         vocab_size: V, one more than the largest id.
         pad_id, unk_id, cls_id, sep_id, mask_id: where this vocabulary keeps the special tokens.
         special_ids: int32, sorted: those five and every other token the files mark as special.
@@ -54,18 +71,24 @@ class Tokenizer:
         DataError: the vocabulary lacks a special token.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, special_tokens: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        special_tokens: Mapping[str, str] | None = None,
+        model_max_length: int | None = None,
+    ) -> None:
         # Published tokenizer.json files often carry the truncation and padding of somebody's last run.
         backend.no_truncation()
         backend.no_padding()
         self.backend = backend
+        self.model_max_length = model_max_length
         self.special_tokens = {**SPECIAL_TOKENS, **(special_tokens or {})}
         vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=True)
         missing = [token for token in self.special_tokens.values() if token not in vocabulary]
         if missing:
             raise DataError(
                 f"the vocabulary of {len(vocabulary)} tokens lacks {' '.join(missing)}; BERT needs all of "
-                f"{' '.join(self.special_tokens.values())} (other names belong in {_CONFIG_FILE})"
+                f"{' '.join(self.special_tokens.values())} (other names belong in {CONFIG_FILE})"
             )
         self.vocab_size = max(vocabulary.values()) + 1
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
@@ -91,16 +114,27 @@ class Tokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without [CLS] and [SEP]."""
-        return list(self.backend.encode(text, add_special_tokens=False).ids)
+        """The ids of a text, without [CLS] and [SEP].
+
+        Raises:
+            DataError: the text is not Unicode, as this and the other two ways to encode say: half a surrogate pair,
+                from a byte of the command line that is not UTF-8 or from an escape in JSON.
+        """
+        with _unicode_only(text):
+            return list(self.backend.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of many texts, without [CLS] and [SEP], on all cores."""
-        return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        with _unicode_only(*texts):
+            return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encode_pair(self, a: str, b: str | None = None) -> tuple[list[int], list[int]]:
-        """`[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`: ids, and token types (0 for a, 1 for b and its [SEP])."""
-        encoding = self.backend.encode(a, b)
+        """`[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`: ids, and token types (0 for a, 1 for b and its [SEP]).
+
+        An empty `b` is none, as in Hugging Face.
+        """
+        with _unicode_only(a, b or ""):
+            encoding = self.backend.encode(a, b or None)
         return list(encoding.ids), list(encoding.type_ids)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
@@ -132,7 +166,7 @@ class Tokenizer:
     def tokens(self) -> list[str]:
         """All tokens in the order of their ids; an id without a token gives `[unused id]`."""
         tokens = (self.backend.id_to_token(id_) for id_ in range(self.vocab_size))
-        return [f"[unused {id_}]" if token is None else token for id_, token in enumerate(tokens)]
+        return [_unused(id_) if token is None else token for id_, token in enumerate(tokens)]
 
     def fingerprint(self) -> str:
         """64 hexadecimal digits that change when any text could be given other ids."""
@@ -141,7 +175,10 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def save(self, folder: str | Path, model_max_length: int | None = None) -> None:
-        """Writes the files `AutoTokenizer.from_pretrained(folder)` reads, and `Tokenizer.load` too.
+        """Writes the files from which `AutoTokenizer.from_pretrained(folder)` makes the same ids, and `load` too.
+
+        Normalizer and pre-tokenizer of BERT are those of a `BertTokenizer`, with its `vocab.txt`. With any others
+        the class is one that transformers reads from `tokenizer.json` alone.
 
         Args:
             folder: made if it is not there.
@@ -149,61 +186,64 @@ class Tokenizer:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        options = _normalizer_options(self.backend)
-        config: dict[str, Any] = {
-            "tokenizer_class": "BertTokenizer",
-            "do_lower_case": self.lowercase,
-            "strip_accents": options.get("strip_accents"),
-            "tokenize_chinese_chars": options.get("handle_chinese_chars", True),
-            **self.special_tokens,
-        }
+        config: dict[str, Any] = {"tokenizer_class": GENERIC_CLASS, **self.special_tokens}
         if model_max_length is not None:
             config["model_max_length"] = model_max_length
-        _write(folder / _VOCABULARY_FILE, "".join(f"{token}\n" for token in self.tokens()))
-        _write(folder / _TOKENIZER_FILE, self.backend.to_str(pretty=True))
-        _write(folder / _CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True) + "\n")
-        _write(folder / _SPECIAL_FILE, json.dumps(self.special_tokens, indent=2, sort_keys=True) + "\n")
+        if _is_berts(self.backend):
+            options = _normalizer_options(self.backend)
+            config["tokenizer_class"] = "BertTokenizer"
+            config |= {theirs: options[ours] for ours, (theirs, _) in NORMALIZER_FIELDS.items()}
+            write(folder / VOCABULARY_FILE, "".join(f"{token}\n" for token in self.tokens()))
+        else:
+            config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]  # else no token types
+            (folder / VOCABULARY_FILE).unlink(missing_ok=True)  # what lies there is of another tokenizer
+        write(folder / TOKENIZER_FILE, self.backend.to_str(pretty=True))
+        write(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True) + "\n")
+        write(folder / SPECIAL_FILE, json.dumps(self.special_tokens, indent=2, sort_keys=True) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
         """Reads a tokenizer from `tokenizer.json` or, where there is none, from `vocab.txt`.
 
-        `tokenizer_config.json` and `special_tokens_map.json` are heeded where present; nothing is assumed
-        about which id a token has.
+        `tokenizer_config.json` and `special_tokens_map.json` are heeded where present, and `added_tokens.json`
+        beside `vocab.txt`; nothing is assumed about which id a token has.
 
         Raises:
             DataError: the files are missing, damaged, contradict each other, or lack a special token.
         """
         folder = Path(folder)
-        config = {**_read_json(folder / _SPECIAL_FILE), **_read_json(folder / _CONFIG_FILE)}
-        special_tokens = {role: _token(config[role]) for role in SPECIAL_TOKENS if config.get(role) is not None}
-        if (folder / _TOKENIZER_FILE).is_file():
+        config = {**read_json(folder / SPECIAL_FILE), **read_json(folder / CONFIG_FILE)}
+        check_config(folder / CONFIG_FILE, config, SPECIAL_TOKENS)
+        special_tokens = {role: token_of(config[role]) for role in SPECIAL_TOKENS if config.get(role) is not None}
+        if (folder / TOKENIZER_FILE).is_file():
             try:
-                backend = tokenizers.Tokenizer.from_file(str(folder / _TOKENIZER_FILE))
+                backend = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_FILE))
             except Exception as error:  # the library raises bare Exception for anything wrong with the file
-                raise DataError(f"{folder / _TOKENIZER_FILE} is damaged: {error}") from error
-            _heed_config(backend, config)
+                raise DataError(f"{folder / TOKENIZER_FILE} is damaged: {error}") from error
+            if config.get("tokenizer_class") not in GENERIC_CLASSES:
+                _heed_config(folder, backend, config)
             _check_agreement(folder, backend)
-        elif (folder / _VOCABULARY_FILE).is_file():
-            backend = wordpiece(_read_vocabulary(folder / _VOCABULARY_FILE), config, special_tokens)
+        elif (folder / VOCABULARY_FILE).is_file():
+            backend = wordpiece(read_vocabulary(folder / VOCABULARY_FILE), config, special_tokens)
+            _add_tokens(folder / ADDED_FILE, backend)
         else:
-            raise DataError(f"{folder} has no tokenizer: neither {_TOKENIZER_FILE} nor {_VOCABULARY_FILE} is there")
+            raise DataError(f"{folder} has no tokenizer: neither {TOKENIZER_FILE} nor {VOCABULARY_FILE} is there")
         try:
-            return cls(backend, special_tokens)
+            return cls(backend, special_tokens, longest_sequence(config))
         except DataError as error:
             raise DataError(f"{folder}: {error}") from error
 
 
 def _check_agreement(folder: Path, backend: tokenizers.Tokenizer) -> None:
     """A vocab.txt beside tokenizer.json must give every token the same id: other readers prefer it."""
-    path = folder / _VOCABULARY_FILE
+    path = folder / VOCABULARY_FILE
     if not path.is_file():
         return
     ids = backend.get_vocab(with_added_tokens=True)
-    for token, number in _read_vocabulary(path).items():
-        if ids.get(token) != number:
+    for token, number in read_vocabulary(path).items():
+        if ids.get(token) != number and token != _unused(number):
             raise DataError(
-                f"{path} says that the token {token!r} has the id {number}, {_TOKENIZER_FILE} beside it says "
+                f"{path} says that the token {token!r} has the id {number}, {TOKENIZER_FILE} beside it says "
                 f"{ids.get(token, 'that there is no such token')}: the two are of different vocabularies; put back the "
                 "one that belongs to the model, or remove the other"
             )
@@ -242,58 +282,79 @@ def _normalizer_options(backend: tokenizers.Tokenizer) -> dict[str, Any]:
     return options if options.get("type") == "BertNormalizer" else {}
 
 
+def _is_berts(backend: tokenizers.Tokenizer) -> bool:
+    """Whether transformers' BertTokenizer, which makes all but the vocabulary itself, makes the same."""
+    model, pre_tokenizer = backend.model, _state(backend.pre_tokenizer)
+    return (
+        _normalizer_options(backend).get("clean_text") is True
+        and pre_tokenizer.get("type") == "BertPreTokenizer"
+        and isinstance(model, models.WordPiece)
+        and (model.continuing_subword_prefix, model.max_input_chars_per_word) == (CONTINUATION, 100)
+    )
+
+
 def _state(part: Any) -> dict[str, Any]:
     """What tokenizer.json says of one part of the tokenizer (which may be None)."""
     return {} if part is None else dict(json.loads(part.__getstate__()))
 
 
-def _heed_config(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
-    """Where tokenizer_config.json contradicts tokenizer.json on normalizing, it wins, as in Hugging Face."""
+def _unused(id_: int) -> str:
+    """What stands in vocab.txt for an id that no token has."""
+    return f"[unused {id_}]"
+
+
+@contextmanager
+def _unicode_only(*texts: str) -> Iterator[None]:
+    """The library's error for half a surrogate pair is that the text is no text."""
+    try:
+        yield
+    except TypeError as error:
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as why:
+                here = text[max(0, why.start - 10) : why.start + 10]
+                raise DataError(f"this is not Unicode text: {here!r}, at character {why.start}") from error
+        raise
+
+
+def _heed_config(folder: Path, backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
+    """Where tokenizer_config.json contradicts tokenizer.json on normalizing, it wins, as in Hugging Face.
+
+    Raises:
+        DataError: it is silent, and its default contradicts tokenizer.json. Hugging Face takes the default, which
+            is hardly what was meant: a cased vocabulary that gets lower-cased text.
+    """
     options = _normalizer_options(backend)
     if not options:
         return
-    names = {"do_lower_case": "lowercase", "strip_accents": "strip_accents"}
-    names["tokenize_chinese_chars"] = "handle_chinese_chars"
-    wanted = {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
-    if any(options[name] != value for name, value in wanted.items()):
-        options.pop("type")
-        backend.normalizer = normalizers.BertNormalizer(**{**options, **wanted})
+    wanted = {ours: config.get(theirs, default) for ours, (theirs, default) in NORMALIZER_FIELDS.items()}
+    if _effect(options) == _effect(wanted):
+        return
+    for ours, (theirs, default) in NORMALIZER_FIELDS.items():
+        if theirs not in config and options[ours] != default:
+            said, instead = json.dumps({theirs: options[ours]}), json.dumps(default)
+            raise DataError(
+                f"{folder / TOKENIZER_FILE} has {ours} {json.dumps(options[ours])}, but {CONFIG_FILE} beside it does "
+                f"not say {theirs}, and transformers then takes {instead}: write {said} into {CONFIG_FILE}, or "
+                f"{instead} if the model was trained so"
+            )
+    backend.normalizer = normalizers.BertNormalizer(clean_text=options["clean_text"], **wanted)
 
 
-def _token(entry: str | Mapping[str, Any]) -> str:
-    """A special token is written as a string or as an object with its flags."""
-    return entry if isinstance(entry, str) else str(entry["content"])
+def _effect(options: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What the fields of a BertNormalizer come to: accents go with the capitals where nothing is said."""
+    strip = options["lowercase"] if options["strip_accents"] is None else options["strip_accents"]
+    return options["lowercase"], strip, options["handle_chinese_chars"]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} holds a {type(content).__name__} where an object belongs")
-    return content
-
-
-def _read_vocabulary(path: Path) -> dict[str, int]:
-    try:
-        tokens = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is not UTF-8; a vocabulary has one token a line") from error
-    if tokens[-1] == "":
-        tokens.pop()
-    vocabulary = {token: id_ for id_, token in enumerate(tokens)}
-    if len(vocabulary) != len(tokens):
-        twice = next(token for id_, token in enumerate(tokens) if vocabulary[token] != id_)
-        first, again = tokens.index(twice) + 1, vocabulary[twice] + 1
-        raise DataError(f"{path}, line {again}: {twice!r} stands in line {first} already; a token has one id")
-    return vocabulary
-
-
-def _write(path: Path, content: str) -> None:
-    """Writes beside and renames, so that a killed run never leaves half a file."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(content, encoding="utf-8", newline="\n")
-    beside.replace(path)
+def _add_tokens(path: Path, backend: tokenizers.Tokenizer) -> None:
+    """The tokens of added_tokens.json, beside vocab.txt."""
+    for token, id_ in read_added_tokens(path).items():
+        if backend.token_to_id(token) is None:
+            backend.add_tokens([tokenizers.AddedToken(token, normalized=True)])
+        if backend.token_to_id(token) != id_:
+            raise DataError(
+                f"{path} gives the token {token!r} the id {id_}, but after {VOCABULARY_FILE} it is "
+                f"{backend.token_to_id(token)}; the two do not belong together"
+            )

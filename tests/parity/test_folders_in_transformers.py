@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 import transformers
 from small_run import run, write_text
+from tokenizers import normalizers, pre_tokenizers
 
 from minibert import MiniBERT
 from minibert.data.tokenizer import Tokenizer
@@ -44,6 +46,7 @@ def assert_same_ids(tokenizer: Tokenizer, theirs) -> None:
         assert ids == expected["input_ids"], text
         assert types == expected["token_type_ids"], text
     pair = theirs(TEXTS[0], TEXTS[1])
+    assert tokenizer.encode_pair(TEXTS[0], "")[0] == theirs(TEXTS[0], "")["input_ids"]
     assert tokenizer.encode_pair(TEXTS[0], TEXTS[1]) == (pair["input_ids"], pair["token_type_ids"])
 
 
@@ -66,6 +69,59 @@ def test_a_saved_tokenizer_gives_autotokenizers_ids(change, minilm, tmp_path):
     assert_same_ids(tokenizer, theirs)
     if change == "as published":
         assert_same_ids(tokenizer, transformers.AutoTokenizer.from_pretrained(minilm))
+
+
+PARTS = {
+    "of the course": (
+        normalizers.Sequence([normalizers.NFD(), normalizers.Lowercase(), normalizers.StripAccents()]),
+        pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]),
+    ),
+    "split at whitespace": (normalizers.BertNormalizer(lowercase=True), pre_tokenizers.WhitespaceSplit()),
+    "as it stands": (normalizers.NFC(), pre_tokenizers.Whitespace()),
+    "uncleaned": (normalizers.BertNormalizer(clean_text=False), pre_tokenizers.BertPreTokenizer()),
+}
+
+
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+def test_a_tokenizer_that_is_not_berts_is_saved_as_what_it_is(parts, minilm, tmp_path):
+    """In by PreTrainedTokenizerFast, out through us, and the ids are the same all along."""
+    ours = Tokenizer.load(minilm)
+    ours.backend.normalizer, ours.backend.pre_tokenizer = parts
+    names = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=ours.backend,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **{name: ours.special_tokens[name] for name in names},
+    )
+    fast.save_pretrained(tmp_path / "in")
+    tokenizer = Tokenizer.load(tmp_path / "in")
+    for folder in ("in", "out"):
+        if folder == "out":
+            tokenizer.save(tmp_path / "out", 512)
+        (tmp_path / folder / "config.json").write_text('{"model_type": "bert"}')
+        theirs = strictly(transformers.AutoTokenizer.from_pretrained, tmp_path / folder)
+        assert_same_ids(tokenizer, theirs)
+    assert theirs.model_max_length == 512
+    assert theirs.mask_token_id == tokenizer.mask_id
+
+
+@pytest.mark.parametrize("change", ["a token twice", "an added token"])
+def test_every_token_of_a_vocabulary_alone_has_their_id(change, minilm, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    vocabulary = (minilm / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    if change == "a token twice":
+        vocabulary.append("sentence")
+    else:
+        (tmp_path / "added_tokens.json").write_text(json.dumps({"<new>": len(vocabulary)}))
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    tokenizer = Tokenizer.load(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.save(tmp_path / "out")
+    (tmp_path / "out" / "config.json").write_text('{"model_type": "bert"}')
+    for other in (theirs, strictly(transformers.AutoTokenizer.from_pretrained, tmp_path / "out")):
+        assert_same_ids(tokenizer, other)
+        for text in ("a <new> sentence", "<new>s"):
+            assert tokenizer.encode_pair(text)[0] == other(text)["input_ids"]
 
 
 def test_a_trained_folder_is_a_folder_of_theirs(tmp_path, capsys):
