@@ -115,7 +115,10 @@ class StoredTensors(Mapping[str, Array]):
             weight_map = read_json(self.listing).get("weight_map")
             if not isinstance(weight_map, dict):
                 raise PretrainedError(f"{self.listing} has no weight_map")
-            self._files = {name: folder / str(file) for name, file in weight_map.items()}
+            for name, file in weight_map.items():
+                if Path(str(file)).name != file:
+                    raise PretrainedError(f"{self.listing}: {name} is said to be in {file!r}; shards lie in the folder")
+            self._files = {name: folder / file for name, file in weight_map.items()}
             return
         self.listing = folder / WEIGHTS_FILE
         if not self.listing.exists():

@@ -115,6 +115,11 @@ def test_shards_are_put_together(folder: Path):
         weight_map |= dict.fromkeys(names, shard)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     assert same_parameters(MiniBERT.from_pretrained(folder), small_bert(dtype="float32"))
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(weight_map, "../elsewhere.safetensors")}))
+    with pytest.raises(PretrainedError, match="shards lie in the folder"):
+        MiniBERT.from_pretrained(folder)
+    index.write_text(json.dumps({"weight_map": weight_map}))
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(PretrainedError, match=r"model-00002-of-00002\.safetensors is missing"):
         MiniBERT.from_pretrained(folder)
