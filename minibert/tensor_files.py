@@ -118,7 +118,7 @@ class StoredTensors(Mapping[str, Array]):
             for name, file in weight_map.items():
                 if Path(str(file)).name != file:
                     raise PretrainedError(f"{self.listing}: {name} is said to be in {file!r}; shards lie in the folder")
-            self._files = {name: folder / file for name, file in weight_map.items()}
+            self._files: dict[str, Path] = {name: folder / file for name, file in weight_map.items()}
             return
         self.listing = folder / WEIGHTS_FILE
         if not self.listing.exists():
