@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +20,7 @@ from minibert.inference.embed_command import main
 from minibert.inference.embedding import EmbeddingWarning, SentenceEmbedder
 from minibert.inference.errors import InferenceError
 from minibert.inference.pooling import SentencePooling
+from minibert.inference.texts import read_lines
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "dog", "sat", "ran", "on", "mat", "a", "##s"]
 TEXTS = ["the cat sat on the mat", "dog", "", "a dog ran", "the cats ran", "dog"]
@@ -109,11 +111,53 @@ def test_the_folders_own_files_say_how(tmp_path):
         ({"Pooling": {}}, "asks for the pooling none"),
         ({"Dense": {}}, r"modules\.json: Mini-BERT does not compute the step Dense"),
         ({"Transformer": {"max_seq_length": 2}}, "at least 3 tokens"),
+        ({"Transformer": {"max_seq_length": "128"}}, r"sentence_bert_config\.json: max_seq_length must be a whole"),
+        ({"Transformer": {"do_lower_case": 1}}, r"sentence_bert_config\.json: do_lower_case must be true or false"),
     ],
 )
 def test_what_cannot_be_computed_is_refused_by_name(tmp_path, modules, message):
     with pytest.raises(InferenceError, match=message):
         SentenceEmbedder.load(save(tmp_path / "model", **modules))
+
+
+def with_prompt(folder: Path, name: str = "q", **pooling: bool) -> Path:
+    save(folder, Transformer=None, Pooling={**MEAN, **pooling})
+    content = {"prompts": {"q": "a dog ", "none": ""}, "default_prompt_name": name}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_the_prompt_of_the_folder_is_put_before_every_text(tmp_path):
+    embedder = SentenceEmbedder.load(with_prompt(tmp_path / "model", include_prompt=True))
+    assert embedder.pooling.prompt == "a dog "
+    plain = SentenceEmbedder(embedder.model, embedder.tokenizer)
+    np.testing.assert_array_equal(embedder.embed(["ran", "sat"]), plain.embed(["a dog ran", "a dog sat"]))
+
+
+def test_a_prompt_that_cannot_be_computed_is_refused(tmp_path):
+    with pytest.raises(InferenceError, match=r"leaves the tokens of the prompt 'a dog ' out \(include_prompt\)"):
+        SentencePooling.read(with_prompt(tmp_path / "left out", include_prompt=False))
+    with pytest.raises(InferenceError, match=r"default_prompt_name is 'p', but there is no such text"):
+        SentencePooling.read(with_prompt(tmp_path / "unknown", "p"))
+    assert SentencePooling.read(with_prompt(tmp_path / "empty", "none", include_prompt=False)).prompt == ""
+
+
+def test_the_tokenizers_files_say_how_much_is_read_where_no_others_do(tmp_path):
+    folder = save(tmp_path / "model", Transformer={}, Pooling=MEAN)
+    for length, read in ((6, 6), (10**30, 8), (100, 8)):
+        Tokenizer.load(folder).save(folder, length)
+        assert SentenceEmbedder.load(folder).max_length == read
+    Tokenizer.load(folder).save(folder, 2)
+    with pytest.raises(InferenceError, match="at least 3 tokens"):
+        SentenceEmbedder.load(folder)
+
+
+def test_vectors_that_are_not_finite_are_no_result(folder):
+    embedder = SentenceEmbedder.load(folder)
+    embedder.model.parameters["token_embeddings"][WORDS.index("cat")] = np.nan
+    embedder.embed(["dog"])
+    with pytest.raises(InferenceError, match="the vector of 'the cat' is not finite"):
+        embedder.embed(["dog", "the cat"])
 
 
 def test_damaged_descriptions_are_named(folder):
@@ -155,6 +199,21 @@ def test_standard_input_becomes_json_lines_that_lose_nothing(folder, monkeypatch
     np.testing.assert_array_equal(vectors, expected)
 
 
+def test_a_pipe_gives_the_lines_that_the_file_gives(folder, tmp_path, monkeypatch, capsys):
+    content = "\ufeffthe\rcat\ndog\r\n\n\x0ba\u2028dog\x85ran\nmat\r".encode()
+    texts = ["the\rcat", "dog", "", "\x0ba\u2028dog\x85ran", "mat"]
+    (tmp_path / "texts.txt").write_bytes(content)
+    for source in (str(tmp_path / "texts.txt"), "-"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="ascii"))
+        assert main(["--model", str(folder), source]) == 0
+        assert [json.loads(line)["text"] for line in capsys.readouterr().out.split("\n")[:-1]] == texts
+
+
+def test_a_byte_order_mark_alone_is_no_text(tmp_path):
+    (tmp_path / "texts.txt").write_bytes(b"\xef\xbb\xbf")
+    assert list(read_lines(str(tmp_path / "texts.txt"))) == []
+
+
 def test_no_text_is_no_vector(folder, tmp_path):
     (tmp_path / "empty.txt").write_text("")
     for name, read in (("none.npy", np.load), ("none.jsonl", lambda path: path.read_text())):
@@ -178,6 +237,9 @@ def test_many_texts_are_taken_chunk_by_chunk(folder, tmp_path, monkeypatch):
         (["--batch-tokens", "0"], "--batch-tokens must be at least 1"),
         (["absent.txt"], "absent.txt: No such file"),
         (["--pooling", "max"], "invalid choice: 'max'"),
+        (["--text", "hi", "absent.txt"], "give texts by --text or the file absent.txt, not both"),
+        (["--text", "a\udcff"], "this is not Unicode text: 'a\\udcff'"),
+        (["absent.txt", "--output", "no/where.npy"], "--output no/where.npy: there is no folder no"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(folder, capsys, arguments, message):
@@ -192,10 +254,25 @@ def test_what_cannot_be_done_is_one_line(folder, capsys, arguments, message):
     assert len(error.splitlines()) == 1
 
 
+def test_an_output_that_is_a_folder_is_named_before_anything_is_read(folder, tmp_path, capsys):
+    (tmp_path / "vectors.npy").mkdir()
+    assert main(["--model", str(folder), "absent.txt", "--output", str(tmp_path / "vectors.npy")]) == 2
+    assert "vectors.npy is a folder; write to a file" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(folder):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, str(SCRIPT), "--model", str(folder), "--text", "dog"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_a_text_that_is_not_utf8_is_named_with_its_place(folder, tmp_path, capsys):
     (tmp_path / "texts.txt").write_bytes(b"dog\n\xff\n")
     assert main(["--model", str(folder), str(tmp_path / "texts.txt")]) == 2
-    assert "texts.txt, after line 0: this is not UTF-8" in capsys.readouterr().err
+    assert "texts.txt, line 2: this is not UTF-8" in capsys.readouterr().err
 
 
 def test_a_sentence_is_embedded_without_importing_what_it_does_not_need(folder):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from minibert.inference.errors import InferenceError
 from minibert.inference.pooling import POOLINGS
 from minibert.inference.quick import quick_backend
+from minibert.inference.texts import PIPE_CLOSED, read_lines, write_to_standard_output
 from minibert.training.command_line import SUCCESS, Parser, add_threads, run_command
 from minibert.training.errors import explained
 
@@ -30,7 +31,9 @@ def build_parser() -> Parser:
         "wrote it; otherwise vectors are means, as they are.",
         allow_abbrev=False,
     )
-    parser.add_argument("input", nargs="?", default="-", help="a text file, one text a line; - for standard input")
+    parser.add_argument(
+        "input", nargs="?", metavar="FILE", help="a text file, one text a line (default: standard input)"
+    )
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="an output folder, or Hugging Face's")
     parser.add_argument(
         "--output",
@@ -60,9 +63,13 @@ def _embed(arguments: Sequence[str] | None) -> int:
     with explained():
         if options.output is not None and options.output.suffix not in (".npy", ".jsonl"):
             raise InferenceError(f"--output {options.output}: write to a file that ends in .npy or .jsonl")
+        if options.output is not None:
+            _check_place(options.output)
+        if options.text and options.input is not None:
+            raise InferenceError(f"give texts by --text or the file {options.input}, not both")
         if options.batch_tokens is not None and options.batch_tokens < 1:
             raise InferenceError(f"--batch-tokens must be at least 1, not {options.batch_tokens}")
-        texts = iter(options.text) if options.text else _lines(options.input)
+        texts = iter(options.text) if options.text else read_lines(options.input or "-")
         first = list(islice(texts, _CHUNK))
         backend = quick_backend(options.device, options.kernels, sum(map(len, first)))
         from minibert.inference.embedding import SentenceEmbedder
@@ -77,30 +84,21 @@ def _embed(arguments: Sequence[str] | None) -> int:
         )
         chunks = _embedded(embedder, chain(first, texts))
         if options.output is None:
-            _write_json_lines(chunks, sys.stdout)
-        else:
-            _write_file(chunks, options.output, embedder.width)
+            whole = write_to_standard_output(lambda file: _write_json_lines(chunks, file))
+            return SUCCESS if whole else PIPE_CLOSED
+        _write_file(chunks, options.output, embedder.width)
     return SUCCESS
 
 
-def _lines(source: str) -> Iterator[str]:
-    """The lines of a file or of standard input, without their ends."""
-    if source == "-":
-        sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-        yield from _without_ends(sys.stdin, "standard input")
-        return
-    with Path(source).open(encoding="utf-8-sig") as file:
-        yield from _without_ends(file, source)
-
-
-def _without_ends(file: TextIO, name: str) -> Iterator[str]:
-    number = 0
-    try:
-        for line in file:
-            number += 1
-            yield line.removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise InferenceError(f"{name}, after line {number}: this is not UTF-8 ({error.reason})") from error
+def _check_place(output: Path) -> None:
+    """That the file can be written, before hours are spent on what shall be in it."""
+    folder = output.parent
+    if output.is_dir():
+        raise InferenceError(f"--output {output} is a folder; write to a file")
+    if not folder.is_dir():
+        raise InferenceError(f"--output {output}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InferenceError(f"--output {output}: the folder {folder} may not be written to")
 
 
 def _embedded(embedder: SentenceEmbedder, texts: Iterator[str]) -> Iterator[tuple[list[str], Any]]:

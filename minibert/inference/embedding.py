@@ -17,6 +17,7 @@ import numpy.typing as npt
 from backends import Backend
 from minibert.data.batch import pad_batch
 from minibert.data.tokenizer import Tokenizer
+from minibert.inference.errors import InferenceError
 from minibert.inference.pooling import SentencePooling
 from minibert.model import MiniBERT
 from minibert.training.loading import load_model
@@ -40,8 +41,12 @@ class SentenceEmbedder:
         batch_tokens: how many tokens are computed at once, padding included.
 
     Attributes:
-        max_length: tokens that are read of a text, [CLS] and [SEP] included.
+        max_length: tokens that are read of a text, [CLS] and [SEP] included: as the pooling says, otherwise as the
+            tokenizer's files say, and at most what the model takes.
         width: H, the length of a vector.
+
+    Raises:
+        InferenceError: the tokenizer's files leave no room for a text.
     """
 
     def __init__(
@@ -57,7 +62,9 @@ class SentenceEmbedder:
         self.pooling = SentencePooling() if pooling is None else pooling
         self.batch_tokens = batch_tokens
         longest = model.config.max_position_embeddings
-        self.max_length = min(self.pooling.max_length or longest, longest)
+        self.max_length = min(self.pooling.max_length or tokenizer.model_max_length or longest, longest)
+        if self.max_length < 3:
+            raise InferenceError(f"a text needs at least 3 tokens, [CLS] and [SEP] included, not {self.max_length}")
         self.width = model.config.hidden_size
 
     @classmethod
@@ -102,6 +109,9 @@ class SentenceEmbedder:
         Returns:
             (n, H) float32, in the order of the texts.
 
+        Raises:
+            InferenceError: a vector is not finite, as the weights are NaN or the numbers became too large.
+
         Warns:
             EmbeddingWarning: texts longer than `max_length` tokens were cut.
         """
@@ -109,10 +119,15 @@ class SentenceEmbedder:
         vectors = np.empty((len(texts), self.width), dtype=np.float32)
         for chosen in self._batches([len(sequence) for sequence in sequences]):
             vectors[chosen] = self._vectors([sequences[index] for index in chosen])
+        if not (finite := np.isfinite(vectors).all(axis=1)).all():
+            text = texts[int(np.argmin(finite))]
+            raise InferenceError(f"the vector of {text[:40]!r} is not finite: these weights cannot be used")
         return vectors
 
     def _sequences(self, texts: Sequence[str]) -> list[list[int]]:
-        """[CLS] text [SEP], as ids."""
+        """[CLS] prompt text [SEP], as ids."""
+        if self.pooling.prompt:
+            texts = [self.pooling.prompt + text for text in texts]
         if self.pooling.lowercase:
             texts = [text.lower() for text in texts]
         cls_id, sep_id, room = self.tokenizer.cls_id, self.tokenizer.sep_id, self.max_length - 2

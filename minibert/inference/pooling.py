@@ -1,8 +1,9 @@
 """From a sentence's hidden states to one vector, as the folder's own files say.
 
 Folders of sentence-transformers describe that in `modules.json` (which steps), `1_Pooling/config.json` (which
-pooling) and `sentence_bert_config.json` (how long a text may be). What Mini-BERT does not compute is refused by
-name. A folder without these files gets the mean of the hidden states, as it is in sentence-transformers too.
+pooling), `sentence_bert_config.json` (how long a text may be) and `config_sentence_transformers.json` (what is put
+before every text). What Mini-BERT does not compute is refused by name. A folder without these files gets the mean
+of the hidden states, as it is in sentence-transformers too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from minibert.tensor_files import read_json
 POOLINGS = ("mean", "cls")
 
 _MODULES_FILE, _TEXT_FILE = "modules.json", "sentence_bert_config.json"
+_PROMPTS_FILE = "config_sentence_transformers.json"
 _POOLING_OF_FLAG = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
 
@@ -28,14 +30,17 @@ class SentencePooling:
     Attributes:
         pooling: "mean" of all tokens' hidden states ([CLS] and [SEP] included), or "cls": that of [CLS].
         normalize: whether the vector is divided by its Euclidean length.
-        max_length: tokens that are read of a text, [CLS] and [SEP] included; None: as many as the model takes.
+        max_length: tokens that are read of a text, [CLS] and [SEP] included; None: as many as the tokenizer's files
+            allow and the model takes.
         lowercase: whether the text is lowercased before it reaches the tokenizer.
+        prompt: what is put before every text; its tokens count like those of the text.
     """
 
     pooling: str = "mean"
     normalize: bool = False
     max_length: int | None = None
     lowercase: bool = False
+    prompt: str = ""
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
@@ -53,14 +58,14 @@ class SentencePooling:
         path = folder / _MODULES_FILE
         if not path.exists():
             return cls()
-        fields: dict[str, Any] = {}
+        fields: dict[str, Any] = {"prompt": _default_prompt(folder / _PROMPTS_FILE)}
         for module in _modules(path):
             kind = str(module.get("type", "")).rsplit(".", 1)[-1]
             inside = folder / str(module.get("path", ""))
             if kind == "Transformer":
                 fields |= _text_fields(inside / _TEXT_FILE)
             elif kind == "Pooling":
-                fields["pooling"] = _pooling(inside / "config.json")
+                fields["pooling"] = _pooling(inside / "config.json", fields["prompt"])
             elif kind == "Normalize":
                 fields["normalize"] = True
             else:
@@ -83,11 +88,32 @@ def _text_fields(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     content = read_json(path)
-    return {"max_length": content.get("max_seq_length"), "lowercase": bool(content.get("do_lower_case", False))}
+    longest, lowercase = content.get("max_seq_length"), content.get("do_lower_case", False)
+    if longest is not None and type(longest) is not int:
+        raise InferenceError(f"{path}: max_seq_length must be a whole number or null, not {longest!r}")
+    if type(lowercase) is not bool:
+        raise InferenceError(f"{path}: do_lower_case must be true or false, not {lowercase!r}")
+    return {"max_length": longest, "lowercase": lowercase}
 
 
-def _pooling(path: Path) -> str:
+def _default_prompt(path: Path) -> str:
+    """The one of the named prompts that stands before a text if nobody says otherwise."""
+    content = read_json(path) if path.exists() else {}
+    name, prompts = content.get("default_prompt_name"), content.get("prompts") or {}
+    if name is None:
+        return ""
+    prompt = prompts.get(name) if isinstance(prompts, dict) else None
+    if not isinstance(prompt, str):
+        raise InferenceError(f"{path}: default_prompt_name is {name!r}, but there is no such text among the prompts")
+    return prompt
+
+
+def _pooling(path: Path, prompt: str) -> str:
     content = read_json(path)
+    if prompt and content.get("include_prompt", True) is not True:
+        raise InferenceError(
+            f"{path} leaves the tokens of the prompt {prompt!r} out (include_prompt); Mini-BERT does not compute that"
+        )
     flags = [name for name, value in content.items() if name.startswith("pooling_mode_") and value is True]
     if "pooling_mode" in content and not flags:
         flags = [str(content["pooling_mode"])]

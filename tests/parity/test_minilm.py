@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,27 @@ def test_so_it_has_in_one_padded_batch(minilm, sentences, theirs):
 
 def test_its_files_say_mean_and_unit_length(minilm):
     assert SentencePooling.read(minilm) == SentencePooling("mean", True, 256, False)
+
+
+@pytest.mark.parametrize("change", ["as published", "a prompt", "the tokenizer's length", "no files of theirs"])
+@pytest.mark.filterwarnings("default::minibert.inference.embedding.EmbeddingWarning", "default:::sentence_transformers")
+def test_every_folder_is_read_as_sentence_transformers_reads_it(change, minilm, sentences, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    folder = tmp_path / "model"
+    shutil.copytree(minilm, folder)
+    if change == "a prompt":
+        content = {"prompts": {"q": "query: "}, "default_prompt_name": "q"}
+        (folder / "config_sentence_transformers.json").write_text(json.dumps(content))
+    if change == "the tokenizer's length":
+        (folder / "sentence_bert_config.json").unlink()
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 20}))
+    if change == "no files of theirs":
+        (folder / "modules.json").unlink()
+    texts = [*sentences[:20], " ".join(sentences[:30])]
+    expected = SentenceTransformer(str(folder), device="cpu").encode(texts)
+    np.testing.assert_allclose(SentenceEmbedder.load(folder).embed(texts), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_the_command_gives_the_same_vector(minilm, sentences, theirs):

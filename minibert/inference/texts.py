@@ -1,0 +1,61 @@
+"""What goes into a command and comes out of it: lines of text, alike from files and pipes, and a pipe that closes."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+from minibert.inference.errors import InferenceError
+
+PIPE_CLOSED = 141  # the exit status that a shell shows for a program that a closed pipe has ended
+
+
+def read_lines(source: str) -> Iterator[str]:
+    """The lines of a file, or of standard input for "-", without their ends.
+
+    A line ends with a line feed, or with a carriage return and a line feed. A carriage return alone is part of the
+    text, and a byte order mark at the beginning is not.
+
+    Raises:
+        InferenceError: a line is not UTF-8; names it.
+        OSError: the file cannot be read.
+    """
+    if source == "-":
+        yield from _decoded(sys.stdin.buffer, "standard input")
+        return
+    with Path(source).open("rb") as file:
+        yield from _decoded(file, source)
+
+
+def _decoded(file: BinaryIO, name: str) -> Iterator[str]:
+    for number, line in enumerate(file, start=1):
+        if number == 1 and not (line := line.removeprefix(codecs.BOM_UTF8)):
+            continue
+        try:
+            text = line.removesuffix(b"\n").removesuffix(b"\r").decode()
+        except UnicodeDecodeError as error:
+            raise InferenceError(f"{name}, line {number}: this is not UTF-8 ({error.reason})") from error
+        yield text
+
+
+def write_to_standard_output(write: Callable[[TextIO], object]) -> bool:
+    """Writes; a reader that has gone away, as `head` does, ends it quietly.
+
+    Args:
+        write: called with standard output.
+
+    Returns:
+        Whether everything was written.
+    """
+    try:
+        write(sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # what is still in the buffer would be an error again when the interpreter flushes it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
