@@ -76,17 +76,21 @@ __device__ real block_reduce(real value, bool maximum) {
     return value;
 }
 
-// Of the lanes (threadIdx.y, a power of two of them) for every column (threadIdx.x); lane 0 gets the result.
+// Of the lanes (threadIdx.y, a power of two of them) for every column (threadIdx.x); lane 0 gets the result. A sixteenth
+// of the lanes adds up the others, until one is left: a barrier costs more than a few additions.
 __device__ real sum_over_lanes(real value) {
     real* partial = (real*)shared_memory;
-    int place = threadIdx.y * blockDim.x + threadIdx.x;
+    int lane = threadIdx.y, width = blockDim.x;
     __syncthreads();  // the previous sum has been read
-    partial[place] = value;
-    for (int half = blockDim.y / 2; half > 0; half /= 2) {
+    partial[lane * width + threadIdx.x] = value;
+    for (int lanes = blockDim.y, left; lanes > 1; lanes = left) {
+        left = lanes > 16 ? lanes / 16 : 1;
         __syncthreads();
-        if ((int)threadIdx.y < half) partial[place] += partial[place + half * blockDim.x];
+        if (lane >= left) continue;
+        for (int other = lane + left; other < lanes; other += left) value += partial[other * width + threadIdx.x];
+        partial[lane * width + threadIdx.x] = value;
     }
-    return partial[threadIdx.x];
+    return value;
 }
 
 // The row of a by-row kernel, and the place of a thread in its warp. All lanes of a warp have the same row.

@@ -25,7 +25,8 @@ _NEXT = "column < columns; column += WARP) total +="
 _LOSS = "store(losses, blockIdx.x, label < -1 ? (real)0 : log"
 
 FAULTS = {
-    "no barrier before the lanes of a column are added": (f"{_BARRIER}\n        if ((int)", "\n        if ((int)"),
+    "no barrier before the lanes of a column are added": (f"{_BARRIER}\n        if (lane", "\n        if (lane"),
+    "a lane left out of the sum": ("other < lanes; other", "other < lanes - 1; other"),
     "no barrier after the previous sum of lanes": (f"{_BARRIER}  // the previous sum", "  //"),
     "no barrier before the warps of a block are added": (f"{_BARRIER}\n    value = of", "\n    value = of"),
     "no barrier after the previous sum of a block": (f"{_BARRIER}  // the previous result", "  //"),
