@@ -35,7 +35,6 @@ from minibert.finetuning.finetune import Epoch, FineTuning, finetune
 from minibert.finetuning.labelled_texts import LabelledText
 from minibert.finetuning.text_classifier import TextClassifier
 from minibert.model import MiniBERT
-from minibert.optimizer import linear_schedule
 from minibert.parameters import CLASSIFICATION_HEADS
 from minibert.random_bits import Stream, derive_key
 
@@ -159,11 +158,10 @@ def with_transformers(
             loss.backward()
             total += float(loss) * len(labels)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            step += 1
-            rate = settings.learning_rate * linear_schedule(step / (steps_per_epoch * settings.epochs), settings.warmup)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = settings.rate(step, steps_per_epoch * settings.epochs)
             optimizer.step()
+            step += 1
     model.eval()
     right = 0
     with torch.inference_mode():

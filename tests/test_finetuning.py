@@ -5,20 +5,23 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from minibert import MiniBERT, MiniBERTConfig
+from minibert import AdamW, MiniBERT, MiniBERTConfig
 from minibert.data.tokenizer import Tokenizer, wordpiece
 from minibert.finetuning import classify_command, finetune_command
 from minibert.finetuning.finetune import FineTuning, finetune
 from minibert.finetuning.labelled_texts import LabelledText, hold_out, labels_of, read_labelled_texts
 from minibert.finetuning.scores import Scores
-from minibert.finetuning.text_classifier import TextClassifier
+from minibert.finetuning.text_classifier import ClassificationWarning, TextClassifier
 from minibert.inference import embed_command
 from minibert.parameters import CLASSIFICATION_HEADS
 from minibert.training.errors import TrainingError
@@ -75,7 +78,10 @@ def command(base: Path, data: Path, output: Path, *more: str) -> list[str]:
 def test_a_classifier_is_trained_saved_and_used_again(base, tmp_path, capsys):
     output = tmp_path / "classifier"
     data = write_csv(tmp_path / "data.csv", sentences(120))
-    assert finetune_command.main(command(base, data, output, "--epochs", "12")) == 0
+    assert (
+        finetune_command.main(command(base, data, output, "--epochs", "12", "--patience", "5", "--max-length", "12"))
+        == 0
+    )
     text = capsys.readouterr().out
     assert "96 texts to train on, 24 to evaluate on, 2 classes" in text
     assert "true \\ predicted  animal  tool     F1" in text
@@ -86,6 +92,11 @@ def test_a_classifier_is_trained_saved_and_used_again(base, tmp_path, capsys):
     assert history[-1]["confusion"] == [[16, 0], [0, 8]]
     assert (output / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
     assert (output / "confusion_matrix.txt").read_text() in text
+
+    # what the classifier was trained to read is all that it reads, and it says so
+    assert json.loads((output / "tokenizer_config.json").read_text())["model_max_length"] == 12
+    with pytest.warns(ClassificationWarning, match="1 of 2 texts have more than 12 tokens"):
+        TextClassifier.load(output).encode(["the " * 10, "the " * 11])
 
     assert classify_command.main(["--model", str(output), "the old owl", "a saw"]) == 0
     predicted = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -115,19 +126,25 @@ def test_one_seed_gives_one_classifier(base, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--text-column", "text"], "data.csv, line 2: there is no text; this row has what, kind"),
-        (["--epochs", "0"], "--epochs cannot be 0"),
-        (["--learning-rate", "inf"], "--learning-rate cannot be inf"),
-        (["--patience", "0"], "--patience cannot be 0"),
+        (["--text-column", "text"], "data.csv, line 2: there is no column 'text'; this row has 'what', 'kind'"),
+        (["--epochs", "0"], "--epochs must be at least 1, not 0"),
+        (["--learning-rate", "inf"], "--learning-rate must be above 0 and finite, not inf"),
+        (["--patience", "0"], "--patience must be at least 1, not 0"),
         (["--evaluation-share", "1"], "--evaluation-share must be between 0 and 1"),
         (["--max-length", "4"], "--max-length must be at least 8"),
         (["--data", "absent.csv"], "absent.csv: No such file"),
         (["--model", "absent"], "there is no folder absent"),
+        (["--threads", "none"], "--threads: "),
     ],
 )
 def test_what_cannot_be_trained_is_one_line(base, tmp_path, capsys, more, message):
     data = write_csv(tmp_path / "data.csv", sentences(20))
-    assert finetune_command.main(command(base, data, tmp_path / "out", *more)) == 2
+    try:
+        status = finetune_command.main(command(base, data, tmp_path / "out", *more))
+    except SystemExit as stopped:
+        status = stopped.code
+    assert status == 2
+    assert not (tmp_path / "out").exists()
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
@@ -139,9 +156,48 @@ def test_nothing_is_overwritten(base, tmp_path, capsys):
     assert "is not an empty folder, and nothing is overwritten" in capsys.readouterr().err
 
 
+def test_a_training_that_fails_leaves_nothing_in_the_way(base, tmp_path, capsys):
+    data = write_csv(tmp_path / "data.csv", sentences(20))
+    other = write_csv(tmp_path / "other.csv", [LabelledText("the cat", None, "mineral")])
+    strange = tmp_path / "strange.jsonl"
+    rows = [{"what": "the \ud800" if n == 3 else "the cat", "kind": n % 2} for n in range(20)]
+    strange.write_text("\n".join(json.dumps(row) for row in rows))
+    output = tmp_path / "out"
+    for arguments, status, message in (
+        (command(base, data, output, "--evaluation-data", str(other)), 2, "does not know the label 'mineral'"),
+        (command(base, data, output, "--learning-rate", "1e30"), 1, "lower --learning-rate"),
+        (command(base, strange, output), 2, "this is not Unicode text: 'the \\ud800'"),
+    ):
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert finetune_command.main(arguments) == status
+        assert message in capsys.readouterr().err
+        assert not output.exists()
+    output.mkdir()
+    with np.errstate(all="ignore"):
+        assert finetune_command.main(command(base, strange, output)) == 2
+    assert list(output.iterdir()) == []
+
+
 def test_a_folder_without_a_classifier_cannot_classify(base, capsys):
     assert classify_command.main(["--model", str(base), "the cat"]) == 2
-    assert "a classifier needs the names of its classes" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error == f"error: the model in {base} has no classifier; make one from it with scripts/finetune.py\n"
+
+
+@pytest.mark.filterwarnings("default::minibert.pretrained.PretrainedWarning")
+def test_a_classifier_of_which_weights_are_missing_is_not_made_up(base, capsys):
+    MiniBERT.from_pretrained(base, heads=CLASSIFICATION_HEADS, labels=["a", "b"]).save_pretrained(base)
+    tensors = load_file(base / "model.safetensors")
+    bias = tensors.pop("classifier.bias")
+    save_file(tensors, base / "model.safetensors")
+    assert classify_command.main(["--model", str(base), "the cat"]) == 2
+    assert "the tensor classifier.bias is missing" in capsys.readouterr().err
+    del tensors["classifier.weight"]
+    save_file(tensors, base / "model.safetensors")
+    assert classify_command.main(["--model", str(base), "the cat"]) == 2
+    assert "lack the classifier, and a random one predicts nothing" in capsys.readouterr().err
+    assert bias.shape == (2,)
 
 
 def test_other_kinds_of_classifiers_are_refused(base, tmp_path, capsys):
@@ -155,9 +211,25 @@ def test_other_kinds_of_classifiers_are_refused(base, tmp_path, capsys):
 
 def test_standard_input_is_classified_line_by_line(base, monkeypatch, capsys):
     MiniBERT.from_pretrained(base, heads=CLASSIFICATION_HEADS, labels=["a", "b"]).save_pretrained(base)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("the cat\na saw\n"))
-    assert classify_command.main(["--model", str(base)]) == 0
-    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == ["the cat", "a saw"]
+    for content in (b"the cat\na saw\n", b"\xef\xbb\xbfthe cat\r\na saw"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="ascii"))
+        assert classify_command.main(["--model", str(base)]) == 0
+        assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == ["the cat", "a saw"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\xffb\n"), encoding="utf-8"))
+    assert classify_command.main(["--model", str(base)]) == 2
+    assert capsys.readouterr().err.startswith("error: standard input, line 1: this is not UTF-8")
+    assert classify_command.main(["--model", str(base), "a \udcff"]) == 2
+    assert capsys.readouterr().err == "error: this is not Unicode text: 'a \\udcff', at character 2\n"
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(base):
+    MiniBERT.from_pretrained(base, heads=CLASSIFICATION_HEADS, labels=["a", "b"]).save_pretrained(base)
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, str(SCRIPTS / "classify.py"), "--model", str(base), "--threads", "1", "the cat"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 @pytest.mark.parametrize("name", ["finetune", "classify"])
@@ -200,17 +272,36 @@ def test_an_evaluation_label_that_was_never_trained_is_named(base):
         finetune(classifier(base), sentences(9), [LabelledText("the", None, "mineral")], FineTuning())
 
 
+def test_no_step_has_a_learning_rate_of_zero(base, monkeypatch):
+    rates: list[float] = []
+    step = AdamW.step
+    monkeypatch.setattr(AdamW, "step", lambda self, gradients, rate: (rates.append(rate), step(self, gradients, rate)))
+    settings = FineTuning(epochs=2, batch_size=4, learning_rate=0.1, warmup=0.25, patience=None)
+    finetune(classifier(base), sentences(8), sentences(3), settings)
+    np.testing.assert_allclose(rates, [0.05, 0.1 * 0.625 / 0.75, 0.1 * 0.375 / 0.75, 0.1 * 0.125 / 0.75])
+    learner = classifier(base)
+    before = learner.model.parameters["classifier.weight"].copy()
+    finetune(learner, sentences(8), sentences(3), FineTuning(epochs=1, batch_size=8, learning_rate=0.001))
+    assert not np.array_equal(learner.model.parameters["classifier.weight"], before)
+
+
 def test_texts_are_cut_and_pairs_lose_the_longer_part(base):
     learner = classifier(base)
     learner.max_length = 9
-    (single,) = learner.encode(["the " * 20])
+    with pytest.warns(ClassificationWarning, match="1 of 2 texts have more than 9 tokens"):
+        single, _ = learner.encode(["the " * 20, "the"])
     assert len(single.ids) == 9
     assert single.token_types == [0] * 9
     word, sep = learner.tokenizer.token_to_id("the"), learner.tokenizer.sep_id
-    for a, b, expected in ((20, 20, (3, 3)), (1, 20, (1, 5)), (20, 1, (5, 1)), (2, 2, (2, 2))):
-        (pair,) = learner.encode(["the " * a], ["the " * b])
+    cut = (9, 20, 20, (3, 3)), (9, 1, 20, (1, 5)), (9, 20, 1, (5, 1)), (8, 20, 20, (2, 3)), (8, 20, 19, (3, 2))
+    for length, a, b, expected in cut:
+        learner.max_length = length
+        with pytest.warns(ClassificationWarning, match=f"1 of 1 texts have more than {length} tokens"):
+            (pair,) = learner.encode(["the " * a], ["the " * b])
         assert pair.ids == [learner.tokenizer.cls_id, *[word] * expected[0], sep, *[word] * expected[1], sep]
         assert pair.token_types == [0] * (expected[0] + 2) + [1] * (expected[1] + 1)
+    assert learner.encode(["the the"], ["the the"])[0].ids.count(word) == 4
+    assert learner.encode(["the"], [""]) == learner.encode(["the"])
 
 
 def test_probabilities_do_not_depend_on_the_batches(base, monkeypatch):
@@ -238,16 +329,22 @@ def test_csv_and_json_lines_are_read_alike(tmp_path):
     [
         ("a.txt", "", r"are read from \.csv and \.jsonl files"),
         ("a.csv", "what,kind\n", "has no rows"),
-        ("a.csv", "what,kind\nx,\n", "line 2: there is no kind"),
+        ("a.csv", "what,kind\nx,\n", "line 2: 'kind' is empty"),
+        ("a.csv", "what, kind\nx,y\n", "line 2: there is no column 'kind'; this row has 'what', ' kind'"),
         ("a.jsonl", '{"what": "x", "kind": 1}\n{', "line 2: this is not JSON"),
         ("a.jsonl", "[1]", "line 1: there must be an object, not a list"),
-        ("a.jsonl", '{"kind": 1}', "line 1: there is no what; this row has kind"),
+        ("a.jsonl", '{"kind": 1}', "line 1: there is no column 'what'; this row has 'kind'"),
     ],
 )
 def test_rows_that_cannot_be_read_are_named_with_their_line(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(TrainingError, match=message):
         read_labelled_texts(tmp_path / name, "what", "kind")
+
+
+def test_a_cell_may_be_long(tmp_path):
+    write_csv(tmp_path / "a.csv", [LabelledText("a " * 100_000, None, "1")])
+    assert len(read_labelled_texts(tmp_path / "a.csv", "what", "kind")[0].text) == 200_000
 
 
 def test_a_share_of_every_class_is_held_out():

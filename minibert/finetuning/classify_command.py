@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from minibert.inference.quick import quick_backend
-from minibert.training.command_line import SUCCESS, Parser, run_command
+from minibert.inference.texts import PIPE_CLOSED, read_lines, write_to_standard_output
+from minibert.training.command_line import SUCCESS, Parser, add_threads, run_command
 from minibert.training.errors import explained
 
 
@@ -24,6 +25,7 @@ def build_parser() -> Parser:
     parser.add_argument("--text-pair", metavar="TEXT", help="the second text, of a classifier of pairs")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the classifier's folder")
     parser.add_argument("--device", default="cpu", metavar="{cpu,cuda,cuda:N}", help="(default: cpu)")
+    add_threads(parser)
     parser.add_argument("--kernels", default="auto", metavar="{auto,reference}", help="(default: auto)")
     return parser
 
@@ -35,15 +37,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _classify(arguments: Sequence[str] | None) -> int:
     options = build_parser().parse_args(arguments)
-    texts = options.texts or [line.removesuffix("\n") for line in sys.stdin]
-    backend = quick_backend(options.device, options.kernels, sum(map(len, texts)))
-    from minibert.finetuning.text_classifier import TextClassifier
-
     with explained():
+        texts = options.texts or list(read_lines("-"))
+        backend = quick_backend(options.device, options.kernels, sum(map(len, texts)))
+        from minibert.finetuning.text_classifier import TextClassifier
+
         classifier = TextClassifier.load(options.model, backend, options.kernels)
     pairs = None if options.text_pair is None else [options.text_pair] * len(texts)
-    for text, row in zip(texts, classifier.probabilities(classifier.encode(texts, pairs)), strict=True):
-        probabilities = {label: round(float(p), 6) for label, p in zip(classifier.labels, row, strict=True)}
-        label = classifier.labels[int(row.argmax())]
-        print(json.dumps({"text": text, "label": label, "probabilities": probabilities}, ensure_ascii=False))
-    return SUCCESS
+    found = classifier.probabilities(classifier.encode(texts, pairs))
+    whole = write_to_standard_output(lambda file: _write(texts, classifier.labels, found.tolist(), file))
+    return SUCCESS if whole else PIPE_CLOSED
+
+
+def _write(texts: Sequence[str], labels: Sequence[str], found: Sequence[Sequence[float]], file: TextIO) -> None:
+    for text, row in zip(texts, found, strict=True):
+        probabilities = {label: round(p, 6) for label, p in zip(labels, row, strict=True)}
+        result = {"text": text, "label": labels[row.index(max(row))], "probabilities": probabilities}
+        file.write(json.dumps(result, ensure_ascii=False) + "\n")

@@ -44,18 +44,27 @@ class FineTuning:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        holds = {
-            "epochs": self.epochs >= 1,
-            "batch_size": self.batch_size >= 1,
-            "learning_rate": 0.0 < self.learning_rate < math.inf,
-            "warmup": 0.0 <= self.warmup < 1.0,
-            "weight_decay": 0.0 <= self.weight_decay < math.inf,
-            "patience": self.patience is None or self.patience >= 1,
-            "seed": 0 <= self.seed < 2**64,
+        ranges = {
+            "epochs": (self.epochs >= 1, "at least 1"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "learning_rate": (0.0 < self.learning_rate < math.inf, "above 0 and finite"),
+            "warmup": (0.0 <= self.warmup < 1.0, "at least 0 and below 1"),
+            "weight_decay": (0.0 <= self.weight_decay < math.inf, "at least 0 and finite"),
+            "patience": (self.patience is None or self.patience >= 1, "at least 1"),
+            "seed": (0 <= self.seed < 2**64, "at least 0 and below 2^64"),
         }
-        for name, right in holds.items():
-            if not right:
-                raise TrainingError(f"--{name.replace('_', '-')} cannot be {getattr(self, name)!r}")
+        for name, (holds, wanted) in ranges.items():
+            if not holds:
+                raise TrainingError(f"--{name.replace('_', '-')} must be {wanted}, not {getattr(self, name)!r}")
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of a step, that of the schedule in the middle of it: no step is without effect.
+
+        Args:
+            step: from 0.
+            steps: of the whole training, if it does not stop early.
+        """
+        return self.learning_rate * linear_schedule((step + 0.5) / steps, self.warmup)
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,7 @@ def finetune(
         NonFiniteError: the loss became NaN or infinite.
     """
     model = classifier.model
+    check_labels(classifier.labels, evaluation)
     encoded, classes = _prepared(classifier, train)
     held_out, held_out_classes = _prepared(classifier, evaluation)
     gradients = MiniBERTGradients(model)
@@ -105,14 +115,16 @@ def finetune(
             ids, mask, types = classifier.arrays([encoded[index] for index in chosen])
             _, cache = model.classify(ids, mask, types, dropout_step=optimizer.steps, unpad=True)
             loss = gradients.backward_classification(cache, classes[chosen])
-            progress = (optimizer.steps + 1) / (steps_per_epoch * settings.epochs)
-            rate = settings.learning_rate * linear_schedule(min(progress, 1.0), settings.warmup)
+            rate = settings.rate(optimizer.steps, steps_per_epoch * settings.epochs)
             optimizer.step(gradients.gradients, rate)
             total += float(loss) * len(chosen)
             if not math.isfinite(total):
                 step = optimizer.steps
                 raise NonFiniteError(f"the loss is {float(loss)} at step {step}; lower --learning-rate", step)
         scores = Scores.of(classifier.labels, classifier.probabilities(held_out), held_out_classes)
+        if not math.isfinite(scores.loss):  # the last step may be the one that ruins the parameters
+            step = optimizer.steps
+            raise NonFiniteError(f"the evaluation loss is {scores.loss} after step {step}; lower --learning-rate", step)
         epoch = Epoch(number, total / len(encoded), scores)
         report(epoch)
         if best is None or scores.loss < best.evaluation.loss:
@@ -124,13 +136,21 @@ def finetune(
     return best
 
 
+def check_labels(labels: Sequence[str], evaluation: Sequence[LabelledText]) -> None:
+    """That the classifier knows every label it is evaluated on.
+
+    Raises:
+        TrainingError: it does not; names the label.
+    """
+    if unknown := sorted({example.label for example in evaluation} - set(labels)):
+        raise TrainingError(f"the classifier does not know the label {unknown[0]!r}: no training text has it")
+
+
 def _prepared(
     classifier: TextClassifier, examples: Sequence[LabelledText]
 ) -> tuple[list[EncodedText], np.ndarray[tuple[int], np.dtype[np.int64]]]:
     """The encoded texts, and the numbers of their classes (n,)."""
     number_of = {label: number for number, label in enumerate(classifier.labels)}
-    if unknown := sorted({example.label for example in examples} - set(number_of)):
-        raise TrainingError(f"the classifier does not know the label {unknown[0]!r}: no training text has it")
     pairs = None if examples[0].pair is None else [str(example.pair) for example in examples]
     encoded = classifier.encode([example.text for example in examples], pairs)
     return encoded, np.array([number_of[example.label] for example in examples], dtype=np.int64)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from minibert.finetuning.finetune import Epoch, FineTuning, finetune
+from minibert.finetuning.finetune import Epoch, FineTuning, check_labels, finetune
 from minibert.finetuning.labelled_texts import hold_out, labels_of, read_labelled_texts
 from minibert.finetuning.text_classifier import TextClassifier
 from minibert.parameters import CLASSIFICATION_HEADS
-from minibert.training.command_line import SUCCESS, Parser, run_command
+from minibert.training.command_line import SUCCESS, Parser, add_threads, run_command
 from minibert.training.errors import TrainingError
 from minibert.training.loading import load_model
 from minibert.training.metrics import METRICS_FILE, MetricsLog
@@ -40,9 +40,10 @@ def build_parser() -> Parser:
     add("--warmup", type=float, default=default.warmup, metavar="S", help=f"share (default: {default.warmup})")
     add("--weight-decay", type=float, default=default.weight_decay, metavar="W", help="(default: 0.01)")
     add("--patience", type=int, default=default.patience, metavar="N", help="epochs without progress (default: 2)")
-    add("--max-length", type=int, default=128, metavar="N", help="tokens read of a text (default: 128)")
+    add("--max-length", type=int, default=128, metavar="N", help="tokens read of a text, saved with it (default: 128)")
     add("--seed", type=int, default=0, metavar="N", help="of classifier, order, dropout and split (default: 0)")
     add("--device", default="cpu", metavar="{cpu,cuda,cuda:N}", help="(default: cpu)")
+    add_threads(parser)
     add("--kernels", default="auto", metavar="{auto,reference}", help="(default: auto)")
     return parser
 
@@ -76,6 +77,7 @@ def _finetune(arguments: Sequence[str] | None) -> int:
     else:
         train, evaluation = hold_out(train, options.evaluation_share, settings.seed)
     labels = labels_of(train)
+    check_labels(labels, evaluation)
     model, tokenizer = load_model(
         options.model,
         options.device,
@@ -87,8 +89,10 @@ def _finetune(arguments: Sequence[str] | None) -> int:
     classifier = TextClassifier(model, tokenizer, options.max_length)
     print(f"{len(train):,} texts to train on, {len(evaluation):,} to evaluate on, {len(labels)} classes", flush=True)
 
+    made = not options.output.exists()
     options.output.mkdir(parents=True, exist_ok=True)
     log = MetricsLog(options.output / METRICS_FILE)
+    finished = False
 
     def report(epoch: Epoch) -> None:
         scores = epoch.evaluation
@@ -102,8 +106,13 @@ def _finetune(arguments: Sequence[str] | None) -> int:
     try:
         best = finetune(classifier, train, evaluation, settings, report)
         log.write("result", epoch=best.number, **best.evaluation.to_dict())
+        finished = True
     finally:
         log.close()
+        if not finished:  # without a classifier there is nothing to keep: the command may be given again
+            (options.output / METRICS_FILE).unlink()
+            if made:
+                options.output.rmdir()
     _save(classifier, options.output, best)
     return SUCCESS
 
@@ -111,7 +120,7 @@ def _finetune(arguments: Sequence[str] | None) -> int:
 def _save(classifier: TextClassifier, output: Path, best: Epoch) -> None:
     """The classifier in Hugging Face's format, and its confusion matrix."""
     classifier.model.save_pretrained(output)
-    classifier.tokenizer.save(output, model_max_length=classifier.model.config.max_position_embeddings)
+    classifier.tokenizer.save(output, model_max_length=classifier.max_length)
     table = best.evaluation.table()
     (output / TABLE_FILE).write_text(table + "\n", encoding="utf-8")
     print(f"\nbest epoch: {best.number}\n\n{table}\n")

@@ -37,7 +37,8 @@ def read_labelled_texts(
         text_pair_column: of a second text, if there is one.
 
     Raises:
-        TrainingError: another kind of file, no rows, or a row without one of the columns; names file and row.
+        TrainingError: another kind of file, no rows, or a row without one of the columns or with nothing in it;
+            names file and row.
     """
     readers = {".csv": _csv_rows, ".jsonl": _json_rows}
     if path.suffix not in readers:
@@ -48,9 +49,13 @@ def read_labelled_texts(
         for number, row in readers[path.suffix](path):
             values = [row.get(column) for column in columns]
             for column, value in zip(columns, values, strict=True):
+                if column not in row:
+                    has = ", ".join(repr(name) for name in row if name is not None)
+                    raise TrainingError(
+                        f"{path}, line {number}: there is no column {column!r}; this row has {has or 'nothing'}"
+                    )
                 if value is None or value == "":
-                    has = ", ".join(str(name) for name in row if name is not None)
-                    raise TrainingError(f"{path}, line {number}: there is no {column}; this row has {has or 'nothing'}")
+                    raise TrainingError(f"{path}, line {number}: {column!r} is empty; leave the row out or fill it in")
             text, label, *pair = (value if isinstance(value, str) else json.dumps(value) for value in values)
             examples.append(LabelledText(text, pair[0] if pair else None, label))
     except UnicodeDecodeError as error:
@@ -61,6 +66,7 @@ def read_labelled_texts(
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(2**31 - 1)  # a text may be longer than 128 KiB
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         try:

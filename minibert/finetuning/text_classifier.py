@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,10 @@ from minibert.training.loading import load_model
 BATCH_TOKENS = 2048  # of a batch to predict, padding included
 
 
+class ClassificationWarning(UserWarning):
+    """Some texts were longer than the classifier reads."""
+
+
 @dataclass(frozen=True)
 class EncodedText:
     """[CLS] text [SEP], or [CLS] text [SEP] pair [SEP]; token types are 1 from the pair on."""
@@ -30,20 +35,31 @@ class EncodedText:
     token_types: list[int]
 
 
+def _kept(a: int, b: int, room: int) -> tuple[int, int]:
+    """How many tokens of either text stay: the longer one, the second of equals, has the odd one of the room."""
+    if a > b:
+        return _kept(b, a, room)[::-1]
+    of_a = min(a, room // 2)
+    return of_a, min(b, room - of_a)
+
+
 class TextClassifier:
     """Texts to probabilities of classes.
 
     Args:
         model: with the classifier head.
         tokenizer: of that model.
-        max_length: tokens that are read of a text; as many as the model takes if None or more than that.
+        max_length: tokens that are read of a text, or of a pair, special ones included; None: as many as the
+            tokenizer's files say. In any case at most what the model takes.
     """
 
     def __init__(self, model: MiniBERT, tokenizer: Tokenizer, max_length: int | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer
         longest = model.config.max_position_embeddings
-        self.max_length = min(max_length or longest, longest)
+        self.max_length = min(max_length or tokenizer.model_max_length or longest, longest)
+        if self.max_length < 4:
+            raise TrainingError(f"a classifier reads at least 4 tokens, special ones included, not {self.max_length}")
 
     @classmethod
     def load(cls, folder: Path, device: Backend | str = "cpu", kernels: str = "auto") -> TextClassifier:
@@ -52,7 +68,19 @@ class TextClassifier:
         Raises:
             TrainingError: the folder has no classifier of single labels, or cannot be used at all.
         """
-        model, tokenizer = load_model(folder, device, kernels=kernels, heads=CLASSIFICATION_HEADS)
+        try:
+            model, tokenizer = load_model(folder, device, kernels=kernels, heads=CLASSIFICATION_HEADS)
+        except TrainingError as error:
+            if "a classifier needs the names of its classes" not in str(error):
+                raise
+            raise TrainingError(
+                f"the model in {folder} has no classifier; make one from it with scripts/finetune.py"
+            ) from error
+        if model.absent_heads:  # the config speaks of a classifier
+            raise TrainingError(
+                f"the weights in {folder} lack the {' and the '.join(model.absent_heads)}, and a random one predicts "
+                "nothing: fetch the whole folder, or make a classifier from it with scripts/finetune.py"
+            )
         kind = read_json(folder / "config.json").get("problem_type")
         if kind not in (None, "single_label_classification") or len(model.config.labels) < 2:
             raise TrainingError(
@@ -67,19 +95,36 @@ class TextClassifier:
         return self.model.config.labels
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[EncodedText]:
-        """Ids and token types, cut to `max_length`: of a pair, the longer text loses tokens first."""
+        """Ids and token types, cut to `max_length` as transformers cuts: of a pair, the longer text loses tokens.
+
+        Args:
+            texts: n of them.
+            pairs: n second texts; an empty one is none, as in Hugging Face.
+
+        Raises:
+            DataError: a text is not Unicode.
+
+        Warns:
+            ClassificationWarning: texts were cut.
+        """
         cls_id, sep_id = self.tokenizer.cls_id, self.tokenizer.sep_id
-        first = self.tokenizer.encode_batch(texts)
-        if pairs is None:
-            cut = [[cls_id, *ids[: self.max_length - 2], sep_id] for ids in first]
-            return [EncodedText(ids, [0] * len(ids)) for ids in cut]
-        encoded = []
-        for a, b in zip(first, self.tokenizer.encode_batch(pairs), strict=True):
-            room = self.max_length - 3
-            of_b = min(len(b), max(room // 2, room - len(a)))
-            of_a = min(len(a), room - of_b)
-            ids = [cls_id, *a[:of_a], sep_id, *b[:of_b], sep_id]
-            encoded.append(EncodedText(ids, [0] * (of_a + 2) + [1] * (of_b + 1)))
+        seconds = [""] * len(texts) if pairs is None else pairs
+        encoded, too_long = [], 0
+        for a, b, pair in zip(
+            self.tokenizer.encode_batch(texts), self.tokenizer.encode_batch(seconds), seconds, strict=True
+        ):
+            of_a, of_b = _kept(len(a), len(b), self.max_length - (3 if pair else 2))
+            too_long += of_a + of_b < len(a) + len(b)
+            ids = [cls_id, *a[:of_a], sep_id]
+            second = [*b[:of_b], sep_id] if pair else []
+            encoded.append(EncodedText(ids + second, [0] * len(ids) + [1] * len(second)))
+        if too_long:
+            warnings.warn(
+                f"{too_long:,} of {len(texts):,} texts have more than {self.max_length} tokens; the rest of them "
+                "was not read",
+                ClassificationWarning,
+                stacklevel=2,
+            )
         return encoded
 
     def arrays(self, encoded: Sequence[EncodedText]) -> tuple[npt.NDArray[np.int32], ...]:

@@ -15,6 +15,7 @@ from oracle import INPUTS, LABELS, batch, fresh_classifier
 from test_against_transformers import FLOAT32, FLOAT64, tensors, worst
 
 from minibert import AdamW, MiniBERT, MiniBERTConfig, MiniBERTGradients
+from minibert.data.tokenizer import Tokenizer
 from minibert.finetuning import finetune_command
 from minibert.finetuning.text_classifier import TextClassifier
 from minibert.optimizer import linear_schedule
@@ -114,6 +115,24 @@ def test_a_fine_tuned_folder_predicts_alike_in_transformers(minilm: Path, tmp_pa
     with torch.inference_mode():
         logits = theirs.eval()(**tokenizer(texts, padding=True, return_tensors="pt")).logits
     np.testing.assert_allclose(ours.probabilities(ours.encode(texts)), logits.softmax(-1).numpy(), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("default::minibert.finetuning.text_classifier.ClassificationWarning")
+def test_pairs_are_cut_where_theirs_are(minilm: Path):
+    ours, theirs = Tokenizer.load(minilm), transformers.AutoTokenizer.from_pretrained(minilm)
+    config = MiniBERTConfig(
+        vocab_size=ours.vocab_size, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, labels=("a", "b")
+    )
+    learner = TextClassifier(MiniBERT(config, heads=CLASSIFICATION_HEADS), ours)
+    rng = np.random.default_rng(0)
+    for length in (10, 11, 64):
+        learner.max_length = length
+        counts = rng.integers(0, 2 * length, size=(300, 2))
+        firsts, seconds = [["cat " * a for a, _ in counts], ["dog " * b for _, b in counts]]
+        for a, b, encoded in zip(firsts, seconds, learner.encode(firsts, seconds), strict=True):
+            expected = theirs(a, b, truncation=True, max_length=length)
+            assert encoded.ids == expected["input_ids"], (length, a, b)
+            assert encoded.token_types == expected["token_type_ids"], (length, a, b)
 
 
 WORDS = {"animal": ("a cat", "the old dog", "foxes", "one owl"), "tool": ("a saw", "the axe", "hammers", "one drill")}
