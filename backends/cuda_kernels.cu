@@ -76,8 +76,8 @@ __device__ real block_reduce(real value, bool maximum) {
     return value;
 }
 
-// Of the lanes (threadIdx.y, a power of two of them) for every column (threadIdx.x); lane 0 gets the result. A sixteenth
-// of the lanes adds up the others, until one is left: a barrier costs more than a few additions.
+// Of the lanes (threadIdx.y, a power of two of them) for every column (threadIdx.x); lane 0 gets the result. A
+// sixteenth of the lanes adds up the others, until one is left: a barrier costs more than a few additions.
 __device__ real sum_over_lanes(real value) {
     real* partial = (real*)shared_memory;
     int lane = threadIdx.y, width = blockDim.x;
