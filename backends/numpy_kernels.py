@@ -74,10 +74,11 @@ def numba_kernels() -> Any:
         return None
     try:
         return importlib.import_module("backends.numba_kernels")
-    except ImportError as error:
+    # what it raises where no folder can take its cache, or where compiling is switched off, is no ImportError
+    except (ImportError, AttributeError, RuntimeError) as error:
         warnings.warn(
-            f"Numba is installed but cannot be used ({error}), so training will be slower: "
-            "pip install --upgrade '.[fast]'",
+            f"Numba is installed but cannot be used ({error}), so training will be slower. Try pip install --upgrade "
+            "'.[fast]'; where no folder is writable, set NUMBA_CACHE_DIR to one that is",
             RuntimeWarning,
             stacklevel=2,
         )

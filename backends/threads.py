@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from backends.base import BackendError
 
 def set_threads(number: int) -> None:
     """Compute with this many threads, in NumPy's BLAS and in the kernels alike.
+
+    The kernels' number is that of the calling Python thread, as Numba keeps it.
 
     Args:
         number: at least 1; results are bit-identical from run to run with the same number.
@@ -38,9 +41,12 @@ def set_threads(number: int) -> None:
                 "core that this process may use; the environment variable NUMBA_NUM_THREADS allows more"
             )
         numba.set_num_threads(number)
-    for library in _blas_libraries():
+    libraries = _blas_libraries()
+    for library in libraries:
         if not _is_scipys(library):
             library.set_num_threads(number)
+    if "backends.numba_kernels" in sys.modules and not any(map(_is_scipys, libraries)):
+        hold_kernel_blas()  # NumPy and the kernels share one BLAS, which each thread of the kernels calls
 
 
 def hold_kernel_blas() -> None:
@@ -75,4 +81,5 @@ def _blas_libraries() -> list[Any]:
 
 def _is_scipys(library: Any) -> bool:
     """Whether SciPy's wheel brought the library: in scipy.libs (Linux, Windows) or scipy/.dylibs (macOS)."""
-    return any(part in ("scipy.libs", "scipy") for part in Path(library.filepath).parts)
+    path = Path(library.filepath)
+    return path.parent.name == "scipy.libs" or path.parts[-3:-1] == ("scipy", ".dylibs")

@@ -162,7 +162,10 @@ class MiniBERTGradients:
         backend, kernels = self.model.backend, self.model.kernels
         if total is None:
             total = int((host_labels >= 0).sum())
+        if total < 0:
+            raise ValueError(f"the total to divide by is a number of predictions, 0 or more, not {total}")
         scale = 1.0 / max(total, 1)  # no prediction, no loss
+        host_labels = host_labels.clip(min=IGNORED)  # any negative one, and none may wrap around in 32 bits
         labels = backend.asarray(host_labels, dtype=backend.xp.int32)
         losses, dlogits = kernels.cross_entropy_backward(logits, labels, scale)
         return dlogits, backend.xp.sum(losses) * scale

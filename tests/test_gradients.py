@@ -165,6 +165,18 @@ def test_a_batch_without_predictions_has_no_loss_and_no_gradient(pruned: bool, b
     assert (backend.to_numpy(gradients.gradients.flat) == 0.0).all()
 
 
+def test_any_negative_label_is_ignored_and_none_wraps_around():
+    for ignored in (-1, -(2**40), np.iinfo(np.int64).min):
+        model = small_bert()
+        _, cache = model.forward(INPUT_IDS)
+        gradients = MiniBERTGradients(model)
+        labels = np.where(LABELS >= 0, LABELS, -100).astype(np.int64)
+        expected = float(gradients.backward(cache, labels))
+        assert float(gradients.backward(cache, np.where(labels >= 0, labels, ignored))) == expected
+        with pytest.raises(ValueError, match="the total to divide by is a number of predictions, 0 or more, not -5"):
+            gradients.backward(cache, labels, total_predictions=-5)
+
+
 def test_without_next_sentence_labels_the_pooler_has_no_gradient():
     _, gradients = loss_and_gradients(small_bert(), pruned=True, nsp=False)
     for name in ("pooler.weight", "pooler.bias", "next_sentence.weight", "next_sentence.bias"):

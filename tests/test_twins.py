@@ -32,9 +32,12 @@ def test_every_twin_computes_what_its_definition_computes(backend: Backend):
             for dtype in backends_under_test.float_dtypes(backend):
                 expected, expected_gradients = run(case, Kernels(backend, "reference"), backend, dtype)
                 y, gradients = run(case, Kernels(backend, "auto"), backend, dtype)
-                assert_close(backend, y, backend.to_numpy(expected), dtype)
-                for name, gradient in gradients.items():
-                    assert_close(backend, gradient, backend.to_numpy(expected_gradients[name]), dtype)
+                pairs = {"y": (expected, y)} | {name: (expected_gradients[name], gradients[name]) for name in gradients}
+                for name, (wanted, found) in pairs.items():
+                    try:
+                        assert_close(backend, found, backend.to_numpy(wanted), dtype)
+                    except AssertionError as error:
+                        raise AssertionError(f"{case.name}, {dtype}, {name}: {error}") from error
 
 
 @pytest.mark.parametrize("size", [1, 1000, 100_003])

@@ -13,37 +13,20 @@ definition fills up as empty slots does not exist here.
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numba import get_num_threads, get_thread_id, prange
 
 from backends.base import Array, Backend
 from backends.numba_kernels.bits import counter_word, kept
-from backends.numba_kernels.blas import matrix, product, scalars
+from backends.numba_kernels.blas import matrix, product, same_dtype, scalars
 from backends.numba_kernels.dropout import DropoutPlan, plan
 from backends.numba_kernels.elementary import exponential, type_of
 from backends.numba_kernels.jit import elementwise, parallel, summing
 from backends.numba_kernels.softmax import clip, row_maximum
 
 _BLOCK = 1 << 16  # scores in one block of query rows: 256 KiB of float32, in a core's second-level cache
-
-
-class Rows(Protocol):
-    """`minibert.rows.Rows`, which this package does not import."""
-
-    sequences: int
-    slots: int
-    slot_of_row: Array | None
-
-
-class Layout(Protocol):
-    """`minibert.ops.AttentionLayout`."""
-
-    queries: Any
-    keys: Any
-    mask: Array | None
-    heads: int
 
 
 @elementwise
@@ -215,7 +198,7 @@ def _backward(scaled, dc, ldc, q, ldq, k, ldk, v, ldv, sequences, mask, dropout,
             product(scaled, True, False, keys, width, rows, dscores_at, keys, query_at, ldq, more, dkey_at, lddk)
 
 
-def _starts(rows: Any, number: int) -> Array:
+def _starts(rows: Any) -> Array:
     """(B + 1,): where the rows of every sequence begin, and where the last ones end."""
     boundaries = np.arange(rows.sequences + 1) * rows.slots
     return boundaries if rows.slot_of_row is None else np.searchsorted(rows.slot_of_row, boundaries)
@@ -228,10 +211,29 @@ def _sequences(keys: Array, layout: Any) -> tuple[tuple[Array, Array, Array, Any
         raise ValueError("rows were left out of the keys, but no mask says that nobody attends to their slots")
     slots = np.arange(keys.shape[0]) if rows.slot_of_row is None else rows.slot_of_row
     mask = np.empty(0, dtype=dtype) if layout.mask is None else layout.mask.reshape(-1)[slots]
-    key_starts = _starts(rows, keys.shape[0])
+    key_starts = _starts(rows)
     bound = dtype.type(np.finfo(dtype).max / 4)  # `minibert.ops.score_bound`
     longest = int(np.diff(key_starts).max())
-    return (_starts(layout.queries, 0), key_starts, slots % rows.slots, bound), mask, longest
+    return (_starts(layout.queries), key_starts, slots % rows.slots, bound), mask, longest
+
+
+def _check(layout: Any, queries: Array, keys: Array, values: Array, *gradients: Array) -> None:
+    """Addresses go to BLAS: nothing that does not fit may get that far.
+
+    Raises:
+        ValueError: shapes that do not fit.
+        TypeError: arrays of different dtypes.
+    """
+    same_dtype(queries, keys, values, *gradients)
+    like = (queries, keys, keys) if not gradients else (queries, keys, keys, queries, queries, keys, keys)
+    fits = all(one.shape == other.shape for one, other in zip((queries, keys, values, *gradients), like, strict=True))
+    if not fits or queries.shape[1] != keys.shape[1] or queries.shape[1] % layout.heads:
+        shapes = ", ".join(str(array.shape) for array in (queries, keys, values, *gradients))
+        raise ValueError(f"arrays that do not fit an attention of {layout.heads} heads: {shapes}")
+    for rows, side, what in ((queries, layout.queries, "queries"), (keys, layout.keys, "keys")):
+        expected = side.sequences * side.slots if side.slot_of_row is None else side.slot_of_row.shape[0]
+        if rows.shape[0] != expected:
+            raise ValueError(f"{rows.shape[0]} rows of {what}, but the layout has {expected}")
 
 
 def _scratch(backend: Backend, dtype: Any, layout: Any, keys: int, arrays: int) -> Array:
@@ -255,6 +257,7 @@ def attention_forward(
 ) -> tuple[Array, Array]:
     """The contexts, and every row's maximum and inverse sum of exponentials, (2, A, Nq)."""
     dtype, (number, hidden) = queries.dtype, queries.shape
+    _check(layout, queries, keys, values)
     queries, q, ldq = matrix(queries)
     keys, k, ldk = matrix(keys)
     values, v, ldv = matrix(values)
@@ -282,6 +285,7 @@ def attention_backward(
 ) -> None:
     """Writes dqueries, dkeys and dvalues, which may be strided views."""
     dtype, width = queries.dtype, queries.shape[1] // layout.heads
+    _check(layout, queries, keys, values, dcontext, dqueries, dkeys, dvalues)
     dcontext, dc, ldc = matrix(dcontext)
     queries, q, ldq = matrix(queries)
     keys, k, ldk = matrix(keys)

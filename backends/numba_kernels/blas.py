@@ -135,6 +135,18 @@ def matrix(x: Array) -> tuple[Array, int, int]:
     return x, x.ctypes.data, max(1, x.shape[1] if x.shape[0] < 2 else x.strides[0] // size)
 
 
+def same_dtype(*arrays: Array) -> None:
+    """What goes to BLAS by its address must be what it takes it for.
+
+    Raises:
+        TypeError: arrays of different dtypes, or of one that BLAS lacks.
+    """
+    dtypes = {array.dtype for array in arrays}
+    if len(dtypes) > 1 or not dtypes <= {np.dtype(np.float32), np.dtype(np.float64)}:
+        names = ", ".join(sorted(map(str, dtypes)))
+        raise TypeError(f"the arrays of an operation must all be float32 or all float64, not {names}")
+
+
 def multiply(
     a: Array,
     b: Array,
@@ -155,10 +167,21 @@ def multiply(
         transpose_b: likewise.
         accumulate: add to C.
         bias: (n,), what every row of C starts from; not with `accumulate`.
+
+    Raises:
+        ValueError: shapes that do not fit, or a result that is not contiguous.
+        TypeError: arrays of different dtypes, or of one that BLAS lacks.
     """
+    m, k = a.shape[::-1] if transpose_a else a.shape
+    inner, n = b.shape[::-1] if transpose_b else b.shape
+    if inner != k or c.shape != (m, n) or (bias is not None and bias.shape != (n,)):
+        bias_shape = "" if bias is None else f", bias {bias.shape}"
+        raise ValueError(f"matrices that do not fit: ({m}, {k}) times ({inner}, {n}) into {c.shape}{bias_shape}")
+    same_dtype(a, b, c, *(() if bias is None else (bias,)))
+    if not c.flags.c_contiguous:
+        raise ValueError("the result of a matrix product must be contiguous: BLAS would write beside it")
     a, address_a, lda = matrix(a)
     b, address_b, ldb = matrix(b)
-    k = a.shape[0] if transpose_a else a.shape[1]
     start = c[:0, 0] if bias is None else bias
     _divided_product(
         scalars(c.dtype),

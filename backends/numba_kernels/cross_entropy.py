@@ -7,15 +7,15 @@ from numba import prange
 
 from backends.base import Array, Backend
 from backends.numba_kernels.elementary import exponential, type_of
-from backends.numba_kernels.jit import parallel, summing
+from backends.numba_kernels.jit import elementwise, parallel, summing
 from backends.numba_kernels.softmax import clip, row_maximum
 
 
 @summing
-def _total(x, bound, maximum):
+def _total(x, maximum):
     total = type_of(x, 0.0)
     for j in range(x.shape[0]):
-        total += exponential(clip(x[j], bound) - maximum)
+        total += exponential(x[j] - maximum)
     return total
 
 
@@ -29,19 +29,19 @@ def _exponentials(x, bound, maximum, y):
     return total
 
 
-@summing
+@elementwise
 def _scale(y, factor):
     for j in range(y.shape[0]):
         y[j] *= factor
 
 
 @parallel
-def _forward(logits, labels, bound, losses):
+def _forward(logits, labels, losses):
     for i in prange(logits.shape[0]):
         losses[i] = 0
         if labels[i] >= 0:
             maximum = row_maximum(logits[i])
-            total = _total(logits[i], type_of(logits, np.inf), maximum)
+            total = _total(logits[i], maximum)
             losses[i] = np.log(total) - (logits[i, labels[i]] - maximum)
 
 
@@ -65,15 +65,36 @@ def _bound(logits: Array) -> Array:
     return logits.dtype.type(np.finfo(logits.dtype).max / 4)
 
 
+def _checked(labels: Array, logits: Array) -> Array:
+    """Compiled code indexes without a check.
+
+    Raises:
+        IndexError: a label for which there is no logit.
+        ValueError: not one label for every row.
+    """
+    if labels.shape != logits.shape[:1]:
+        raise ValueError(f"logits of the shape {logits.shape} need {logits.shape[0]} labels, not {labels.shape}")
+    if labels.size and int(labels.max()) >= logits.shape[1]:
+        raise IndexError(f"the label {int(labels.max())} has no logit: there are {logits.shape[1]}")
+    return labels
+
+
 def cross_entropy_forward(backend: Backend, logits: Array, labels: Array) -> Array:
     """-log softmax(logits)[label]; zero where the label is negative."""
     losses = backend.empty((logits.shape[0],), logits.dtype)
-    _forward(np.ascontiguousarray(logits), labels, _bound(logits), losses)
+    _forward(np.ascontiguousarray(logits), _checked(labels, logits), losses)
     return losses
 
 
 def cross_entropy_backward(backend: Backend, logits: Array, labels: Array, scale: float) -> tuple[Array, Array]:
     """The losses, and dlogits of scale * sum(losses)."""
     losses, dlogits = backend.empty((logits.shape[0],), logits.dtype), backend.empty(logits.shape, logits.dtype)
-    _backward(np.ascontiguousarray(logits), labels, _bound(logits), logits.dtype.type(scale), losses, dlogits)
+    _backward(
+        np.ascontiguousarray(logits),
+        _checked(labels, logits),
+        _bound(logits),
+        logits.dtype.type(scale),
+        losses,
+        dlogits,
+    )
     return losses, dlogits
