@@ -13,7 +13,7 @@ from backends import cuda_diagnosis, get_backend
 from backends.numpy_backend import NumpyBackend
 from minibert.ops import DEFINITIONS
 from minibert.training import doctor
-from minibert.training.comparison import compare_twins
+from minibert.training.comparison import ComparingKernels, compare_twins
 
 
 def test_the_device_at_hand_is_healthy(device: str, capsys: pytest.CaptureFixture[str]):
@@ -41,6 +41,43 @@ def test_a_wrong_twin_fails_the_check(name: str):
     backend = NumpyBackend()
     backend.twins = {name: wrong}
     with pytest.raises(doctor.CheckError, match=f"{name} is off by"):
+        doctor.twins(backend)
+
+
+NAN, INF = math.nan, math.inf
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found", "error"),
+    [
+        ([1.0, -INF], [1.0, -INF], 0.0),
+        ([NAN, 4.0], [NAN, 5.0], 0.25),
+        ([INF, INF], [NAN, NAN], INF),
+        ([INF, 1.0], [-INF, 1.0], INF),
+        ([1.0, 2.0], [NAN, 2.0], INF),
+        ([1.0, 2.0], [1.0], INF),
+        ([], [], 0.0),
+    ],
+)
+def test_nan_and_infinities_are_compared_apart(wanted: list[float], found: list[float], error: float):
+    backend = NumpyBackend()
+    definition, twin = np.array(wanted), np.array(found)
+    kernels = ComparingKernels(backend)
+    assert kernels._difference(definition, twin, 1e-9) == error
+
+
+def test_a_wrong_gradient_does_not_hide_behind_its_smallness():
+    """Those of queries and keys are at most 3e-6 here; a floor of 1e-3 let them be wrong by 3%."""
+
+    def wrong(backend, *arguments, **named):
+        DEFINITIONS["attention_backward"](backend, *arguments, **named)
+        for array in arguments:
+            if isinstance(array, np.ndarray) and 0.0 < np.abs(array).max() < 5e-6:
+                array *= 1.01
+
+    backend = NumpyBackend()
+    backend.twins = {"attention_backward": wrong}
+    with pytest.raises(doctor.CheckError, match="attention_backward is off by"):
         doctor.twins(backend)
 
 
