@@ -75,6 +75,18 @@ def test_the_exit_status_tells_whether_all_passed(passes: bool, status: int, tmp
     assert (tmp_path / "out" / "report.md").is_file()
 
 
+@pytest.mark.parametrize("name", ["pytest", "array_api_strict"])
+def test_without_what_the_tests_need_it_fails_at_once(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
+):
+    monkeypatch.setitem(sys.modules, name, None)
+    assert gpu_verification.main(["--device", "cpu", "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert f"the tests need {name}" in error
+    assert "pip install -e '.[cuda12,test,plot]'" in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_a_gpu_it_fails_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert gpu_verification.main(["--output", str(tmp_path / "out")]) == 2

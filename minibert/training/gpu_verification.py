@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import numpy as np
 
 from backends import get_backend
 from minibert.training.command_line import FAILURE, SUCCESS, Parser, run_command
+from minibert.training.errors import TrainingError
 from minibert.training.metrics import METRICS_FILE, read_metrics
 
 LOSS_TOLERANCE = 1e-4
@@ -21,6 +23,10 @@ LOSS_TOLERANCE = 1e-4
 
 COMPARED_STEPS = 20
 _TAIL = 4000  # characters of a command's output that the report keeps
+
+
+NEEDED_MODULES = ("pytest", "array_api_strict")
+"""By the tests. A plain installation does not bring them."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,19 @@ def parts(device: str, output: Path, steps: int, tests: Sequence[str], quick: bo
         Part(f"benchmark of {preset}, with PyTorch where it is", [*benchmark, preset])
         for preset in (("tiny",) if quick else ("mini", "base"))
     ]
+
+
+def check_modules() -> None:
+    """Refuse to begin where the tests could not run.
+
+    Raises:
+        TrainingError: a module is missing; the message says how to install it.
+    """
+    if missing := [name for name in NEEDED_MODULES if importlib.util.find_spec(name) is None]:
+        raise TrainingError(
+            f"the tests need {' and '.join(missing)}: pip install -e '.[cuda12,test,plot]' in Mini-BERT's folder "
+            "(or '.[cuda13,test,plot]', whichever fits the driver)"
+        )
 
 
 def run(part: Part) -> Outcome:
@@ -119,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument("--output", type=Path, metavar="DIR", help="where report and runs go")
         parser.add_argument("tests", nargs="*", help="what to give to pytest instead of the whole suite")
         given = parser.parse_args(arguments)
+        check_modules()
         description = get_backend(given.device).description()  # no GPU: an error at once
         output = given.output or Path("runs") / f"verify-gpu-{datetime.now():%Y-%m-%d-%H-%M-%S}"
         output.mkdir(parents=True)
