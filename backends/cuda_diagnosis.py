@@ -9,8 +9,10 @@ from typing import Any
 
 from backends.base import BackendError
 from backends.cuda_launch import STORAGE_BITS, CudaKernels
+from backends.cupy_backend import gpu_in_words
 
 OLDEST_CAPABILITY = {12: (7, 0), 13: (7, 5)}  # CUDA's major version -> Volta, which CUDA 13 gave up; Turing
+EXTRAS = (12, 13)  # the major versions of CUDA for which pyproject.toml has an extra
 ENOUGH_MEMORY = 1 << 30  # bytes; a training step of BERT-Mini takes less
 
 
@@ -39,8 +41,8 @@ def installed_cupys() -> list[str]:
 
 def one_cupy(wheels: list[str]) -> Finding:
     """Two CuPys overwrite each other's files."""
-    remedy = "pip uninstall all of them, then install the one that fits the driver: '.[cuda12]' or '[cuda13]'"
-    return Finding("one CuPy is installed", len(wheels) <= 1, ", ".join(wheels) or "none from a wheel", remedy)
+    remedy = "pip uninstall all of them, then install the one that fits the driver: '.[cuda12]' or '.[cuda13]'"
+    return Finding("no two CuPys are installed", len(wheels) <= 1, ", ".join(wheels) or "pip knows of none", remedy)
 
 
 def driver_fits(driver: int, runtime: int) -> Finding:
@@ -52,7 +54,9 @@ def driver_fits(driver: int, runtime: int) -> Finding:
     """
     detail = f"the driver serves CUDA {_version(driver)}, CuPy is built for {_version(runtime)}"
     major = driver // 1000
-    remedy = f"update the driver, or install the CuPy for CUDA {major}: pip install '.[cuda{major}]'"
+    remedy = f"update the driver to one that serves CUDA {runtime // 1000}"
+    if major in EXTRAS:
+        remedy += f", or change to the CuPy for CUDA {major}: {_install(major, runtime // 1000)}"
     return Finding("the driver serves CuPy", driver // 1000 >= runtime // 1000, detail, remedy)
 
 
@@ -67,7 +71,7 @@ def capability_suffices(name: str, capability: tuple[int, int], runtime: int) ->
     major = runtime // 1000
     oldest = OLDEST_CAPABILITY.get(major, max(OLDEST_CAPABILITY.values()))
     if capability >= OLDEST_CAPABILITY[12]:
-        remedy = f"CUDA {major} does not serve this GPU, CUDA 12 does: pip install '.[cuda12]' in place of its CuPy"
+        remedy = f"CUDA {major} does not serve this GPU, CUDA 12 does: {_install(12, major)}"
     else:
         remedy = "a GPU of compute capability 7.0 (Volta, 2017) or later is needed; use --device cpu here"
     return Finding(
@@ -88,8 +92,13 @@ def memory_suffices(free: int, total: int) -> Finding:
     )
 
 
-def kernels_compile(kernels: Any) -> Finding:
-    """NVRTC is there, finds what it needs, and this GPU takes its code."""
+def kernels_compile(kernels: Any, runtime: int) -> Finding:
+    """NVRTC is there, finds what it needs, and this GPU takes its code.
+
+    Args:
+        kernels: the launcher that is asked to compile one.
+        runtime: the CUDA version that CuPy was built for, as 1000 * major + 10 * minor.
+    """
     for dtype in STORAGE_BITS:
         try:
             kernels.function("dropout", dtype)
@@ -98,13 +107,18 @@ def kernels_compile(kernels: Any) -> Finding:
                 "NVRTC compiles the kernels",
                 False,
                 f"{dtype}: {str(error)[:300]}",
-                "install CuPy with NVIDIA's compiler: pip install '.[cuda12]' (it brings NVRTC and headers)",
+                f"install CuPy with NVIDIA's compiler: {_install_fitting(runtime)} (it brings NVRTC and headers)",
             )
     return Finding("NVRTC compiles the kernels", True, ", ".join(STORAGE_BITS))
 
 
-def headers_are_found(cupy: Any) -> Finding:
-    """CuPy writes kernels of its own, and unlike ours they include CUDA's headers; those of float16 the most."""
+def headers_are_found(cupy: Any, runtime: int) -> Finding:
+    """CuPy writes kernels of its own, and unlike ours they include CUDA's headers; those of float16 the most.
+
+    Args:
+        cupy: the module.
+        runtime: the CUDA version that CuPy was built for, as 1000 * major + 10 * minor.
+    """
     name = "CuPy finds CUDA's headers"
     try:
         ones = cupy.ones((3,), dtype=cupy.float16)
@@ -114,12 +128,26 @@ def headers_are_found(cupy: Any) -> Finding:
             name,
             False,
             str(error)[:300],
-            "install CuPy with NVIDIA's headers: pip install '.[cuda12]' (or .[cuda13]); and unset CUDA_PATH, "
+            f"install CuPy with NVIDIA's headers: {_install_fitting(runtime)}; and unset CUDA_PATH, "
             "or let it name a CUDA toolkit of the same major version",
         )
     return Finding(
         name, total == 6.0, f"a kernel of its own computes 1 + 1, three times over: {total:g} in all", "reinstall CuPy"
     )
+
+
+def answers(device: str) -> Finding:
+    """The driver answers, and it still shows the GPU. Unlike `diagnose` this asks the driver alone: it takes none of
+    the GPU's memory and none of its time, so it can be asked beside a training that fills both.
+
+    Args:
+        device: "cuda" or "cuda:N".
+    """
+    name = "driver and GPU answer"
+    try:
+        return Finding(name, True, gpu_in_words(device))
+    except BackendError as error:
+        return Finding(name, False, str(error).split(". ")[0], str(error))
 
 
 def diagnose(device: str) -> Iterator[Finding]:
@@ -139,12 +167,25 @@ def diagnose(device: str) -> Iterator[Finding]:
     runtime = backend.cupy.cuda.runtime
     properties = runtime.getDeviceProperties(backend.device.id)
     yield Finding("CuPy, driver and GPU are there", True, backend.description())
-    yield driver_fits(runtime.driverGetVersion(), runtime.runtimeGetVersion())
+    version = runtime.runtimeGetVersion()
+    yield driver_fits(runtime.driverGetVersion(), version)
     capability = properties["major"], properties["minor"]
-    yield capability_suffices(properties["name"].decode(), capability, runtime.runtimeGetVersion())
+    yield capability_suffices(properties["name"].decode(), capability, version)
     yield memory_suffices(*backend.device.mem_info)
-    yield kernels_compile(CudaKernels(backend.cupy))
-    yield headers_are_found(backend.cupy)
+    yield kernels_compile(CudaKernels(backend.cupy), version)
+    yield headers_are_found(backend.cupy, version)
+
+
+def _install(major: int, present: int) -> str:
+    """How to come by the CuPy for a version of CUDA where that for another one may be installed."""
+    install = f"pip install -e '.[cuda{major}]'"
+    return install if present == major else f"pip uninstall cupy-cuda{present}x, then {install}"
+
+
+def _install_fitting(runtime: int) -> str:
+    """How to come by all that belongs to the CuPy that is there."""
+    present = runtime // 1000
+    return _install(min(max(present, EXTRAS[0]), EXTRAS[-1]), present)
 
 
 def _version(number: int) -> str:

@@ -24,6 +24,10 @@ class CupyBackend(Backend):
     Work is queued on the device's current stream: a call returns before the device has computed.
     Reading a value (`float`, `to_numpy`) waits, so the training loop reads only what it reports.
 
+    One GPU per process, computed on from the thread that made the backend: CuPy keeps the current device, and the
+    mode of matrix products, per thread, and this class sets them only when it is made. On another thread, or after
+    a second backend on another GPU was made, new arrays would come to lie on another device than `name` says.
+
     Args:
         index: the number of the GPU, or None for the current one.
 
@@ -41,13 +45,7 @@ class CupyBackend(Backend):
 
     def __init__(self, index: int | None = None) -> None:
         cupy = self.cupy = _import_cupy()
-        count = _device_count(cupy)
-        index = cupy.cuda.runtime.getDevice() if index is None else index
-        if index >= count:
-            raise BackendError(
-                f"cuda:{index} was asked for, but this machine shows {count} CUDA GPU(s), numbered from 0 to "
-                f"{count - 1}. Choose one of them, and check that CUDA_VISIBLE_DEVICES does not hide it."
-            )
+        index = _chosen(cupy, index)
         import array_api_compat.cupy
 
         self.xp = array_api_compat.cupy
@@ -138,6 +136,41 @@ class CupyBackend(Backend):
             f"{properties['minor']}), CuPy {self.cupy.__version__}, CUDA {runtime // 1000}.{runtime % 1000 // 10}"
             f"{', TF32' if self.tf32 else ''}{', deterministic' if self.deterministic else ''}"
         )
+
+
+def gpu_in_words(device: str) -> str:
+    """The name of a GPU, as the driver gives it; nothing is computed there, and no memory taken.
+
+    Args:
+        device: "cuda" or "cuda:N".
+
+    Raises:
+        BackendError: CuPy, the driver, or the GPU is missing or does not answer.
+    """
+    cupy = _import_cupy()
+    _, _, number = device.partition(":")
+    index = _chosen(cupy, int(number) if number else None)
+    runtime = cupy.cuda.runtime
+    try:
+        properties = runtime.getDeviceProperties(index)
+    except runtime.CUDARuntimeError as error:
+        raise BackendError(
+            f"the driver shows cuda:{index}, but the GPU does not answer ({error}). See nvidia-smi and the kernel's "
+            "log (dmesg, lines with Xid); a GPU that is lost comes back when the machine is started again."
+        ) from error
+    return f"{properties['name'].decode()} (cuda:{index})"
+
+
+def _chosen(cupy: Any, index: int | None) -> int:
+    """The number of a GPU that is there; None stands for the current one."""
+    count = _device_count(cupy)
+    index = int(cupy.cuda.runtime.getDevice()) if index is None else index
+    if index >= count:
+        raise BackendError(
+            f"cuda:{index} was asked for, but this machine shows {count} CUDA GPU(s), numbered from 0 to "
+            f"{count - 1}. Choose one of them, and check that CUDA_VISIBLE_DEVICES does not hide it."
+        )
+    return index
 
 
 def _import_cupy() -> Any:

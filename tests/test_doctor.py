@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ from backends.numpy_backend import NumpyBackend
 from minibert.ops import DEFINITIONS
 from minibert.training import doctor
 from minibert.training.comparison import ComparingKernels, compare_twins
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_device_at_hand_is_healthy(device: str, capsys: pytest.CaptureFixture[str]):
@@ -112,12 +117,13 @@ def test_an_unknown_device_is_refused_in_one_line(capsys):
     ("finding", "remedy"),
     [
         (cuda_diagnosis.one_cupy(["cupy-cuda12x 14.2.0", "cupy-cuda13x 14.2.0"]), "pip uninstall"),
-        (cuda_diagnosis.driver_fits(12080, 13000), r"\.\[cuda12\]"),
+        (cuda_diagnosis.driver_fits(12080, 13000), r"pip uninstall cupy-cuda13x, then pip install .*\.\[cuda12\]"),
+        (cuda_diagnosis.driver_fits(11080, 12090), "^update the driver to one that serves CUDA 12$"),
         (cuda_diagnosis.capability_suffices("Quadro P4000", (6, 1), 12090), "Volta"),
-        (cuda_diagnosis.capability_suffices("Tesla V100", (7, 0), 13000), r"\.\[cuda12\]"),
+        (cuda_diagnosis.capability_suffices("Tesla V100", (7, 0), 13000), r"uninstall cupy-cuda13x.*\.\[cuda12\]"),
         (cuda_diagnosis.memory_suffices(100 << 20, 16 << 30), "nvidia-smi"),
     ],
-    ids=["two CuPys", "old driver", "old GPU", "GPU that CUDA 13 gave up", "no memory"],
+    ids=["two CuPys", "old driver", "driver before all extras", "old GPU", "GPU that CUDA 13 gave up", "no memory"],
 )
 def test_each_illness_has_its_remedy(finding: cuda_diagnosis.Finding, remedy: str):
     assert not finding.passed
@@ -138,11 +144,104 @@ def test_headers_that_are_missing_are_named():
         def ones(self, shape, dtype):
             raise RuntimeError('catastrophic error: cannot open source file "cuda_fp16.h"')
 
-    finding = cuda_diagnosis.headers_are_found(Broken())
+    finding = cuda_diagnosis.headers_are_found(Broken(), 12090)
     assert not finding.passed
     assert "cuda_fp16.h" in finding.detail
     assert "CUDA_PATH" in finding.remedy
-    assert cuda_diagnosis.headers_are_found(np).passed
+    assert cuda_diagnosis.headers_are_found(np, 12090).passed
+
+
+def test_no_cupy_at_all_is_not_called_one():
+    finding = cuda_diagnosis.one_cupy([])
+    assert (finding.passed, finding.name) == (True, "no two CuPys are installed")  # whether there is one comes next
+
+
+@pytest.mark.parametrize(
+    ("runtime", "remedy"),
+    [
+        (12090, "pip install -e '.[cuda12]'"),
+        (13000, "pip install -e '.[cuda13]'"),
+        (11080, "pip uninstall cupy-cuda11x, then pip install -e '.[cuda12]'"),
+        (14000, "pip uninstall cupy-cuda14x, then pip install -e '.[cuda13]'"),
+    ],
+)
+def test_what_belongs_to_a_cupy_never_brings_a_second_one(runtime: int, remedy: str):
+    """The remedy names the extra of the CuPy that is there, or has it uninstalled first."""
+    findings = cuda_diagnosis.kernels_compile(None, runtime), cuda_diagnosis.headers_are_found(None, runtime)
+    for finding in findings:
+        assert not finding.passed
+        assert re.search(r"pip (un)?install.*?'\.\[cuda\d\d\]'", finding.remedy)[0] == remedy
+
+
+def test_every_extra_that_a_remedy_may_name_exists_and_brings_nvidias_compiler():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for major in cuda_diagnosis.EXTRAS:
+        (wheel,) = project["optional-dependencies"][f"cuda{major}"]
+        name, oldest = wheel.split(">=")
+        assert name == f"cupy-cuda{major}x[ctk]"
+        assert int(oldest.split(".")[0]) >= 14  # earlier ones have no such extra, and pip only warns of that
+
+
+class RuntimeOnly:
+    """A CuPy of which only the driver's questions may be asked: anything that took memory would raise."""
+
+    CUDARuntimeError = type("CUDARuntimeError", (RuntimeError,), {})
+
+    def __init__(self, *, lost: bool = False) -> None:
+        self.__version__, self.cuda, self.runtime, self.lost = "14.2.0", self, self, lost
+
+    def driverGetVersion(self):  # noqa: N802
+        return 12090
+
+    def getDevice(self):  # noqa: N802
+        return 0
+
+    def getDeviceCount(self):  # noqa: N802
+        return 2
+
+    def getDeviceProperties(self, index):  # noqa: N802
+        if self.lost:
+            raise self.CUDARuntimeError("cudaErrorDeviceUninitialized")
+        return {"name": f"GPU {index}".encode()}
+
+
+@pytest.mark.parametrize(("device", "found"), [("cuda", "GPU 0 (cuda:0)"), ("cuda:1", "GPU 1 (cuda:1)")])
+def test_whether_a_gpu_is_alive_takes_nothing_from_it(device: str, found: str, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cupy", RuntimeOnly())
+    assert doctor.main(["--device", device, "--alive"]) == 0
+    assert found in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("cupy", "device", "remedy"),
+    [
+        (None, "cuda", "CuPy cannot be imported"),
+        (RuntimeOnly(), "cuda:2", "numbered from 0 to 1"),
+        (RuntimeOnly(lost=True), "cuda", "dmesg"),
+    ],
+    ids=["no CuPy", "no such GPU", "lost GPU"],
+)
+def test_a_gpu_that_does_not_answer_is_not_alive(cupy, device: str, remedy: str, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    assert doctor.main(["--device", device, "--alive"]) == 1
+    assert remedy in capsys.readouterr().out
+
+
+def test_the_device_at_hand_is_alive_and_an_unknown_one_refused(device: str, capsys):
+    assert doctor.main(["--device", device, "--alive"]) == 0
+    with pytest.raises(SystemExit, match="2"):
+        doctor.main(["--device", "cuda:x", "--alive"])
+    assert "use 'cpu', 'cuda' or 'cuda:N'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["doctor.py", "verify_gpu.py"])
+def test_outside_an_environment_a_script_says_what_to_install(script: str):
+    command = [sys.executable, "-I", "-S", str(ROOT / "scripts" / script)]  # -S: without what pip installed
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("error: No module named 'minibert'")
+    assert "pip install -e ." in line
 
 
 def test_a_compiler_that_fails_is_named():
@@ -150,6 +249,6 @@ def test_a_compiler_that_fails_is_named():
         def function(self, name, dtype):
             raise RuntimeError("libnvrtc.so.12 was not found")
 
-    finding = cuda_diagnosis.kernels_compile(Broken())
+    finding = cuda_diagnosis.kernels_compile(Broken(), 12090)
     assert not finding.passed
     assert "libnvrtc" in finding.detail

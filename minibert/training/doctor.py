@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backends import Backend, get_backend
-from backends.cuda_diagnosis import Finding, diagnose
+from backends.cuda_diagnosis import Finding, answers, diagnose
 from minibert.config import MiniBERTConfig
 from minibert.data.batch import Batch
 from minibert.model import MiniBERT
@@ -60,6 +61,21 @@ def examine(device: str, *, size: int = 1) -> Iterator[Finding]:
             yield Finding(name, True, check(backend))
         except Exception as error:
             yield Finding(name, False, f"{type(error).__name__}: {error}"[:400], remedy)
+
+
+def alive(device: str) -> Iterator[Finding]:
+    """Look only at whether a device answers, without taking memory or time from what runs on it.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        ValueError: any other name.
+    """
+    if re.fullmatch(r"cuda(:\d+)?", device):
+        yield answers(device)
+    else:
+        yield Finding("the device answers", True, get_backend(device).description())
 
 
 class CheckError(AssertionError):
@@ -210,9 +226,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         parser.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda or cuda:N")
         parser.add_argument("--quick", action="store_true", help="only try the speed measurements")
+        parser.add_argument(
+            "--alive",
+            action="store_true",
+            help="only ask whether driver and device answer: takes no GPU memory, so it may run beside a training",
+        )
         given = parser.parse_args(arguments)
         try:
-            findings = examine(given.device, size=0 if given.quick else 1)
+            findings = alive(given.device) if given.alive else examine(given.device, size=0 if given.quick else 1)
             return SUCCESS if show(Console(), given.device, findings) else FAILURE
         except ValueError as error:  # an unknown device
             parser.error(str(error))

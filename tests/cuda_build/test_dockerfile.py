@@ -94,6 +94,12 @@ def test_what_the_image_starts_is_there():
         assert not ignored(ROOT / script)
 
 
+def test_the_check_of_its_health_takes_nothing_from_the_training():
+    """The whole doctor trains, and wants free memory, which a healthy training may have taken."""
+    command = json.loads(of("HEALTHCHECK")[-1].split("CMD ", 1)[1])
+    assert command[1:] == ["scripts/doctor.py", "--device", "cuda", "--alive"]
+
+
 def test_history_environments_and_results_stay_out():
     for name in (".git", ".venv", ".venv-cuda", "runs", "minibert.egg-info", "build", "tests/__pycache__"):
         assert ignored(ROOT / name), name
