@@ -20,7 +20,6 @@ from minibert.kernels import Kernels
 from minibert.optimizer import AdamW
 from minibert.training.trainer import Trainer
 
-MOST_PER_LAYER, MOST_BEYOND = 40, 60
 PER_LAYER, OF_THE_PRUNED_LAYER, BEYOND = 33, 40, 57
 """What docs/cuda.md says."""
 
@@ -78,7 +77,7 @@ def count_launches(backend: Backend, monkeypatch: pytest.MonkeyPatch, *, padded:
 
 @pytest.mark.parametrize("tf32", ["0", "1"])
 @pytest.mark.parametrize("padded", [True, False])
-def test_a_step_takes_forty_launches_per_layer_and_sixty_beyond(
+def test_a_step_takes_the_launches_that_the_docs_count(
     padded: bool, tf32: str, monkeypatch: pytest.MonkeyPatch, use_tf32: Callable[[str], None]
 ):
     """Forward and backward together. The last layer, pruned to the predicted positions, has more than the others,
@@ -87,8 +86,6 @@ def test_a_step_takes_forty_launches_per_layer_and_sixty_beyond(
     use_tf32(tf32)
     layers, beyond = count_launches(get_backend("cuda"), monkeypatch, padded=padded)
     assert (layers, beyond) == ([PER_LAYER, PER_LAYER, OF_THE_PRUNED_LAYER], BEYOND)
-    assert max(layers) <= MOST_PER_LAYER
-    assert beyond <= MOST_BEYOND
 
 
 @pytest.mark.parametrize("tf32", ["0", "1"])
