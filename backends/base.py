@@ -125,6 +125,14 @@ class Backend(ABC):
         return available[name]
 
 
+def score_bound(xp: Any, dtype: Any) -> float:
+    """The largest score that counts as finite: a quarter of the dtype's range.
+
+    Two scores within the bound, or a score and a mask of twice the bound, never overflow when they meet.
+    """
+    return float(xp.finfo(dtype).max) / 4
+
+
 def segment_sums(xp: Any, indices: Array, rows: Array) -> tuple[Array, Array]:
     """Sum the rows that share an index, deterministically, in the standard's own functions.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import Array
+from backends.base import Array, score_bound
 from backends.cuda_launch import NULL, checked, dropout_arguments, int32
 
 _TILE, _TILE_ROWS = 32, 8  # a block moves 32 x 32 elements, 8 rows at a time
@@ -101,7 +101,7 @@ def _weights(
     )
     scores = backend.cupy.matmul(q, k_turned)  # (B, A, Q, T)
     mask = NULL if layout.mask is None else checked(dtype, layout.mask)[0]
-    bound = float(np.finfo(dtype).max) / 4  # minibert.ops.score_bound
+    bound = score_bound(np, dtype)
     dropped = None if dropout is None else empty(scores.shape, dtype)
     _softmax(backend, "attention_softmax_forward", sizes, scores, mask, bound, dropout, dropped)
     return scores, dropped, v

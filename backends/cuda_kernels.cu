@@ -156,10 +156,10 @@ struct GeluNew {
 };
 
 struct Relu {
-    static __device__ real value(real u) { return u > 0 ? u : (real)0; }
+    static __device__ real value(real u) { return u <= 0 ? (real)0 : u; }  // NaN stays NaN
     static __device__ real slope(real u, real* value) {
         *value = Relu::value(u);
-        return u > 0 ? (real)1 : (real)0;
+        return u <= 0 ? (real)0 : (real)1;
     }
 };
 

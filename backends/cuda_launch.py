@@ -156,6 +156,5 @@ def dropout_arguments(dropout: Any) -> tuple[Any, ...]:
     if dropout is None:
         return NULL, np.uint32(0), np.uint32(0), np.uint32(0), np.float64(0.0)
     low, high = dropout.key
-    threshold = int(dropout.probability * 2**32)
-    factor = 1.0 / (1.0 - dropout.probability)
-    return dropout.row_numbers, np.uint32(low), np.uint32(high), np.uint32(threshold), np.float64(factor)
+    key = np.uint32(low), np.uint32(high)
+    return dropout.row_numbers, *key, np.uint32(dropout.threshold), np.float64(dropout.keep_scale)

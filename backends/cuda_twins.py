@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from backends import cuda_attention
-from backends.base import Array
+from backends.base import Array, score_bound
 from backends.cuda_launch import (
     COLUMN_TILE,
     NULL,
@@ -27,11 +27,6 @@ from backends.cuda_launch import (
 )
 
 _TABLES = 3  # that the embedding kernel adds up
-
-
-def _score_bound(dtype: Any) -> np.float64:
-    """`minibert.ops.score_bound`."""
-    return np.float64(float(np.finfo(dtype).max) / 4)
 
 
 def _statistics(backend: Any, x: Array) -> tuple[Array, Array]:
@@ -282,7 +277,7 @@ def cross_entropy_backward(backend: Any, logits: Array, labels: Array, scale: fl
     rows, columns = logits.shape
     losses = backend.cupy.empty((rows,), logits.dtype)
     dlogits = backend.cupy.empty(logits.shape, logits.dtype)
-    bound = _score_bound(logits.dtype)
+    bound = np.float64(score_bound(np, logits.dtype))
     backend.kernels.by_block(
         "cross_entropy_backward",
         *(logits.dtype, rows, columns, logits, labels, int32(columns), bound, np.float64(scale), losses, dlogits),

@@ -152,7 +152,7 @@ def test_the_largest_of_a_row_is_found_through_its_bits(dtype: Any):
 def test_dropout_draws_the_masks_of_the_reference_bit_for_bit(dtype: str):
     numbers = np.random.default_rng(1).integers(0, 2**32, 300, dtype=np.uint32)
     dropout = Dropout(0.1, derive_key(5, Stream.DROPOUT, 3, 2, 1), numbers)
-    expected = dropout_mask(BACKEND, numbers, 77, dropout.key, dropout.probability, np.dtype(dtype))
+    expected = dropout_mask(BACKEND, dropout, 77, np.dtype(dtype))
     ones = np.ones((300, 77), dtype=dtype)
     np.testing.assert_array_equal(FAST.dropout_forward(ones, dropout), expected)
     zeros, bias = np.zeros(77, dtype=dtype), np.ones(77, dtype=dtype)

@@ -40,6 +40,23 @@ def test_every_twin_computes_what_its_definition_computes(backend: Backend):
                         raise AssertionError(f"{case.name}, {dtype}, {name}: {error}") from error
 
 
+@pytest.mark.parametrize("choice", ["reference", "auto"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
+def test_an_activation_shows_a_nan(activation: str, choice: str, backend: Backend):
+    """Among enough others that vector instructions are used. NaN > 0 is false: a ReLU could make it a zero."""
+    kernels = Kernels(backend, choice)
+    for dtype in backends_under_test.float_dtypes(backend):
+        values = np.linspace(-3, 3, 37)[None, :].repeat(2, axis=0)
+        values[1, 20] = np.nan
+        x, zeros = (backend.asarray(a, dtype=backend.dtype(dtype)) for a in (values, np.zeros(37)))
+        dbias = backend.xp.zeros_like(zeros)
+        y = getattr(kernels, f"bias_{activation}_forward")(x, zeros)
+        dx, again = getattr(kernels, f"bias_{activation}_backward")(backend.xp.ones_like(x), x, zeros, dbias)
+        for found in (y, again):
+            np.testing.assert_array_equal(np.isnan(backend.to_numpy(found)), np.isnan(values))
+        assert np.isnan(backend.to_numpy(dx)[1, 20]) == (activation != "relu")  # whose slope is 1, as PyTorch's
+
+
 @pytest.mark.parametrize("size", [1, 1000, 100_003])
 def test_the_adamw_twin_takes_the_same_steps(size: int, backend: Backend):
     """AdamW works in place and has no gradient, so it is no case; sizes are around the twins' blocks."""

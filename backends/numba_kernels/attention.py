@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numba import get_num_threads, get_thread_id, prange
 
-from backends.base import Array, Backend
+from backends.base import Array, Backend, score_bound
 from backends.numba_kernels.bits import counter_word, kept
 from backends.numba_kernels.blas import matrix, product, same_dtype, scalars
 from backends.numba_kernels.dropout import DropoutPlan, plan
@@ -212,7 +212,7 @@ def _sequences(keys: Array, layout: Any) -> tuple[tuple[Array, Array, Array, Any
     slots = np.arange(keys.shape[0]) if rows.slot_of_row is None else rows.slot_of_row
     mask = np.empty(0, dtype=dtype) if layout.mask is None else layout.mask.reshape(-1)[slots]
     key_starts = _starts(rows)
-    bound = dtype.type(np.finfo(dtype).max / 4)  # `minibert.ops.score_bound`
+    bound = dtype.type(score_bound(np, dtype))
     longest = int(np.diff(key_starts).max())
     return (_starts(layout.queries), key_starts, slots % rows.slots, bound), mask, longest
 

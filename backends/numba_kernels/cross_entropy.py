@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from backends.base import Array, Backend
+from backends.base import Array, Backend, score_bound
 from backends.numba_kernels.elementary import exponential, type_of
 from backends.numba_kernels.jit import elementwise, parallel, summing
 from backends.numba_kernels.softmax import clip, row_maximum
@@ -60,11 +60,6 @@ def _backward(logits, labels, bound, scale, losses, dlogits):
             dlogits[i, :] = 0
 
 
-def _bound(logits: Array) -> Array:
-    """`minibert.ops.score_bound`."""
-    return logits.dtype.type(np.finfo(logits.dtype).max / 4)
-
-
 def _checked(labels: Array, logits: Array) -> Array:
     """Compiled code indexes without a check.
 
@@ -92,7 +87,7 @@ def cross_entropy_backward(backend: Backend, logits: Array, labels: Array, scale
     _backward(
         np.ascontiguousarray(logits),
         _checked(labels, logits),
-        _bound(logits),
+        logits.dtype.type(score_bound(np, logits.dtype)),
         logits.dtype.type(scale),
         losses,
         dlogits,

@@ -19,7 +19,10 @@ class DropoutPlan(Protocol):
     """`minibert.ops.Dropout`, which this package does not import."""
 
     @property
-    def probability(self) -> float: ...  # noqa: D102
+    def threshold(self) -> int: ...  # noqa: D102
+
+    @property
+    def keep_scale(self) -> float: ...  # noqa: D102
 
     @property
     def key(self) -> tuple[int, int]: ...  # noqa: D102
@@ -36,9 +39,9 @@ def plan(dropout: DropoutPlan | None, dtype: Any) -> tuple[Array, tuple[Any, Any
     """
     if dropout is None:
         return _NO_ROWS, (np.uint32(0), np.uint32(0), np.uint32(0), dtype.type(1.0))
-    threshold, keep_scale = int(dropout.probability * 2**32), 1.0 / (1.0 - dropout.probability)
     row_key, column_key = dropout.key
-    factors = np.uint32(threshold), np.uint32(row_key), np.uint32(column_key), dtype.type(keep_scale)
+    factor = dtype.type(dropout.keep_scale)
+    factors = np.uint32(dropout.threshold), np.uint32(row_key), np.uint32(column_key), factor
     return np.ascontiguousarray(dropout.row_numbers), factors
 
 

@@ -126,15 +126,15 @@ def gelu_new_and_slope(u):
 
 @inlined
 def relu(u):
-    """max(u, 0)."""
-    return u if u > type_of(u, 0.0) else type_of(u, 0.0)
+    """max(u, 0), and NaN of NaN."""
+    return type_of(u, 0.0) if u <= type_of(u, 0.0) else u
 
 
 @inlined
 def relu_and_slope(u):
-    """The same, and 1 above zero."""
-    above = u > type_of(u, 0.0)
-    return (u if above else type_of(u, 0.0)), (type_of(u, 1.0) if above else type_of(u, 0.0))
+    """The same, and 1 above zero (and of NaN, as in the definition)."""
+    off = u <= type_of(u, 0.0)
+    return (type_of(u, 0.0) if off else u), (type_of(u, 0.0) if off else type_of(u, 1.0))
 
 
 def type_of(like, value):

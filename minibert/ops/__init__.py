@@ -14,6 +14,7 @@ D head size, H hidden size, I intermediate size, V vocabulary, M predictions.
 from collections.abc import Callable
 from typing import Any
 
+from backends.base import score_bound
 from minibert.ops.activations import (
     bias_gelu_backward,
     bias_gelu_forward,
@@ -30,7 +31,7 @@ from minibert.ops.embedding import embedding_backward, embedding_forward
 from minibert.ops.layer_norm import layer_norm_backward, layer_norm_forward
 from minibert.ops.linear import linear_backward, linear_backward_input, linear_backward_weight, linear_forward
 from minibert.ops.norm import squared_norm
-from minibert.ops.softmax import score_bound, softmax_backward, stable_softmax
+from minibert.ops.softmax import softmax_backward, stable_softmax
 from minibert.ops.sublayer import dropout_add_layer_norm_backward, dropout_add_layer_norm_forward
 
 __all__ = [

@@ -51,9 +51,9 @@ def bias_gelu_new_backward(backend: Backend, dy: Array, x: Array, bias: Array, d
 
 
 def bias_relu_forward(backend: Backend, x: Array, bias: Array) -> Array:
-    """y = max(x + bias, 0)."""
+    """y = max(x + bias, 0); NaN stays NaN, so that it is noticed."""
     u = x + bias
-    return backend.xp.where(u > 0, u, backend.xp.zeros_like(u))
+    return backend.xp.where(u <= 0, backend.xp.zeros_like(u), u)
 
 
 def bias_relu_backward(backend: Backend, dy: Array, x: Array, bias: Array, dbias: Array) -> tuple[Array, Array]:
@@ -61,6 +61,6 @@ def bias_relu_backward(backend: Backend, dy: Array, x: Array, bias: Array, dbias
     xp = backend.xp
     # y = max(x + bias, 0)
     u = x + bias
-    dx = xp.where(u > 0, dy, xp.zeros_like(dy))
+    dx = xp.where(u <= 0, xp.zeros_like(dy), dy)
     dbias[...] = xp.sum(dx, axis=0)
-    return dx, xp.where(u > 0, u, xp.zeros_like(u))
+    return dx, xp.where(u <= 0, xp.zeros_like(u), u)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backends import Array, Backend
+from backends.base import score_bound
 from minibert.ops.dropout import Dropout, dropout_mask
-from minibert.ops.softmax import score_bound, softmax_backward, stable_softmax
+from minibert.ops.softmax import softmax_backward, stable_softmax
 from minibert.rows import Rows, from_slots, to_slots
 
 
@@ -83,7 +84,7 @@ def _attention_dropout_mask(backend: Backend, like: Array, layout: AttentionLayo
     query_numbers = to_slots(xp, numbers, layout.queries)[:, None, :, 0]  # (B, 1, Q)
     head_numbers = xp.arange(heads, dtype=xp.uint32, device=backend.device)[None, :, None]
     rows = xp.reshape(query_numbers * heads + head_numbers, (-1,))  # (B A Q,)
-    mask = dropout_mask(backend, rows, keys, dropout.key, dropout.probability, like.dtype)
+    mask = dropout_mask(backend, replace(dropout, row_numbers=rows), keys, like.dtype)
     return xp.reshape(mask, like.shape)
 
 

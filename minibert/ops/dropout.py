@@ -25,19 +25,28 @@ class Dropout:
     key: Key
     row_numbers: Array
 
+    @property
+    def threshold(self) -> int:
+        """An element is kept if its 32 random bits are this number or more."""
+        return int(self.probability * 2**32)
 
-def dropout_mask(backend: Backend, row_numbers: Array, columns: int, key: Key, probability: float, dtype: Any) -> Array:
-    """(R, columns): 0 with the given probability, otherwise 1 / (1 - probability), so that the mean is 1."""
-    xp = backend.xp
-    keep = random_bits(row_numbers, key, columns) >= int(probability * 2**32)
-    return xp.astype(keep, dtype) * (1.0 / (1.0 - probability))
+    @property
+    def keep_scale(self) -> float:
+        """The factor on what is kept, so that the mean stays."""
+        return 1.0 / (1.0 - self.probability)
+
+
+def dropout_mask(backend: Backend, dropout: Dropout, columns: int, dtype: Any) -> Array:
+    """(R, columns): 0 with the dropout's probability, otherwise `keep_scale`; R row numbers."""
+    keep = random_bits(dropout.row_numbers, dropout.key, columns) >= dropout.threshold
+    return backend.xp.astype(keep, dtype) * dropout.keep_scale
 
 
 def dropout_forward(backend: Backend, x: Array, dropout: Dropout | None) -> Array:
     """y = x * mask: (N, H) -> (N, H); without dropout, x itself."""
     if dropout is None:
         return x
-    mask = dropout_mask(backend, dropout.row_numbers, x.shape[1], dropout.key, dropout.probability, x.dtype)
+    mask = dropout_mask(backend, dropout, x.shape[1], x.dtype)
     return x * mask
 
 

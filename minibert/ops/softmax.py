@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from array_api_compat import array_namespace
 
 from backends import Array
-
-
-def score_bound(xp: Any, dtype: Any) -> float:
-    """The largest score that counts as finite: a quarter of the dtype's range.
-
-    Two scores within the bound, or a score and a mask of twice the bound, never overflow when they meet.
-    """
-    return float(xp.finfo(dtype).max) / 4
+from backends.base import score_bound
 
 
 def stable_softmax(x: Array, axis: int = -1) -> Array:

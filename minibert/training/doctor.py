@@ -18,7 +18,7 @@ from backends.cuda_diagnosis import Finding, answers, diagnose
 from minibert.config import MiniBERTConfig
 from minibert.data.batch import Batch
 from minibert.model import MiniBERT
-from minibert.ops import dropout_mask
+from minibert.ops import Dropout, dropout_mask
 from minibert.optimizer import AdamW
 from minibert.random_bits import Stream, derive_key
 from minibert.training.command_line import FAILURE, SUCCESS, Parser, run_command
@@ -133,12 +133,11 @@ def twins(backend: Backend) -> str:
 def masks(backend: Backend) -> str:
     """The mask as the model's own twin draws it."""
     from minibert.kernels import Kernels
-    from minibert.ops import Dropout
 
     numbers = np.random.default_rng(0).integers(0, 2**32, 300, dtype=np.uint32)
     key = derive_key(2**60 + 1, Stream.DROPOUT, 5, 1, 2)
     host = get_backend("cpu")
-    expected = dropout_mask(host, numbers, 1000, key, 0.1, host.dtype("float32")) != 0
+    expected = dropout_mask(host, Dropout(0.1, key, numbers), 1000, host.dtype("float32")) != 0
     ones = backend.xp.ones((300, 1000), dtype=backend.xp.float32, device=backend.device)
     drawn = backend.to_numpy(Kernels(backend).dropout_forward(ones, Dropout(0.1, key, backend.asarray(numbers)))) != 0
     if not np.array_equal(drawn, expected):

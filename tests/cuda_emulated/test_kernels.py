@@ -55,7 +55,7 @@ def test_the_bits_of_dropout_are_those_of_random_bits(seed: int, dtype: str, cud
     numbers = np.random.default_rng(seed).integers(0, 2**32, rows, dtype=np.uint32)
     key = derive_key(2**63 + seed, Stream.DROPOUT, seed, 3, 1)
     for probability in (0.1, 0.5, 0.999):
-        expected = dropout_mask(host, numbers, columns, key, probability, np.dtype("float32")) != 0
+        expected = dropout_mask(host, Dropout(probability, key, numbers), columns, np.dtype("float32")) != 0
         ones = cuda.asarray(np.ones((rows, columns), dtype=dtype))
         dropped = Kernels(cuda).dropout_forward(ones, Dropout(probability, key, cuda.asarray(numbers)))
         np.testing.assert_array_equal(cuda.to_numpy(dropped) != 0, expected)
