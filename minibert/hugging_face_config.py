@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minibert.config import SINGLE_LABEL, MiniBERTConfig
+from minibert.files import before_save
 from minibert.tensor_files import PretrainedError, read_json
 
 CONFIG_FILE = "config.json"
@@ -47,6 +48,11 @@ class ConfigFile:
             PretrainedError: no BERT, or one that Mini-BERT does not compute exactly.
         """
         path = folder / CONFIG_FILE
+        if not path.exists() and before_save(path).exists():
+            raise PretrainedError(
+                f"{folder} has no {CONFIG_FILE}: a save into it was cut off, and its weights are the old ones or the "
+                f"new ones; save the model again ({before_save(path).name} is the old config)"
+            )
         fields = {name: value for name, value in read_json(path).items() if value is not None}
         architectures = fields.get("architectures", [])
         if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):

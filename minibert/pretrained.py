@@ -18,13 +18,14 @@ from pathlib import Path
 
 from backends import Array, Backend
 from minibert.config import MiniBERTConfig
-from minibert.files import write_tensors, write_text
+from minibert.files import write_tensors_and_text
 from minibert.hugging_face_config import CLASSIFIER, CONFIG_FILE, ConfigFile, config_fields
 from minibert.model import MiniBERT
 from minibert.parameters import CLASSIFICATION_HEADS, HEADS, PRETRAINING_HEADS, Layout, head_of, initialise
-from minibert.tensor_files import WEIGHTS_FILE, PretrainedError, StoredTensors
+from minibert.tensor_files import WEIGHTS_FILE, NoClassifierError, PretrainedError, StoredTensors, shards_of
 
 __all__ = [
+    "NoClassifierError",
     "PretrainedError",
     "PretrainedWarning",
     "from_pretrained",
@@ -113,6 +114,7 @@ def from_pretrained(
         seed: of the heads that the folder lacks, and of dropout.
 
     Raises:
+        NoClassifierError: a classifier is asked for without labels, and the folder has none.
         PretrainedError: the folder is no BERT, is damaged, or contradicts itself; names file and tensor.
 
     Warns:
@@ -137,6 +139,9 @@ def from_pretrained(
         config = dataclasses.replace(config, labels=tuple(labels), problem_type=None)
     if heads is None:
         heads = CLASSIFICATION_HEADS if config.labels else PRETRAINING_HEADS
+    heads = tuple(heads)
+    if "classifier" in heads and not config.labels:
+        raise NoClassifierError(f"{folder} has none, and a classifier needs the names of its classes: give labels")
     try:
         layout = Layout.of(config, heads)
     except ValueError as error:
@@ -152,9 +157,7 @@ def from_pretrained(
             f"incomplete, or {CONFIG_FILE} is another model's"
         )
 
-    model = MiniBERT(
-        config, backend=device, dtype=dtype, seed=seed, kernels=kernels, initialised=False, heads=tuple(heads)
-    )
+    model = MiniBERT(config, backend=device, dtype=dtype, seed=seed, kernels=kernels, initialised=False, heads=heads)
     initialise(model.parameters, config, model.backend, seed, missing)
     for name, shape in layout.shapes.items():
         if name in missing:
@@ -279,13 +282,19 @@ def save_pretrained(model: MiniBERT, folder: str | os.PathLike[str]) -> None:
     The architecture that the config names follows from the model's heads: `BertForPreTraining` with all of the
     pretraining heads, `BertForSequenceClassification` with a classifier, and so on.
 
-    Each file is written beside its place and renamed into it, so a crash leaves the old one whole. The
-    tokenizer's files are saved by `minibert.data.Tokenizer.save`.
+    Both files are written beside their places and renamed into them when both are on the disk, so a full disk or
+    a crash leaves the old model whole. Shards of an old model and their index are removed then. The tokenizer's
+    files are saved by `minibert.data.Tokenizer.save`.
+
+    Where `config.json` changes, it is not there between the two renames; a crash just then leaves a folder that is
+    refused, never old labels on new weights.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = "float64" if model.dtype == model.backend.xp.float64 else "float32"
     fields = config_fields(model.config, model.heads, dtype)
-    write_text(folder / CONFIG_FILE, json.dumps(fields, indent=2) + "\n")
+    text = json.dumps(fields, indent=2) + "\n"
     host = {hugging_face_name(name): model.backend.to_numpy(view) for name, view in model.parameters.items()}
-    write_tensors(folder / WEIGHTS_FILE, host, {"format": "pt"})
+    write_tensors_and_text(folder / WEIGHTS_FILE, host, {"format": "pt"}, folder / CONFIG_FILE, text)
+    for stale in shards_of(folder):
+        stale.unlink(missing_ok=True)

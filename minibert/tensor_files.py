@@ -27,6 +27,10 @@ class PretrainedError(ValueError):
     """A folder that is no BERT checkpoint, a damaged one, or one that cannot be computed exactly."""
 
 
+class NoClassifierError(PretrainedError):
+    """A folder without a classifier, where one was asked for."""
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
@@ -39,7 +43,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise PretrainedError(f"{path.parent} is no checkpoint folder: it has no {path.name}") from None
     except OSError as error:  # a folder of that name, or no right to read it
         raise PretrainedError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number or a nesting beyond all measure
         raise PretrainedError(f"{path} is not valid JSON ({error}); fetch or write it again") from error
     if not isinstance(content, dict):
         raise PretrainedError(f"{path} must hold a JSON object, not a {type(content).__name__}")
@@ -99,7 +103,9 @@ class TensorFile(Mapping[str, Array]):
 
 
 class StoredTensors(Mapping[str, Array]):
-    """All tensors of a checkpoint folder, in one file or in shards.
+    """All tensors of a checkpoint folder, in one file or in shards; the one file if there are both.
+
+    So does transformers, and there are both where a single file was saved into a folder of shards.
 
     Attributes:
         listing: the file that lists the tensors: the index of the shards, or the one file.
@@ -110,7 +116,8 @@ class StoredTensors(Mapping[str, Array]):
 
     def __init__(self, folder: Path) -> None:
         self._opened: dict[Path, TensorFile] = {}
-        if (folder / INDEX_FILE).exists():
+        self.listing = folder / WEIGHTS_FILE
+        if not self.listing.exists() and (folder / INDEX_FILE).exists():
             self.listing = folder / INDEX_FILE
             weight_map = read_json(self.listing).get("weight_map")
             if not isinstance(weight_map, dict):
@@ -120,7 +127,6 @@ class StoredTensors(Mapping[str, Array]):
                     raise PretrainedError(f"{self.listing}: {name} is said to be in {file!r}; shards lie in the folder")
             self._files: dict[str, Path] = {name: folder / file for name, file in weight_map.items()}
             return
-        self.listing = folder / WEIGHTS_FILE
         if not self.listing.exists():
             raise PretrainedError(_no_weights(folder))
         self._files = dict.fromkeys(self._open(self.listing), self.listing)
@@ -145,6 +151,23 @@ class StoredTensors(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self._files)
+
+
+def shards_of(folder: Path) -> list[Path]:
+    """The index of a folder's shards, and the shards in the folder that it names; nothing where there is no index.
+
+    The index comes first: removed in this order, it never names what is gone.
+    """
+    index = folder / INDEX_FILE
+    if not index.exists():
+        return []
+    try:
+        weight_map = read_json(index).get("weight_map")
+    except PretrainedError:  # it names nothing that could be told
+        weight_map = None
+    named = {str(file) for file in weight_map.values()} if isinstance(weight_map, dict) else set()
+    in_folder = {file for file in named if Path(file).name == file and file.endswith(".safetensors")}
+    return [index, *(folder / file for file in sorted(in_folder - {WEIGHTS_FILE}))]
 
 
 _OTHER_FORMATS = ("*.h5", "*.msgpack", "*.ckpt.index", "*.safetensors", "*.onnx", "*.gguf")

@@ -16,7 +16,7 @@ from minibert.data.tokenizer import Tokenizer
 from minibert.model import MiniBERT
 from minibert.ops import stable_softmax
 from minibert.parameters import CLASSIFICATION_HEADS
-from minibert.tensor_files import read_json
+from minibert.tensor_files import NoClassifierError, read_json
 from minibert.training.errors import TrainingError
 from minibert.training.loading import load_model
 
@@ -71,7 +71,7 @@ class TextClassifier:
         try:
             model, tokenizer = load_model(folder, device, kernels=kernels, heads=CLASSIFICATION_HEADS)
         except TrainingError as error:
-            if "a classifier needs the names of its classes" not in str(error):
+            if not isinstance(error.__cause__, NoClassifierError):
                 raise
             raise TrainingError(
                 f"the model in {folder} has no classifier; make one from it with scripts/finetune.py"

@@ -142,3 +142,19 @@ def test_a_trained_folder_is_a_folder_of_theirs(tmp_path, capsys):
     real = encoded["attention_mask"].numpy() == 1
     np.testing.assert_allclose(logits[real], outputs.prediction_logits.numpy()[real], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(cache.next_sentence_logits, outputs.seq_relationship_logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_saved_over_shards_is_the_one_they_read(tmp_path):
+    """Their folder of shards, loaded, changed and saved by us into the same place: both sides see the change."""
+    config = transformers.BertConfig(
+        vocab_size=40, hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=20
+    )
+    transformers.BertForPreTraining(config).save_pretrained(tmp_path, max_shard_size="10KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    model = MiniBERT.from_pretrained(tmp_path)
+    model.parameters["pooler.bias"][...] = 7.0
+    model.save_pretrained(tmp_path)
+    theirs = strictly(transformers.BertForPreTraining.from_pretrained, tmp_path)
+    assert (theirs.bert.pooler.dense.bias == 7.0).all()
+    assert (MiniBERT.from_pretrained(tmp_path).parameters["pooler.bias"] == 7.0).all()
+    assert not list(tmp_path.glob("model-*.safetensors"))
