@@ -134,6 +134,7 @@ def test_a_bad_line_of_json_is_named(write):
     good = '{"text": "x"}\n'
     for bad, message in (
         ("{oops", "line 3 is not JSON"),
+        ("[" * 100_000, "line 3 is nested too deeply to be read"),
         ('{"body": "x"}', r"line 3 has no string field \"text\" \(found \['body'\]\)"),
         ('{"text": 5}', "line 3 has no string field"),
         ('["x"]', r"line 3 has no string field .*\(found list\)"),

@@ -187,6 +187,8 @@ def _json_lines(path: Path) -> Iterator[Document]:
         where = f"{path}, line {number}"
         try:
             record = json.loads(line)
+        except RecursionError as error:
+            raise DataError(f"{where} is nested too deeply to be read; write its text as one string") from error
         except ValueError as error:
             raise DataError(f'{where} is not JSON ({error}); every line is one object with a field "text"') from error
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):

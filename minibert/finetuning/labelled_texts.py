@@ -33,12 +33,12 @@ def read_labelled_texts(
     Args:
         path: UTF-8.
         text_column: the column, or field, of the text.
-        label_column: of the class; numbers and booleans are taken as their names.
+        label_column: of the class. Numbers and booleans are taken as they are written, here and as texts.
         text_pair_column: of a second text, if there is one.
 
     Raises:
-        TrainingError: another kind of file, no rows, or a row without one of the columns or with nothing in it;
-            names file and row.
+        TrainingError: another kind of file, no rows, or a row without one of the columns, with nothing or with a
+            list or an object in it, or with another number of fields than there are names; names file and row.
     """
     readers = {".csv": _csv_rows, ".jsonl": _json_rows}
     if path.suffix not in readers:
@@ -50,12 +50,17 @@ def read_labelled_texts(
             values = [row.get(column) for column in columns]
             for column, value in zip(columns, values, strict=True):
                 if column not in row:
-                    has = ", ".join(repr(name) for name in row if name is not None)
+                    has = ", ".join(map(repr, row))
                     raise TrainingError(
                         f"{path}, line {number}: there is no column {column!r}; this row has {has or 'nothing'}"
                     )
                 if value is None or value == "":
                     raise TrainingError(f"{path}, line {number}: {column!r} is empty; leave the row out or fill it in")
+                if isinstance(value, list | dict):
+                    raise TrainingError(
+                        f"{path}, line {number}: {column!r} must be a string, not a {type(value).__name__}; write it "
+                        "out as one, or name another column"
+                    )
             text, label, *pair = (value if isinstance(value, str) else json.dumps(value) for value in values)
             examples.append(LabelledText(text, pair[0] if pair else None, label))
     except UnicodeDecodeError as error:
@@ -68,12 +73,28 @@ def read_labelled_texts(
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(2**31 - 1)  # a text may be longer than 128 KiB
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
+        reader = csv.reader(file, strict=True)  # otherwise a quote that is never closed swallows the rows after it
+        names: list[str] | None = None
         try:
-            for row in reader:
-                yield reader.line_num, row
+            for fields in reader:
+                if not fields:  # a blank line
+                    continue
+                if names is None:
+                    names = fields
+                    continue
+                if len(fields) != len(names):
+                    raise TrainingError(f"{path}, line {reader.line_num}: {_miscounted(names, fields)}")
+                yield reader.line_num, dict(zip(names, fields, strict=True))
         except csv.Error as error:
             raise TrainingError(f"{path}, line {reader.line_num}: this is not CSV ({error})") from error
+
+
+def _miscounted(names: Sequence[str], fields: Sequence[str]) -> str:
+    """What is wrong with a row of too many or too few fields: its text would pass for its label."""
+    counts = f"there are {len(fields)} fields, but {len(names)} column names"
+    if len(fields) > len(names):
+        return f'{counts}; a text with a comma in it must stand in quotes ("like this, for example")'
+    return f"{counts}; a comma is missing, or a quote is in the wrong place"
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -83,8 +104,11 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise TrainingError(f"{path}, line {number}: this is not JSON ({error.msg})") from error
+            except RecursionError as error:
+                raise TrainingError(f"{path}, line {number}: this is nested too deeply to be read") from error
+            except ValueError as error:  # no JSON, or a number of too many digits
+                message = error.msg if isinstance(error, json.JSONDecodeError) else error
+                raise TrainingError(f"{path}, line {number}: this is not JSON ({message})") from error
             if not isinstance(row, dict):
                 raise TrainingError(f"{path}, line {number}: there must be an object, not a {type(row).__name__}")
             yield number, row
