@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from small_classifier import command, save_base, sentences, write_csv
 
-from minibert import AdamW, MiniBERT, MiniBERTConfig
-from minibert.data.tokenizer import Tokenizer, wordpiece
+from minibert import AdamW, MiniBERT
+from minibert.data.tokenizer import Tokenizer
 from minibert.finetuning import classify_command, finetune_command
 from minibert.finetuning.finetune import FineTuning, finetune
 from minibert.finetuning.labelled_texts import LabelledText, hold_out, labels_of, read_labelled_texts
@@ -26,50 +28,12 @@ from minibert.inference import embed_command
 from minibert.parameters import CLASSIFICATION_HEADS
 from minibert.training.errors import TrainingError
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-ANIMALS, TOOLS, FILLER = ["cat", "dog", "fox", "owl"], ["saw", "axe", "file", "drill"], ["the", "a", "is", "old", "new"]
 SCRIPTS = Path(__file__).parent.parent / "scripts"
-
-
-def sentences(count: int, seed: int = 0) -> list[LabelledText]:
-    """The label is decided by one word among fillers."""
-    rng = np.random.default_rng(seed)
-    examples = []
-    for number in range(count):
-        label, words = ("animal", ANIMALS) if number % 3 else ("tool", TOOLS)
-        text = [*rng.choice(FILLER, rng.integers(1, 5)), rng.choice(words), *rng.choice(FILLER, rng.integers(0, 4))]
-        examples.append(LabelledText(" ".join(text), None, label))
-    return examples
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """A pretrained folder, as far as anyone can tell."""
-    words = [*SPECIAL, *ANIMALS, *TOOLS, *FILLER]
-    config = MiniBERTConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=16,
-    )
-    MiniBERT(config).save_pretrained(tmp_path / "base")
-    Tokenizer(wordpiece({word: id_ for id_, word in enumerate(words)})).save(tmp_path / "base", 16)
-    return tmp_path / "base"
-
-
-def write_csv(path: Path, examples: list[LabelledText]) -> Path:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["what", "kind"])
-        writer.writerows([example.text, example.label] for example in examples)
-    return path
-
-
-def command(base: Path, data: Path, output: Path, *more: str) -> list[str]:
-    options = {"--model": base, "--data": data, "--text-column": "what", "--label-column": "kind", "--output": output}
-    return [*(str(word) for pair in options.items() for word in pair), "--learning-rate", "3e-3", *more]
+    return save_base(tmp_path / "base")
 
 
 # --- the command -----------------------------------------------------------------------------------------------
@@ -257,7 +221,7 @@ def test_training_stops_early_and_keeps_the_best_epoch(base):
     """A learning rate that ruins the model after a good start."""
     learner, epochs = classifier(base), []
     settings = FineTuning(epochs=30, learning_rate=0.02, patience=2, batch_size=8, warmup=0.3)
-    best = finetune(learner, sentences(60), sentences(30, seed=1), settings, epochs.append)
+    best = finetune(learner, sentences(60), sentences(30, seed=1), settings, epochs.append).best
     assert len(epochs) < 30
     losses = [epoch.evaluation.loss for epoch in epochs]
     assert best.number == int(np.argmin(losses)) + 1 == len(epochs) - 2
@@ -265,6 +229,37 @@ def test_training_stops_early_and_keeps_the_best_epoch(base):
     probabilities = learner.probabilities(learner.encode([example.text for example in held_out]))
     classes = np.array([learner.labels.index(example.label) for example in held_out])
     assert Scores.of(learner.labels, probabilities, classes).loss == pytest.approx(best.evaluation.loss, rel=1e-6)
+
+
+def test_every_epoch_has_all_texts_in_an_order_of_its_own(base, monkeypatch):
+    learner, encoded, seen = classifier(base), [], []
+    encode, arrays = learner.encode, learner.arrays
+    monkeypatch.setattr(learner, "encode", lambda *texts: encoded.append(encode(*texts)) or encoded[-1])
+    monkeypatch.setattr(learner, "arrays", lambda chosen: seen.extend(map(id, chosen)) or arrays(chosen))
+    monkeypatch.setattr(learner, "probabilities", lambda held_out: np.full((len(held_out), 2), 0.5))
+    finetune(learner, sentences(20), sentences(3), FineTuning(epochs=3, batch_size=8, patience=None))
+    in_the_file = list(map(id, encoded[0]))
+    orders = [seen[:20], seen[20:40], seen[40:]]
+    assert [sorted(order) for order in orders] == [sorted(in_the_file)] * 3
+    assert len(set(map(tuple, [in_the_file, *orders]))) == 4
+
+
+def test_dropout_is_drawn_anew_in_every_step(base):
+    """With a learning rate of next to nothing, only dropout can tell one epoch of one text from the next."""
+
+    def losses(probability: float) -> list[float]:
+        learner, epochs = classifier(base), []
+        dropout = {"hidden_dropout_prob": probability, "attention_probs_dropout_prob": probability}
+        config = replace(learner.model.config, **dropout)
+        model = MiniBERT(config, heads=CLASSIFICATION_HEADS, seed=3)
+        learner = TextClassifier(model, learner.tokenizer)
+        settings = FineTuning(epochs=3, batch_size=8, learning_rate=1e-30, patience=None)
+        finetune(learner, sentences(1) * 8, sentences(3), settings, epochs.append)
+        return [epoch.training_loss for epoch in epochs]
+
+    np.testing.assert_allclose(losses(0.0), losses(0.0)[0], rtol=1e-6)
+    dropped = losses(0.5)
+    assert min(abs(a - b) for a, b in combinations([*dropped, losses(0.0)[0]], 2)) > 1e-4
 
 
 def test_an_evaluation_label_that_was_never_trained_is_named(base):
@@ -331,7 +326,14 @@ def test_csv_and_json_lines_are_read_alike(tmp_path):
         ("a.csv", "what,kind\n", "has no rows"),
         ("a.csv", "what,kind\nx,\n", "line 2: 'kind' is empty"),
         ("a.csv", "what, kind\nx,y\n", "line 2: there is no column 'kind'; this row has 'what', ' kind'"),
+        ("a.csv", "what,kind\nhello, world, this,a\n", r"line 2: there are 4 fields, but 2 .*must stand in quotes"),
+        ("a.csv", "what,kind\nx,y\nx\n", "line 3: there are 1 fields, but 2 column names; a comma is missing"),
+        ("a.csv", 'what,kind\nx,"y\nx,y\n', "line 3: this is not CSV"),
         ("a.jsonl", '{"what": "x", "kind": 1}\n{', "line 2: this is not JSON"),
+        ("a.jsonl", "[" * 100_000, "line 1: this is nested too deeply"),
+        ("a.jsonl", "9" * 5000, "line 1: this is not JSON"),
+        ("a.jsonl", '{"what": ["x"], "kind": 1}', "line 1: 'what' must be a string, not a list"),
+        ("a.jsonl", '{"what": "x", "kind": {"a": 1}}', "line 1: 'kind' must be a string, not a dict"),
         ("a.jsonl", "[1]", "line 1: there must be an object, not a list"),
         ("a.jsonl", '{"kind": 1}', "line 1: there is no column 'what'; this row has 'kind'"),
     ],

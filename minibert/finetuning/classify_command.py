@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
 from minibert.inference.quick import quick_backend
-from minibert.inference.texts import PIPE_CLOSED, read_lines, write_to_standard_output
+from minibert.inference.texts import PIPE_CLOSED, as_json, read_lines, write_to_standard_output
 from minibert.training.command_line import SUCCESS, Parser, add_threads, run_command
 from minibert.training.errors import explained
 
@@ -53,4 +52,4 @@ def _write(texts: Sequence[str], labels: Sequence[str], found: Sequence[Sequence
     for text, row in zip(texts, found, strict=True):
         probabilities = {label: round(p, 6) for label, p in zip(labels, row, strict=True)}
         result = {"text": text, "label": labels[row.index(max(row))], "probabilities": probabilities}
-        file.write(json.dumps(result, ensure_ascii=False) + "\n")
+        file.write(as_json(result, file) + "\n")

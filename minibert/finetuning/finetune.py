@@ -76,13 +76,27 @@ class Epoch:
     evaluation: Scores
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a fine-tuning ended.
+
+    Attributes:
+        best: the epoch with the lowest evaluation loss; None if it was interrupted before one was finished.
+        finished: False if it was interrupted.
+    """
+
+    best: Epoch | None
+    finished: bool
+
+
 def finetune(
     classifier: TextClassifier,
     train: Sequence[LabelledText],
     evaluation: Sequence[LabelledText],
     settings: FineTuning,
     report: Callable[[Epoch], None] = lambda epoch: None,
-) -> Epoch:
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Outcome:
     """Trains the classifier, in place; it ends with the parameters of its best epoch.
 
     Args:
@@ -91,9 +105,11 @@ def finetune(
         evaluation: texts that decide which epoch is the best, and when to stop.
         settings: how.
         report: called after every epoch.
+        interrupted: asked before every step; True ends the training, and the epoch that was begun does not count.
 
     Returns:
-        The best epoch: the one with the lowest evaluation loss.
+        The best epoch, if one was finished, and whether all was done that was to be done. The parameters are those of
+        that epoch, or those of the beginning.
 
     Raises:
         TrainingError: an evaluation label that no training text has.
@@ -106,11 +122,16 @@ def finetune(
     gradients = MiniBERTGradients(model)
     optimizer = AdamW(model, weight_decay=settings.weight_decay)
     steps_per_epoch = math.ceil(len(encoded) / settings.batch_size)
-    best, best_parameters = None, model.backend.to_numpy(model.parameters.flat).copy()
+    best: Epoch | None = None
+    best_parameters = model.backend.to_numpy(model.parameters.flat).copy()
+    finished = True
     for number in range(1, settings.epochs + 1):
         order = permute(np.arange(len(encoded)), len(encoded), derive_key(settings.seed, Stream.ORDER, number))
         total: float = 0.0
         for start in range(0, len(encoded), settings.batch_size):
+            if interrupted():
+                finished = False
+                break
             chosen = order[start : start + settings.batch_size]
             ids, mask, types = classifier.arrays([encoded[index] for index in chosen])
             _, cache = model.classify(ids, mask, types, dropout_step=optimizer.steps, unpad=True)
@@ -121,6 +142,8 @@ def finetune(
             if not math.isfinite(total):
                 step = optimizer.steps
                 raise NonFiniteError(f"the loss is {float(loss)} at step {step}; lower --learning-rate", step)
+        if not finished:
+            break
         scores = Scores.of(classifier.labels, classifier.probabilities(held_out), held_out_classes)
         if not math.isfinite(scores.loss):  # the last step may be the one that ruins the parameters
             step = optimizer.steps
@@ -131,9 +154,8 @@ def finetune(
             best, best_parameters = epoch, model.backend.to_numpy(model.parameters.flat).copy()
         elif settings.patience is not None and number - best.number >= settings.patience:
             break
-    assert best is not None
     model.parameters.flat[...] = model.backend.asarray(best_parameters)
-    return best
+    return Outcome(best, finished)
 
 
 def check_labels(labels: Sequence[str], evaluation: Sequence[LabelledText]) -> None:

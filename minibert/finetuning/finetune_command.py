@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from minibert.finetuning.finetune import Epoch, FineTuning, check_labels, finetune
 from minibert.finetuning.labelled_texts import hold_out, labels_of, read_labelled_texts
 from minibert.finetuning.text_classifier import TextClassifier
+from minibert.hugging_face_config import CONFIG_FILE
 from minibert.parameters import CLASSIFICATION_HEADS
-from minibert.training.command_line import SUCCESS, Parser, add_threads, run_command
+from minibert.training.command_line import INTERRUPTED, SUCCESS, Parser, add_threads, polite_interrupts, run_command
 from minibert.training.errors import TrainingError
 from minibert.training.loading import load_model
 from minibert.training.metrics import METRICS_FILE, MetricsLog
@@ -54,6 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _finetune(arguments: Sequence[str] | None) -> int:
+    with polite_interrupts("finishing this step and saving the best epoch so far") as interrupted:
+        return _until_interrupted(arguments, interrupted)
+
+
+def _until_interrupted(arguments: Sequence[str] | None, interrupted: Callable[[], bool]) -> int:
     options = build_parser().parse_args(arguments)
     settings = FineTuning(
         epochs=options.epochs,
@@ -92,7 +99,6 @@ def _finetune(arguments: Sequence[str] | None) -> int:
     made = not options.output.exists()
     options.output.mkdir(parents=True, exist_ok=True)
     log = MetricsLog(options.output / METRICS_FILE)
-    finished = False
 
     def report(epoch: Epoch) -> None:
         scores = epoch.evaluation
@@ -104,17 +110,22 @@ def _finetune(arguments: Sequence[str] | None) -> int:
         )
 
     try:
-        best = finetune(classifier, train, evaluation, settings, report)
-        log.write("result", epoch=best.number, **best.evaluation.to_dict())
-        finished = True
+        outcome = finetune(classifier, train, evaluation, settings, report, interrupted)
+        if outcome.best is None:
+            print("interrupted before the first epoch was finished: nothing was saved", file=sys.stderr)
+        else:
+            if not outcome.finished:
+                print("interrupted: the best of the epochs that were finished is saved", file=sys.stderr)
+            best = outcome.best
+            log.write("result", epoch=best.number, finished=outcome.finished, **best.evaluation.to_dict())
+            _save(classifier, options.output, best)
     finally:
         log.close()
-        if not finished:  # without a classifier there is nothing to keep: the command may be given again
+        if not (options.output / CONFIG_FILE).exists():  # no classifier, nothing to keep: it may be given again
             (options.output / METRICS_FILE).unlink()
-            if made:
+            if made and not any(options.output.iterdir()):
                 options.output.rmdir()
-    _save(classifier, options.output, best)
-    return SUCCESS
+    return SUCCESS if outcome.finished else INTERRUPTED
 
 
 def _save(classifier: TextClassifier, output: Path, best: Epoch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from minibert.inference.errors import InferenceError
 from minibert.inference.pooling import POOLINGS
 from minibert.inference.quick import quick_backend
-from minibert.inference.texts import PIPE_CLOSED, read_lines, write_to_standard_output
+from minibert.inference.texts import PIPE_CLOSED, as_json, read_lines, write_to_standard_output
 from minibert.training.command_line import SUCCESS, Parser, add_threads, run_command
 from minibert.training.errors import explained
 
@@ -110,7 +109,7 @@ def _write_json_lines(chunks: Iterable[tuple[list[str], Any]], file: TextIO) -> 
     for texts, vectors in chunks:
         for text, vector in zip(texts, vectors.tolist(), strict=True):
             numbers = ", ".join(format(number, ".9g") for number in vector)  # nine digits tell all float32 apart
-            file.write(f'{{"text": {json.dumps(text, ensure_ascii=False)}, "embedding": [{numbers}]}}\n')
+            file.write(f'{{"text": {as_json(text, file)}, "embedding": [{numbers}]}}\n')
         file.flush()
 
 

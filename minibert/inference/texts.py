@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -40,6 +41,13 @@ def _decoded(file: BinaryIO, name: str) -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise InferenceError(f"{name}, line {number}: this is not UTF-8 ({error.reason})") from error
         yield text
+
+
+def as_json(value: object, file: TextIO) -> str:
+    """One line of JSON for a file: with characters as they are if the file's encoding has all of them, else escaped."""
+    # what has no encoding, as a string in memory, holds every character
+    unicode = file.encoding is None or codecs.lookup(file.encoding).name.startswith("utf")
+    return json.dumps(value, ensure_ascii=not unicode)
 
 
 def write_to_standard_output(write: Callable[[TextIO], object]) -> bool:

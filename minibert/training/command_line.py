@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import signal
 import sys
 import warnings
@@ -63,6 +64,7 @@ def run_command(command: Callable[[], int]) -> int:
     def show_warning(message: Warning | str, *_: object, **__: object) -> None:
         print(f"warning: {message}", file=sys.stderr)
 
+    _let_everything_be_printed()
     with warnings.catch_warnings():
         warnings.showwarning = show_warning
         try:
@@ -81,17 +83,29 @@ def run_command(command: Callable[[], int]) -> int:
             return _fail("interrupted", INTERRUPTED)
 
 
+def _let_everything_be_printed() -> None:
+    """Characters that a terminal's encoding lacks come out as escapes: hours of work must not die of a print."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _fail(error: object, status: int) -> int:
     print("error:", " ".join(str(error).split()), file=sys.stderr)
     return status
 
 
 @contextmanager
-def polite_interrupts() -> Iterator[Callable[[], bool]]:
+def polite_interrupts(
+    promise: str = "finishing this step and saving a checkpoint",
+) -> Iterator[Callable[[], bool]]:
     """Lets Ctrl-C (or a SIGTERM, as from a container that is stopped) end the work at a good moment.
 
     The value tells whether one has come. Before it is asked for the first time, and for the second Ctrl-C, the
     program ends at once.
+
+    Args:
+        promise: what is done about the first one; the person who sent it reads this.
     """
     asked = requested = False
     before = {}
@@ -106,7 +120,7 @@ def polite_interrupts() -> Iterator[Callable[[], bool]]:
         if requested or not asked:
             raise KeyboardInterrupt
         requested = True
-        print("\nfinishing this step and saving a checkpoint (again to stop at once)", file=sys.stderr)
+        print(f"\n{promise} (again to stop at once)", file=sys.stderr)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         before[number] = signal.signal(number, request)
