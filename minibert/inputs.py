@@ -82,6 +82,8 @@ def host_integers(backend: Backend, values: Any, what: str, *, bools: bool = Fal
             f"{what} must be a full rectangle of numbers; sequences of different lengths are filled up with the "
             "padding id, and attention_mask says 0 there"
         ) from error
+    if array.size == 0 and isinstance(values, list | tuple):  # an empty list has no dtype of its own
+        array = xp.zeros(array.shape, dtype=xp.int64)
     if not xp.isdtype(array.dtype, "integral") and not (bools and xp.isdtype(array.dtype, "bool")):
         raise TypeError(f"{what} must be integers, not {array.dtype}")
     return array
@@ -135,8 +137,6 @@ def _check_batch(
 
 def _check_positions(backend: Backend, prediction_positions: Any, total: int) -> Array:
     xp = _HOST.xp
-    if isinstance(prediction_positions, list) and not prediction_positions:
-        return xp.zeros(0, dtype=xp.int64)  # an empty list has no dtype of its own
     positions = xp.astype(host_integers(backend, prediction_positions, "prediction_positions"), xp.int64)
     if positions.ndim != 1:
         raise ValueError(f"prediction_positions must be one list of flat positions b * T + t, not {positions.shape}")

@@ -165,6 +165,20 @@ def test_a_batch_without_predictions_has_no_loss_and_no_gradient(pruned: bool, b
     assert (backend.to_numpy(gradients.gradients.flat) == 0.0).all()
 
 
+def test_empty_lists_ask_for_no_prediction():
+    model = small_bert()
+    gradients = MiniBERTGradients(model)
+    for empty in ([], ()):
+        _, cache = model.forward(INPUT_IDS, next_sentence=False, prediction_positions=empty)
+        assert float(gradients.backward(cache, empty)) == 0.0
+    _, cache = model.forward(INPUT_IDS)
+    with pytest.raises(ValueError, match=r"labels must have the shape .*, not \(0,\)"):
+        gradients.backward(cache, [])
+    for empty in ([], [[]]):
+        with pytest.raises(ValueError, match="input_ids must have the shape"):
+            model.forward(empty)
+
+
 def test_any_negative_label_is_ignored_and_none_wraps_around():
     for ignored in (-1, -(2**40), np.iinfo(np.int64).min):
         model = small_bert()

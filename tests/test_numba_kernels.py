@@ -31,7 +31,7 @@ from minibert.kernels import Kernels
 from minibert.ops import AttentionLayout, Dropout, dropout_mask, score_bound
 from minibert.random_bits import Stream, derive_key
 from minibert.rows import Rows
-from minibert.training import evaluate_command, train_command
+from minibert.training import evaluate_command, fill_mask_command, train_command
 
 BACKEND = get_backend("cpu")
 FAST, REFERENCE = Kernels(BACKEND), Kernels(BACKEND, "reference")
@@ -407,6 +407,7 @@ def test_the_command_lines_set_the_threads(capsys: pytest.CaptureFixture[str]):
         (train_command, []),
         (evaluate_command, ["--model", "m"]),
         (embed_command, ["--model", "m"]),
+        (fill_mask_command, ["--model", "m", "the [MASK]"]),
     ):
         build = command.build_parser
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minibert.inference.quick import quick_backend
-from minibert.training.command_line import SUCCESS, Parser, run_command
+from minibert.training.command_line import SUCCESS, Parser, add_threads, run_command
 
 if TYPE_CHECKING:
     from minibert.training.fill_mask import Candidate
@@ -27,6 +27,7 @@ def build_parser() -> Parser:
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="an output folder, or Hugging Face's")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="how many candidates (default: 5)")
     parser.add_argument("--device", default="cpu", metavar="{cpu,cuda,cuda:N}", help="(default: cpu)")
+    add_threads(parser)
     parser.add_argument("--kernels", default="auto", metavar="{auto,reference}", help="(default: auto)")
     return parser
 
