@@ -23,7 +23,7 @@ def write_beside(path: Path, write: Callable[[Path], object]) -> None:
     """
     with _written_beside(path, write) as beside:
         beside.replace(path)
-    _flush_names(path.parent)
+    flush(path.parent)
 
 
 def write_tensors_and_text(
@@ -51,16 +51,16 @@ def write_tensors_and_text(
         try:
             if changed and text_path.exists():
                 text_path.replace(kept)
-                _flush_names(text_path.parent)
+                flush(text_path.parent)
             new_tensors.replace(tensors_path)
         except BaseException:
             if new_tensors.exists() and kept.exists() and not text_path.exists():  # the old tensors are still there
                 kept.replace(text_path)
             raise
-        _flush_names(tensors_path.parent)
+        flush(tensors_path.parent)
         if changed:
             new_text.replace(text_path)
-            _flush_names(text_path.parent)
+            flush(text_path.parent)
     kept.unlink(missing_ok=True)
 
 
@@ -77,24 +77,49 @@ def _written_beside(path: Path, write: Callable[[Path], object]) -> Iterator[Pat
     beside = Path(name)
     try:
         write(beside)
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
+        flush(beside)
         beside.chmod(0o666 & ~_umask())
         yield beside
     finally:
         beside.unlink(missing_ok=True)
 
 
-def _flush_names(folder: Path) -> None:
-    """Makes sure that the renames in a folder have reached the disk, and so in their order."""
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file with the same line ends on every system, beside its place first."""
+    write_beside(path, lambda beside: beside.write_text(text, encoding="utf-8", newline=""))
+
+
+def rename_folder(beside: Path, final: Path) -> None:
+    """Flush all files of a folder to the disk, then rename it: under its name it is whole, even after a power cut.
+
+    Args:
+        beside: the finished folder; it holds files only.
+        final: in the same folder as `beside`.
+
+    Raises:
+        OSError: among others, that `final` is there already and not empty.
+    """
+    for path in (*sorted(beside.iterdir()), beside):
+        flush(path)
+    beside.rename(final)
+    flush(final.parent)
+
+
+def flush(path: Path) -> None:
+    """Make sure that the content of a file, or the names in a folder (and so its renames, in their order), have
+    reached the disk.
+    """
+    is_folder = path.is_dir()
     try:
-        handle = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # Windows does not open folders, and some that may be written to may not be read
-        return
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        if is_folder:  # Windows does not open folders, and some that may be written to may not be read
+            return
+        raise
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems over a network cannot
+        if not is_folder or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks cannot
             raise
     finally:
         os.close(handle)

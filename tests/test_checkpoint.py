@@ -266,6 +266,6 @@ def test_a_checkpoint_appears_under_its_name_only_when_it_is_on_the_disk(tmp_pat
         if path.name != tmp_path.name:
             assert not checkpoints(tmp_path)
 
-    monkeypatch.setattr("minibert.training.checkpoint._flush", flush)
+    monkeypatch.setattr("minibert.files.flush", flush)
     save_checkpoint(tmp_path, *small_model(), progress())
-    assert flushed == [TENSORS, STATE, ".writing-3", tmp_path.name]
+    assert flushed == [STATE, TENSORS, ".writing-3", tmp_path.name]

@@ -186,13 +186,46 @@ def test_two_processes_may_make_the_same_tokens_at_the_same_time(corpus_of, toke
     assert [path.name[:7] for path in tmp_path.iterdir() if path.is_dir()] == ["tokens-"]
 
 
-def test_a_file_that_was_cut_off_is_named(corpus_of, tokenizer, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [  # zeros in the other two are ids and counts as good as any: only the flush before the rename keeps them out
+        *((name, "zeros") for name in ("description.json", "evaluation.documents", "evaluation.sentences")),
+        *((name, "missing") for name in ("train.counts", "train.tokens")),
+        *(
+            (name, damage)
+            for name in ("description.json", "train.counts", "train.tokens", "evaluation.documents")
+            for damage in ("empty", "cut off", "longer")
+        ),
+    ],
+)
+def test_a_file_that_is_not_what_was_written_is_named(corpus_of, tokenizer, tmp_path, name, damage):
     corpus = corpus_of([story(number, 9) for number in range(50)])
-    tokenized = prepare_tokens(corpus, tokenizer, tmp_path)
-    path = tokenized.folder / "train.tokens"
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DataError, match=r"train.tokens is damaged .* delete .* and start again"):
+    path = prepare_tokens(corpus, tokenizer, tmp_path).folder / name
+    content = path.read_bytes()
+    half = len(content) // 16 * 8  # whole numbers, too few of them
+    damaged = {"empty": b"", "cut off": content[:half], "longer": content + content[:8], "zeros": bytes(len(content))}
+    path.unlink()
+    if damage in damaged:
+        path.write_bytes(damaged[damage])
+    with pytest.raises(DataError, match=rf"{name} is damaged \(.*\); delete .*tokens-.* and start again"):
         prepare_tokens(corpus, tokenizer, tmp_path)
+
+
+def test_the_tokens_get_their_name_only_when_they_are_on_the_disk(corpus_of, tokenizer, tmp_path, monkeypatch):
+    """After a power cut a file that was renamed but not flushed may be empty."""
+    flushed = []
+
+    def flush(path):
+        flushed.append(path.name)
+        if path != tmp_path / "tokens":
+            assert not list((tmp_path / "tokens").glob("tokens-*"))
+
+    monkeypatch.setattr("minibert.files.flush", flush)
+    folder = prepare_tokens(
+        corpus_of([story(number, 9) for number in range(50)]), tokenizer, tmp_path / "tokens"
+    ).folder
+    assert {path.name for path in folder.iterdir()} < set(flushed)
+    assert len(flushed) == len(list(folder.iterdir())) + 2  # the folder itself, and the one that it lies in
 
 
 def test_a_large_vocabulary_takes_four_bytes_a_token(corpus_of, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import small_run
 from small_run import losses, of_kind, run, small_settings, write_text
 
+from minibert.data.errors import DataError
 from minibert.training.errors import TrainingError
 from minibert.training.examples import fill_mask_examples
 from minibert.training.fill_mask import fill_mask
@@ -162,6 +163,18 @@ def test_a_second_run_finds_vocabulary_and_tokens_of_the_first(corpus, tmp_path,
     monkeypatch.setattr("minibert.data.token_file._tokenize", forbidden)
     assert losses(run(corpus, tmp_path / "second", steps=1, seed=3))
     assert sorted(path.name for path in (tmp_path / CACHE_FOLDER).iterdir()) == made
+
+
+@pytest.mark.parametrize("damage", ["empty", "missing"])
+def test_a_damaged_vocabulary_in_the_cache_is_an_error_that_says_what_to_delete(corpus, tmp_path, damage):
+    prepare_data(small_settings(corpus), tmp_path)
+    (folder,) = tmp_path.glob("vocabulary-*")
+    for path in list(folder.iterdir()):
+        path.unlink()
+        if damage == "empty":
+            path.touch()
+    with pytest.raises(DataError, match=rf"the cache is damaged: delete {folder} and start again"):
+        prepare_data(small_settings(corpus), tmp_path)
 
 
 def test_examples_hide_a_whole_word_of_held_out_sentences(trained, corpus):

@@ -27,6 +27,7 @@ from minibert.data.errors import DataError
 from minibert.data.sentences import split_sentences
 from minibert.data.token_splitting import SENTENCE_RECORD, split_tokens
 from minibert.data.tokenizer import Tokenizer
+from minibert.files import rename_folder
 
 Progress = Callable[[str, int], None]
 
@@ -121,30 +122,49 @@ def prepare_tokens(
             _rename(beside, final)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-    return _open(final)
+    return _open(final, tokenizer.vocab_size)
 
 
-def _open(folder: Path) -> TokenizedCorpus:
-    """Maps the files of a finished folder."""
-    description = json.loads((folder / _DESCRIPTION_FILE).read_text(encoding="utf-8"))
+def _open(folder: Path, vocab_size: int) -> TokenizedCorpus:
+    """Maps the files of a finished folder.
+
+    Raises:
+        DataError: a file is not what was written, as a disk that failed or a copy cut short may leave it.
+    """
+
+    def damaged(name: str, why: object) -> DataError:
+        return DataError(f"{folder / name} is damaged ({why}); delete {folder} and start again")
+
+    def mapped(name: str, dtype: str, size: int) -> Any:
+        try:
+            found = np.memmap(folder / name, dtype=dtype, mode="r")
+        except (OSError, ValueError) as error:  # it is not there, or empty, or ends within an element
+            raise damaged(name, error) from error
+        if found.size != size:
+            raise damaged(name, f"it holds {found.size} numbers instead of {size}")
+        return found
 
     def split(name: str) -> TokenSplit:
-        def mapped(what: str, dtype: str, size: int) -> Any:
-            path = folder / f"{name}.{what}"
-            try:
-                return np.memmap(path, dtype=dtype, mode="r", shape=(size,))
-            except (OSError, ValueError) as error:
-                raise DataError(f"{path} is damaged ({error}); delete {folder} and start again") from error
-
-        sizes = description[name]
-        return TokenSplit(
-            mapped("tokens", description["dtype"], sizes["tokens"]),
-            mapped("documents", "int64", sizes["documents"] + 1),
-            mapped("sentences", "int64", sizes["sentences"] + 1),
+        tokens, documents, sentences = (sizes[name][what] for what in ("tokens", "documents", "sentences"))
+        found = TokenSplit(
+            mapped(f"{name}.tokens", dtype, tokens),
+            mapped(f"{name}.documents", "int64", documents + 1),
+            mapped(f"{name}.sentences", "int64", sentences + 1),
         )
+        for what, offsets in (("documents", found.document_offsets), ("sentences", found.sentence_offsets)):
+            if offsets[-1] != tokens:
+                raise damaged(f"{name}.{what}", f"it ends at token {offsets[-1]} of {tokens}")
+        return found
 
-    counts = np.fromfile(folder / "train.counts", dtype=np.int64)
-    return TokenizedCorpus(split("train"), split("evaluation"), counts, description["fingerprint"], folder)
+    try:
+        description = json.loads((folder / _DESCRIPTION_FILE).read_text(encoding="utf-8"))
+        dtype, fingerprint = str(description["dtype"]), str(description["fingerprint"])
+        parts = ("tokens", "documents", "sentences")
+        sizes = {name: {what: int(description[name][what]) for what in parts} for name in ("train", "evaluation")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise damaged(_DESCRIPTION_FILE, f"{type(error).__name__}: {error}") from error
+    counts = np.array(mapped("train.counts", "int64", vocab_size))
+    return TokenizedCorpus(split("train"), split("evaluation"), counts, fingerprint, folder)
 
 
 def _tokenize(
@@ -213,7 +233,7 @@ def _sentence_batches(corpus: Corpus) -> Iterator[tuple[list[int], list[str]]]:
 def _rename(beside: Path, final: Path) -> None:
     """Puts the finished folder into place, unless another process has just done so with the same content."""
     try:
-        beside.rename(final)
+        rename_folder(beside, final)
     except OSError:
         if not (final / _DESCRIPTION_FILE).is_file():
             raise

@@ -34,8 +34,8 @@ from minibert.data.tokenizer_files import (
     read_json,
     read_vocabulary,
     token_of,
-    write,
 )
+from minibert.files import write_text
 
 CONTINUATION = "##"  # what a piece that continues a word begins with
 
@@ -193,13 +193,13 @@ class Tokenizer:
             options = _normalizer_options(self.backend)
             config["tokenizer_class"] = "BertTokenizer"
             config |= {theirs: options[ours] for ours, (theirs, _) in NORMALIZER_FIELDS.items()}
-            write(folder / VOCABULARY_FILE, "".join(f"{token}\n" for token in self.tokens()))
+            write_text(folder / VOCABULARY_FILE, "".join(f"{token}\n" for token in self.tokens()))
         else:
             config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]  # else no token types
             (folder / VOCABULARY_FILE).unlink(missing_ok=True)  # what lies there is of another tokenizer
-        write(folder / TOKENIZER_FILE, self.backend.to_str(pretty=True))
-        write(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True) + "\n")
-        write(folder / SPECIAL_FILE, json.dumps(self.special_tokens, indent=2, sort_keys=True) + "\n")
+        write_text(folder / TOKENIZER_FILE, self.backend.to_str(pretty=True))
+        write_text(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True) + "\n")
+        write_text(folder / SPECIAL_FILE, json.dumps(self.special_tokens, indent=2, sort_keys=True) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:

@@ -102,10 +102,3 @@ def read_vocabulary(path: Path) -> dict[str, int]:
     if tokens[-1] == "":
         tokens.pop()
     return {token: id_ for id_, token in enumerate(tokens)}
-
-
-def write(path: Path, content: str) -> None:
-    """Writes beside and renames, so that a killed run never leaves half a file."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(content, encoding="utf-8", newline="\n")
-    beside.replace(path)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from minibert.files import rename_folder
 from minibert.model import MiniBERT
 from minibert.optimizer import AdamW
 from minibert.parameters import NamedArrays
@@ -89,13 +89,10 @@ def save_checkpoint(folder: Path, model: MiniBERT, optimizer: AdamW, progress: P
         "sha256": _checksum(beside / _TENSORS_FILE),
     }
     (beside / _STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    for path in (beside / _TENSORS_FILE, beside / _STATE_FILE, beside):
-        _flush(path)
     final = folder / f"{_PREFIX}{progress.step:08d}"
     if final.exists():  # of an attempt that was given up for an older checkpoint
         shutil.rmtree(final)
-    beside.rename(final)
-    _flush(folder)
+    rename_folder(beside, final)
     for old in checkpoints(folder)[:-KEPT]:
         shutil.rmtree(old)
     return final
@@ -203,15 +200,3 @@ def _read_progress(path: Path) -> Progress:
 def _checksum(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Makes sure that a file, or the names in a folder, have reached the disk."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except PermissionError:  # Windows does not open folders
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

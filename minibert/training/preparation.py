@@ -14,11 +14,13 @@ import tokenizers
 from minibert.data.batch import Batch
 from minibert.data.batch_source import BatchSource, build_batch_source, evaluation_batches
 from minibert.data.corpus import Corpus, open_corpus
+from minibert.data.errors import DataError
 from minibert.data.masking import MaskingRule
 from minibert.data.sequences import Sequences
 from minibert.data.token_file import Progress, TokenizedCorpus, prepare_tokens
 from minibert.data.tokenizer import Tokenizer
 from minibert.data.vocabulary import train_tokenizer
+from minibert.files import rename_folder
 from minibert.training.settings import Settings
 
 CACHE_FOLDER = ".minibert-cache"
@@ -99,7 +101,10 @@ def cached_tokenizer(
         try:
             made.save(beside)
             if not folder.is_dir():  # another run may have been faster
-                beside.rename(folder)
+                rename_folder(beside, folder)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-    return Tokenizer.load(folder)
+    try:
+        return Tokenizer.load(folder)
+    except DataError as error:
+        raise DataError(f"{error}; the cache is damaged: delete {folder} and start again") from error
