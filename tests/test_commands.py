@@ -73,6 +73,14 @@ def test_training_ends_with_results_examples_and_what_to_try_next(corpus, tmp_pa
     assert "\x1b" not in text
 
 
+@pytest.mark.parametrize(("name", "value"), [("weight_decay", 5.0), ("clip_norm", 1e-3)])
+def test_the_options_of_the_optimizer_reach_it(trained, corpus, tmp_path, name, value):
+    assert train_command.main(options(corpus, tmp_path / "run", **{name: value})) == 0
+    found, usual = (losses(read_metrics(output / METRICS_FILE)) for output in (tmp_path / "run", trained))
+    assert len(found) == len(usual) > 1
+    assert found[-1] != usual[-1]
+
+
 def test_without_an_output_a_new_folder_below_runs_is_made(corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = options(corpus, "unused", steps=1)
@@ -228,10 +236,21 @@ def test_another_text_another_length_and_another_precision_may_be_evaluated(trai
     assert "unigram baseline" in capsys.readouterr().out
 
 
-def test_a_model_trained_on_masks_alone_can_still_be_asked_about_next_sentences(trained, capsys):
+def test_only_a_model_that_was_trained_on_next_sentences_is_asked_about_them(trained, corpus, tmp_path, capsys):
+    """The others have such a head too, as it was drawn at random: its figures would look like figures."""
     capsys.readouterr()
-    arguments = ["--model", str(trained), "--objective", "mlm+nsp", "--seq-length", "32", "--json"]
-    assert evaluate_command.main(arguments) == 0
+    arguments = ["--objective", "mlm+nsp", "--seq-length", "32", "--json"]
+    status = evaluate_command.main(["--model", str(trained), *arguments])
+    assert_one_error(capsys, status, str(trained), "never trained", "--objective mlm")
+
+    pairs = tmp_path / "pairs"
+    assert train_command.main(options(corpus, pairs, objective="mlm+nsp", seq_length=32)) == 0
+    capsys.readouterr()
+    assert evaluate_command.main(["--model", str(pairs), *arguments]) == 0
+    assert "next_sentence_accuracy" in json.loads(capsys.readouterr().out)
+
+    (pairs / METRICS_FILE).unlink()  # as in a folder from elsewhere, of whose training nothing is known
+    assert evaluate_command.main(["--model", str(pairs), "--corpus", str(corpus), *arguments]) == 0
     assert "next_sentence_accuracy" in json.loads(capsys.readouterr().out)
 
 
@@ -241,6 +260,8 @@ def test_a_model_trained_on_masks_alone_can_still_be_asked_about_next_sentences(
         (["--objective", "clm"], ["--objective", "mlm+nsp"]),
         (["--seq-length", "999"], ["--seq-length 999", "512"]),
         (["--seq-length", "1"], ["at least 3 tokens"]),
+        (["--seq-length", "0"], ["at least 3 tokens, not 0"]),
+        (["--seq-length", "-8"], ["at least 3 tokens, not -8"]),
         (["--corpus", "nowhere.txt"], ["nowhere.txt"]),
         (["--dtype", "float16"], ["--dtype", "float64"]),
         (["--device", "tpu"], ["tpu"]),

@@ -62,18 +62,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _evaluate(arguments: Sequence[str] | None) -> int:
     options = build_parser().parse_args(arguments)
     run = read_run_description(options.model).get("settings", {})
-    objective = options.objective or run.get("objective", OBJECTIVES[0])
+    objective = run.get("objective", OBJECTIVES[0]) if options.objective is None else options.objective
     if objective not in OBJECTIVES:
         raise TrainingError(f"--objective must be one of {', '.join(OBJECTIVES)}, not {objective!r}")
     if options.dtype not in DTYPES:
         raise TrainingError(f"--dtype must be one of {', '.join(DTYPES)}, not {options.dtype!r}")
     model, tokenizer = load_model(options.model, options.device, options.dtype, options.kernels)
     longest = model.config.max_position_embeddings
-    length = options.seq_length or run.get("seq_length", min(_DEFAULT_LENGTH, longest))
+    length = options.seq_length
+    if length is None:
+        length = run.get("seq_length", min(_DEFAULT_LENGTH, longest))
     if length > longest:
         raise TrainingError(f"--seq-length {length} is longer than the model's table of positions, {longest} entries")
     if objective == "mlm+nsp" and "next_sentence" in model.absent_heads:
         raise TrainingError(f"the model in {options.model} has no next-sentence head: evaluate it with --objective mlm")
+    if objective == "mlm+nsp" and run.get("objective", objective) != objective:
+        raise TrainingError(
+            f"the model in {options.model} was trained with --objective {run['objective']}: its next-sentence head was "
+            "never trained, and figures of it would mean nothing; evaluate it with --objective mlm"
+        )
 
     display = make_display(Console(stderr=options.json))  # standard output is for the figures
     corpus = open_corpus(options.corpus or run.get("corpus", ["stdlib"]))
