@@ -49,6 +49,16 @@ def test_a_wrong_twin_fails_the_check(name: str):
         doctor.twins(backend)
 
 
+def test_a_twin_that_was_never_called_does_not_pass_as_right(monkeypatch: pytest.MonkeyPatch):
+    """Its error is NaN, of which every comparison is false."""
+    backend = NumpyBackend()
+    backend.twins = {"linear_forward": DEFINITIONS["linear_forward"]}
+    assert "1 twins" in doctor.twins(backend)
+    monkeypatch.setattr("minibert.training.comparison._errors_of_a_step", lambda *_: iter(()))
+    with pytest.raises(doctor.CheckError, match="linear_forward is off by nan"):
+        doctor.twins(backend)
+
+
 NAN, INF = math.nan, math.inf
 
 

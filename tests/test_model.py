@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import backends_under_test
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from small_bert import ATTENTION_MASK, CONFIG, INPUT_IDS, POSITIONS, batch_argum
 
 from backends import Backend, get_backend
 from minibert import MiniBERT, MiniBERTConfig, MiniBERTGradients
+from minibert.ops import Dropout, dropout_mask
+from minibert.parameters import CLASSIFICATION_HEADS
 
 REAL = ATTENTION_MASK.astype(bool)
 
@@ -141,6 +145,23 @@ def test_dropout_differs_between_steps_seeds_and_is_off_by_default():
     assert (first != evaluated).all()
     model.seed = 1
     assert (host_logits(model, **arguments, dropout_step=1) != first).all()
+
+
+def test_every_layer_and_every_site_has_a_dropout_mask_of_its_own():
+    """One mask everywhere would be as random as all others, and would always drop the same features."""
+    model = MiniBERT(replace(CONFIG, labels=("no", "yes")), heads=CLASSIFICATION_HEADS)
+    drawn = []
+    for step in (3, 4):
+        _, cache = model.classify(**batch_arguments(pruned=False), dropout_step=step)
+        drawn += [cache.embeddings.dropout, cache.classifier.dropout]
+        for layer in cache.layers:
+            drawn += [layer.attention_dropout, layer.attention_output_dropout, layer.output_dropout]
+    assert len({dropout.key for dropout in drawn}) == len(drawn) == 2 * (2 + 3 * CONFIG.num_hidden_layers)
+    rows = drawn[0].row_numbers
+    masks = {
+        dropout_mask(model.backend, Dropout(0.5, dropout.key, rows), 64, model.dtype).tobytes() for dropout in drawn
+    }
+    assert len(masks) == len(drawn)
 
 
 def test_dropout_is_unbiased_and_drops_its_share():

@@ -43,8 +43,10 @@ class Budget:
 
     def done(self, steps_done: int, elapsed: float) -> float:
         """The share of the training that is done, from 0 to 1, for a progress bar."""
-        share = steps_done / self.steps if self.steps is not None else elapsed / (self.seconds or elapsed)
-        return min(1.0, share)
+        if self.steps is not None:
+            return min(1.0, steps_done / self.steps)
+        assert self.seconds is not None
+        return min(1.0, elapsed / self.seconds)
 
     def remaining(self, steps_done: int, elapsed: float) -> float | None:
         """Seconds until the end, or None where that cannot be told yet."""
