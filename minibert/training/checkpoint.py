@@ -103,6 +103,13 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
 
 
+def never_written(folder: Path) -> bool:
+    """Whether a run's checkpoints are none, but for one that a killed run was about to write."""
+    return not folder.exists() or (
+        folder.is_dir() and all(path.name.startswith(_UNFINISHED) for path in folder.iterdir())
+    )
+
+
 def load_progress(folder: Path) -> tuple[Path, Progress]:
     """The newest checkpoint, after checking that all of it is there.
 

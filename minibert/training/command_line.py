@@ -1,16 +1,17 @@
-"""What all command lines share: one-line errors, exit statuses, Ctrl-C."""
+"""What all command lines share: one-line errors, exit statuses, Ctrl-C, readers that go away."""
 
 from __future__ import annotations
 
 import argparse
 import io
+import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import IO, Any, NoReturn, cast
 
 from backends import BackendError
 from backends.threads import set_threads
@@ -62,7 +63,7 @@ def run_command(command: Callable[[], int]) -> int:
     """
 
     def show_warning(message: Warning | str, *_: object, **__: object) -> None:
-        print(f"warning: {message}", file=sys.stderr)
+        tell(f"warning: {message}")
 
     _let_everything_be_printed()
     with warnings.catch_warnings():
@@ -91,8 +92,62 @@ def _let_everything_be_printed() -> None:
 
 
 def _fail(error: object, status: int) -> int:
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    tell("error: " + " ".join(str(error).split()))
     return status
+
+
+def tell(line: str) -> None:
+    """Prints a line on standard error, if anybody still reads it: Ctrl-C ends the `tee` of `2>&1 | tee log`, too."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        _write_to_nowhere(sys.stderr)
+
+
+class LastingOutput:
+    """Standard output that outlives its reader, as of `| head`: what is written then is thrown away.
+
+    Attributes:
+        closed_by_reader: whether that has happened.
+    """
+
+    def __init__(self) -> None:
+        self._stream = sys.stdout
+        self.closed_by_reader = False
+
+    @property
+    def stream(self) -> IO[str]:
+        """Itself, as what it stands for."""
+        return cast(IO[str], self)
+
+    def write(self, text: str) -> int:
+        """As of any stream."""
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._give_up()
+            return len(text)
+
+    def flush(self) -> None:
+        """As of any stream."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._give_up()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _give_up(self) -> None:
+        self.closed_by_reader = True
+        _write_to_nowhere(self._stream)
+
+
+def _write_to_nowhere(stream: IO[str]) -> None:
+    """What is still in the stream's buffer, too: Python would stumble over it when the program ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 @contextmanager
@@ -120,7 +175,7 @@ def polite_interrupts(
         if requested or not asked:
             raise KeyboardInterrupt
         requested = True
-        print(f"\n{promise} (again to stop at once)", file=sys.stderr)
+        tell(f"\n{promise} (again to stop at once)")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         before[number] = signal.signal(number, request)

@@ -207,7 +207,7 @@ class Run:
         saved = checkpoints(self.checkpoints)
         if not saved:
             return (
-                f"No checkpoint had been written yet. Start again in another --output: {advice}, so do a longer "
+                f"No checkpoint had been written yet. Start again, the same --output will do: {advice}, so do a longer "
                 f"--warmup (it was {settings.warmup:g}) and a smaller --clip-norm (it was {settings.clip_norm:g})"
             )
         return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shlex
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,12 +15,12 @@ from backends import get_backend
 from minibert.data.tokenizer import Tokenizer
 from minibert.model import MiniBERT
 from minibert.optimizer import AdamW
-from minibert.training.checkpoint import load_progress, restore
+from minibert.training.checkpoint import load_progress, never_written, restore
 from minibert.training.display import Display, duration
 from minibert.training.errors import TrainingError, explained
 from minibert.training.examples import fill_mask_examples
 from minibert.training.loss_curve import PLOT_FILE, draw_loss_curve
-from minibert.training.metrics import METRICS_FILE, MetricsLog, read_metrics
+from minibert.training.metrics import METRICS_FILE, MetricsLog, only_begun, read_metrics
 from minibert.training.preparation import CACHE_FOLDER, Data, prepare_data
 from minibert.training.results import show_examples, show_results
 from minibert.training.run import BETAS, CHECKPOINTS_FOLDER, Outcome, Run
@@ -47,7 +48,8 @@ def start(
 
     Args:
         settings: how.
-        output: a new or empty folder; everything of the run goes there.
+        output: a new or empty folder, or that of a run which ended before its first checkpoint; everything of the
+            run goes there.
         display: shows what happens.
         cache: for vocabularies and tokens; beside the output folder if None.
         interrupted: asked before every step; True ends the run with a checkpoint.
@@ -57,11 +59,7 @@ def start(
         DataError: the corpus cannot be read.
         BackendError: a device that this machine does not have.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        what = "holds another run" if (output / METRICS_FILE).exists() else "is not an empty folder"
-        raise TrainingError(
-            f"{output} {what}, and nothing is overwritten: give another --output, or continue a run with --resume"
-        )
+    _refuse_used(output)
     with explained():
         backend = get_backend(settings.device)
     data = _prepare(settings, output, cache, display)
@@ -70,10 +68,19 @@ def start(
         model = MiniBERT(config, backend=backend, dtype=settings.dtype, seed=settings.seed, kernels=settings.kernels)
         optimizer = _optimizer(model, settings)
     output.mkdir(parents=True, exist_ok=True)
-    data.tokenizer.save(output, model_max_length=config.max_position_embeddings)
-    log = MetricsLog(output / METRICS_FILE)
-    log.write("run", started=_now(), **_description(settings, model, data))
-    return _train(settings, output, model, optimizer, data, log, display, 0.0, interrupted)
+    again = any(output.iterdir())
+    with closing(MetricsLog(output / METRICS_FILE)) as log:
+        _refuse_used(output)  # another process may have trained there since
+        if again and not log.exclusive:
+            raise TrainingError(
+                f"{output} holds a run without a checkpoint, and this system cannot tell whether it is still going "
+                "on: give another --output"
+            )
+        if again:
+            display.message(f"the run in {output} ended before its first checkpoint: starting again in its place")
+        log.write("run", started=_now(), **_description(settings, model, data))
+        data.tokenizer.save(output, model_max_length=config.max_position_embeddings)
+        return _train(settings, output, model, optimizer, data, log, display, 0.0, interrupted)
 
 
 def resume(
@@ -98,6 +105,11 @@ def resume(
         DataError: the corpus or the vocabulary cannot be read.
         BackendError: a device that this machine does not have.
     """
+    if _ended_early(output):
+        raise TrainingError(
+            f"the run in {output} ended before its first checkpoint, so there is nothing to resume: start it again, "
+            "without --resume"
+        )
     if not (output / CHECKPOINTS_FOLDER).is_dir():
         raise TrainingError(f"there is no run to resume in {output}: it has no folder {CHECKPOINTS_FOLDER}")
     path, progress = load_progress(output / CHECKPOINTS_FOLDER)
@@ -136,9 +148,28 @@ def resume(
     before, now = _last_device(output), model.backend.description()
     if before not in (None, now):
         display.message(f"so far it was computed by {before}, now by {now}: equal but for rounding, not bit for bit")
-    log = MetricsLog(output / METRICS_FILE)
-    log.write("resumed", step=progress.step, started=_now(), **_description(settings, model, data))
-    return _train(settings, output, model, optimizer, data, log, display, progress.elapsed, interrupted)
+    with closing(MetricsLog(output / METRICS_FILE)) as log:
+        log.write("resumed", step=progress.step, started=_now(), **_description(settings, model, data))
+        return _train(settings, output, model, optimizer, data, log, display, progress.elapsed, interrupted)
+
+
+def _refuse_used(output: Path) -> None:
+    """That a run may be started in a folder without overwriting anything but what a new start makes anew."""
+    if not output.exists() or (output.is_dir() and (not any(output.iterdir()) or _ended_early(output))):
+        return
+    what = "holds another run" if (output / METRICS_FILE).exists() else "is not an empty folder"
+    raise TrainingError(
+        f"{output} {what}, and nothing is overwritten: give another --output, or continue a run with --resume"
+    )
+
+
+def _ended_early(output: Path) -> bool:
+    """Whether a run began in this folder and ended, in whatever way, before its first checkpoint."""
+    return (
+        never_written(output / CHECKPOINTS_FOLDER)
+        and not (output / "config.json").exists()  # nor a model
+        and only_begun(output)
+    )
 
 
 def _last_device(output: Path) -> str | None:
@@ -206,19 +237,16 @@ def _train(
         f"{data.tokenized.evaluation.number_of_tokens:,} held out; {settings.batch_size} x {settings.seq_length} "
         f"tokens a step, {data.source.steps_per_epoch:,.0f} steps an epoch"
     )
-    try:
-        outcome = Run(settings, output, model, optimizer, data, log, display, elapsed, interrupted).train()
-        if outcome.evaluation is not None:
-            log.write(
-                "result",
-                step=outcome.step,
-                elapsed=outcome.elapsed,
-                tokens_per_second=outcome.tokens_per_second,
-                peak_memory=model.backend.memory().peak,
-                **outcome.evaluation.to_dict(),
-            )
-    finally:
-        log.close()
+    outcome = Run(settings, output, model, optimizer, data, log, display, elapsed, interrupted).train()
+    if outcome.evaluation is not None:
+        log.write(
+            "result",
+            step=outcome.step,
+            elapsed=outcome.elapsed,
+            tokens_per_second=outcome.tokens_per_second,
+            peak_memory=model.backend.memory().peak,
+            **outcome.evaluation.to_dict(),
+        )
     if outcome.finished:
         _finish(output, model, data, display, outcome)
     else:

@@ -12,7 +12,16 @@ from rich.console import Console
 from minibert.config import PRESETS
 from minibert.data.batch_source import OBJECTIVES
 from minibert.data.corpus import CORPUS_HELP
-from minibert.training.command_line import INTERRUPTED, SUCCESS, Parser, add_threads, polite_interrupts, run_command
+from minibert.training.command_line import (
+    INTERRUPTED,
+    SUCCESS,
+    LastingOutput,
+    Parser,
+    add_threads,
+    polite_interrupts,
+    run_command,
+    tell,
+)
 from minibert.training.display import make_display
 from minibert.training.errors import TrainingError
 from minibert.training.preparation import CACHE_FOLDER
@@ -31,6 +40,10 @@ output folder:
   config.json model.safetensors vocab.txt tokenizer.json ...   the model, as Hugging Face reads it
   metrics.jsonl loss_curve.png                                 what happened
   checkpoints/                                                 to resume from; the last two are kept
+
+Ctrl-C, SIGTERM, or the end of whatever reads standard output (as of | head) ends the training after the step at
+hand, with a checkpoint and exit status 130. A run that ended before its first checkpoint, in whatever way, is
+started again with the same command.
 
 examples:
   scripts/train.py
@@ -140,13 +153,24 @@ def _train(arguments: Sequence[str] | None) -> int:
         given["corpus"] = tuple(given["corpus"])
     if "steps" in given and "minutes" in given:
         raise TrainingError("--steps and --minutes both say when to stop: give one of them")
-    display = make_display(Console())
-    with polite_interrupts() as interrupted:
+    screen = LastingOutput()
+    display = make_display(Console(file=screen.stream))
+    with polite_interrupts() as ctrl_c:
+
+        def interrupted() -> bool:
+            return ctrl_c() or screen.closed_by_reader
+
         if resumed:
             if output is None:
                 raise TrainingError("--resume continues the run in --output: say which folder that is")
             outcome = resume(given, output, display, cache=cache, interrupted=interrupted)
         else:
             settings = Settings(**given)
-            outcome = start(settings, output or new_output(), display, cache=cache, interrupted=interrupted)
+            output = output or new_output()
+            outcome = start(settings, output, display, cache=cache, interrupted=interrupted)
+    if screen.closed_by_reader and not outcome.finished:
+        tell(
+            f"standard output was closed: stopped after step {outcome.step}, which is saved. Continue with "
+            f"python scripts/train.py --output {output} --resume"
+        )
     return SUCCESS if outcome.finished else INTERRUPTED
