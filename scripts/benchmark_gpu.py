@@ -8,7 +8,6 @@ CUPY_TF32=1 both in TF32). PyTorch runs as people run it: BertForMaskedLM, logit
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import statistics
 import time
@@ -20,6 +19,7 @@ from backends import BackendError, get_backend
 from minibert import MiniBERT, MiniBERTConfig
 from minibert.data.batch import Batch
 from minibert.optimizer import AdamW
+from minibert.training.command_line import Parser
 from minibert.training.trainer import Trainer
 
 
@@ -84,7 +84,7 @@ def of_torch(config: MiniBERTConfig, batch: Batch, device: str, steps: int) -> t
 
 def main() -> None:
     """Print the milliseconds of a training step."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda", metavar="D", help="cpu, cuda (default) or cuda:N")
     parser.add_argument("--preset", default="mini", metavar="P", help="sizes of the model: tiny, mini, ..., base")
     parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="sequences in a step")

@@ -6,11 +6,11 @@ the manufacturer's peaks, times the shares below, which are assumptions.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 
 from minibert import MiniBERTConfig
 from minibert.parameters import Layout
+from minibert.training.command_line import Parser
 
 LAUNCHES_PER_LAYER, LAUNCHES_OF_THE_PRUNED_LAYER, LAUNCHES_BEYOND = 33, 40, 57
 SHARE_OF_BANDWIDTH = 0.75  # that kernels which only move data reach
@@ -84,7 +84,7 @@ def milliseconds(counts: Counts, gpu: Gpu, arithmetic: str) -> tuple[float, str]
 
 def main() -> None:
     """Print the table of docs/cuda.md."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="sequences in a step")
     parser.add_argument("--seq-length", type=int, default=128, metavar="T", help="tokens in a sequence")
     given = parser.parse_args()

@@ -7,7 +7,6 @@ Prints a tick for everything that works. Exit status 1 as soon as something does
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import numpy as np
 
 from backends import BackendError, get_backend
 from minibert import AdamW, GradientAccumulator, MiniBERT, MiniBERTConfig, MiniBERTGradients
+from minibert.training.command_line import Parser
 
 CONFIG = MiniBERTConfig.preset("tiny", vocab_size=500, max_position_embeddings=32)
 TICK, CROSS = ("✓", "✗") if "utf" in (sys.stdout.encoding or "").lower() else ("ok", "FAILED")
@@ -109,7 +109,7 @@ def run(what: str, step: Callable[[], str]) -> bool:
 
 def main() -> int:
     """Run the steps until one fails."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     arguments = parser.parse_args()
     try:

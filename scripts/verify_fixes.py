@@ -14,7 +14,6 @@ Times are reported, never judged: they differ from machine to machine. Exit stat
 
 from __future__ import annotations
 
-import argparse
 import ast
 import statistics
 import sys
@@ -32,6 +31,7 @@ import minibert
 from backends import Array, Backend, BackendError, get_backend
 from minibert import GradientAccumulator, MiniBERT, MiniBERTConfig, MiniBERTGradients, stable_softmax
 from minibert.ops import embedding_backward
+from minibert.training.command_line import Parser
 
 SOURCES = Path(minibert.__file__).parent
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
@@ -372,7 +372,7 @@ FIXES: dict[str, Callable[[Setting], Iterator[Check]]] = {
 
 def main() -> int:
     """Run every check and print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--seed", type=int, default=0, help="of the checks' random numbers (default: 0)")
     arguments = parser.parse_args()

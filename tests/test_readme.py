@@ -7,6 +7,8 @@ import io
 import json
 import re
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,11 +39,23 @@ def test_every_link_to_a_file_leads_to_one(page: str):
         assert "://" in link or (path.parent / link).exists(), link
 
 
-def test_every_script_that_the_readme_names_exists_and_explains_itself():
-    named = set(re.findall(r"scripts/\w+\.py", README))
-    assert named
-    for script in named:
-        assert (ROOT / script).exists(), script
+SCRIPTS = sorted(set(re.findall(r"scripts/\w+\.py", README)))
+
+
+def test_the_readme_names_scripts():
+    assert "scripts/train.py" in SCRIPTS
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_that_the_readme_names_exists_and_explains_itself(script: str, tmp_path: Path):
+    """From any folder; the help has a description, and a word on every option."""
+    command = [sys.executable, str(ROOT / script), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    _, description, *_ = done.stdout.split("\n\n")
+    assert len(description.split()) > 3, description
+    bare = re.findall(r"^  (-\S+)(?: [A-Z{]\S*)*$(?!\n {8,})", done.stdout, re.MULTILINE)
+    assert not bare, f"{script} says nothing of {bare}"
 
 
 def test_every_make_target_that_the_readme_names_exists():
