@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from backends import get_backend
+from minibert.files import write_text
 from minibert.training.command_line import FAILURE, SUCCESS, Parser, run_command
 from minibert.training.errors import TrainingError
 from minibert.training.metrics import METRICS_FILE, read_metrics
@@ -144,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output.mkdir(parents=True)
         outcomes = [run(part) for part in parts(given.device, output, given.steps, given.tests, given.quick)]
         losses = compare_losses(output)
-        (output / "report.md").write_text(report(description, outcomes, losses), encoding="utf-8")
+        write_text(output / "report.md", report(description, outcomes, losses))
         passed = all(outcome.passed for outcome in outcomes) and losses[0]
         print(f"\n{losses[1]}\n{'all passed' if passed else 'FAILED'}; the report is {output / 'report.md'}")
         return SUCCESS if passed else FAILURE
