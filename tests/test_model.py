@@ -194,7 +194,7 @@ def test_the_example_of_the_docstring_works():
         ({"input_ids": [[1, 23]]}, ValueError, r"input_ids\[0, 1\] is 23, but the vocabulary has 23 entries"),
         ({"input_ids": [[1, -1]]}, ValueError, r"input_ids\[0, 1\] is -1"),
         ({"input_ids": [1, 2]}, ValueError, r"shape \(batch, sequence length\).* wrap a single sequence as \[ids\]"),
-        ({"input_ids": [[]]}, TypeError, "input_ids must be integers"),
+        ({"input_ids": [[]]}, ValueError, "both at least 1, not"),
         ({"input_ids": [[1.0]]}, TypeError, "input_ids must be integers, not float64"),
         ({"input_ids": [[True, False]]}, TypeError, "input_ids must be integers, not bool"),
         ({"input_ids": [[1, 2], [3]]}, ValueError, "input_ids must be a full rectangle .* padding id"),
