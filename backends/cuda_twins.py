@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from backends import cuda_attention
+from backends import checks, cuda_attention
 from backends.base import Array, score_bound
 from backends.cuda_launch import (
     COLUMN_TILE,
@@ -307,6 +307,7 @@ def adamw_update(
     """One launch that reads and writes every number once."""
     dtype, size = parameters.dtype, parameters.shape[0]
     output(dtype, (size,), parameters, first_moment, second_moment)
+    checks.same_kind("adamw_update", dtype, ("gradients", gradients, (size,)), ("gradient_scale", gradient_scale, ()))
     gradients, gradient_scale = checked(dtype, gradients, gradient_scale)
     factors = (
         beta1,

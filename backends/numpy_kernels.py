@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from backends import checks
 from backends.base import Array, Backend
 
 _BLOCK = 1 << 15  # elements of one pass: the seven arrays of an AdamW step then stay in a core's second-level cache
@@ -35,7 +36,12 @@ def adamw_update(
     step: int,
 ) -> None:
     """One AdamW step, block by block and without temporaries: the definition reads memory a dozen times more."""
-    gradient_scale = gradients.dtype.type(gradient_scale)
+    dtype, shape = parameters.dtype, parameters.shape
+    moments = ("first_moment", first_moment, shape), ("second_moment", second_moment, shape)
+    checks.same_kind(
+        "adamw_update", dtype, ("gradients", gradients, shape), *moments, ("gradient_scale", gradient_scale, ())
+    )
+    gradient_scale = dtype.type(gradient_scale)
     root_correction = 1.0 / math.sqrt(1.0 - beta2**step)
     step_size = learning_rate / (1.0 - beta1**step)
     buffers = np.empty((2, min(_BLOCK, parameters.size)), dtype=parameters.dtype)

@@ -86,7 +86,12 @@ class AdamW:
 
         Returns:
             The global norm of the gradients before clipping, a 0-d array on the device.
+
+        Raises:
+            ValueError: gradients of another model.
+            TypeError: gradients of another dtype.
         """
+        self._check(gradients)
         self.steps += 1
         parameters, first, second = self.model.parameters, self.first_moment, self.second_moment
         norm, scale = clipping_scale(self.model, gradients, self.max_norm)
@@ -98,3 +103,16 @@ class AdamW:
                 values, gradient, m, v, scale, learning_rate, *self.betas, self.epsilon, weight_decay, self.steps
             )
         return norm
+
+    def _check(self, gradients: NamedArrays) -> None:
+        """Gradients of another layout would train the wrong parameters, or be read beyond their end."""
+        own, given = self.model.parameters, gradients
+        if given.layout != own.layout:
+            shapes, others = own.layout.shapes, given.layout.shapes
+            name = next((name for name in {**shapes, **others} if shapes.get(name) != others.get(name)), "their order")
+            raise ValueError(
+                f"the gradients are of another model: {name} has the shape {others.get(name)} there and "
+                f"{shapes.get(name)} here (None: it has no such parameter)"
+            )
+        if given.flat.dtype != own.flat.dtype:
+            raise TypeError(f"the gradients are {given.flat.dtype}, the parameters {own.flat.dtype}; they must agree")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import backends_under_test
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from checking import assert_close
 
 from backends import Backend
 from minibert import AdamW, MiniBERT, MiniBERTConfig, MiniBERTGradients
+from minibert.kernels import CHOICES, Kernels
 from minibert.optimizer import clipping_scale, linear_schedule
 
 TINY = MiniBERTConfig(
@@ -69,6 +72,42 @@ def test_small_gradients_are_not_clipped_and_large_ones_to_the_norm(backend: Bac
     norm, scale = clipping_scale(model, gradients, 1.0)
     assert float(norm) == pytest.approx(10.0 * np.sqrt(20.0))
     assert float(norm * scale) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_gradients_of_another_model_are_refused_before_anything_is_trained(backend: Backend):
+    """One of the same size, too: a twin would train the wrong parameters, and read beyond the end of a smaller one."""
+    for kernels in CHOICES:
+        model = MiniBERT(TINY, backend=backend, kernels=kernels)
+        optimizer, before = AdamW(model), backend.to_numpy(model.parameters.flat).copy()
+        swapped = replace(TINY, vocab_size=TINY.intermediate_size, intermediate_size=TINY.vocab_size)
+        for config in (replace(TINY, vocab_size=19), replace(TINY, vocab_size=40), swapped):
+            other = MiniBERT(config, backend=backend)
+            with pytest.raises(ValueError, match=r"of another model: token_embeddings has the shape \(\d+, 8\) there"):
+                optimizer.step(MiniBERTGradients(other).gradients, 0.1)
+        fewer = MiniBERT(TINY, backend=backend, heads=("mlm",))
+        with pytest.raises(ValueError, match=r"pooler.weight has the shape None there and \(8, 8\) here"):
+            optimizer.step(MiniBERTGradients(fewer).gradients, 0.1)
+        assert optimizer.steps == 0
+        np.testing.assert_array_equal(backend.to_numpy(model.parameters.flat), before)
+        optimizer.step(MiniBERTGradients(MiniBERT(TINY, backend=backend)).gradients, 0.1)  # an equal layout will do
+
+
+def test_gradients_of_another_dtype_are_refused(float64_backend: Backend):
+    model = MiniBERT(TINY, backend=float64_backend)
+    gradients = MiniBERTGradients(MiniBERT(TINY, backend=float64_backend, dtype="float64")).gradients
+    with pytest.raises(TypeError, match=r"gradients are .*float64, the parameters .*float32; they must agree"):
+        AdamW(model).step(gradients, 0.1)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("which", range(1, 4))
+def test_an_adamw_update_of_arrays_of_different_sizes_is_refused(which: int, choice: str, backend: Backend):
+    """By the twin's own check, of a whole block more: the end of a block must not hide it."""
+    flat = [backend.xp.ones(1 << 15, dtype=backend.xp.float32, device=backend.device) for _ in range(4)]
+    flat[which] = backend.xp.ones(1 << 16, dtype=backend.xp.float32, device=backend.device)
+    scale = backend.xp.asarray(1.0, dtype=backend.xp.float32, device=backend.device)
+    with pytest.raises((ValueError, IndexError)):  # array_api_strict and CuPy have their own words
+        Kernels(backend, choice).adamw_update(*flat, scale, 0.1, 0.9, 0.999, 1e-6, 0.01, 1)
 
 
 def test_the_schedule_rises_and_falls_in_straight_lines():

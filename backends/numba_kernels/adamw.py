@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numba import prange
 
+from backends import checks
 from backends.base import Array, Backend
 from backends.numba_kernels.jit import elementwise, parallel
 
@@ -48,7 +49,13 @@ def adamw_update(
     step: int,
 ) -> None:
     """One AdamW step, in place."""
-    scalar = parameters.dtype.type
+    dtype, shape = parameters.dtype, parameters.shape
+    checks.vector_of_floats("adamw_update", "parameters", parameters)
+    moments = ("first_moment", first_moment, shape), ("second_moment", second_moment, shape)
+    checks.same_kind(
+        "adamw_update", dtype, ("gradients", gradients, shape), *moments, ("gradient_scale", gradient_scale, ())
+    )
+    scalar = dtype.type
     factors = (
         float(gradient_scale),
         beta1,
