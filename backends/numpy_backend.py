@@ -16,6 +16,7 @@ from typing import Any
 import array_api_compat.numpy as xp
 import numpy as np
 
+from backends import checks
 from backends.base import Array, Backend, Memory
 from backends.buffers import BufferPool
 
@@ -53,16 +54,18 @@ class NumpyBackend(Backend):
     def scatter_add(self, target: Array, indices: Array, rows: Array, *, deterministic: bool = False) -> None:
         """See `Backend.scatter_add`; always deterministic here.
 
-        With Numba, a loop over the rows. Without it, one sparse product sums the rows of each distinct index:
-        row u of the (U, N) matrix has a one in every column i with `indices[i] == unique[u]`. `np.add.at` does the
-        same an order of magnitude slower, because its fast path covers one-dimensional arrays only.
-        """
-        if rows.shape[0] == 0:
-            return
-        from backends.numpy_kernels import numba_kernels
+        One sparse product sums the rows of each distinct index: row u of the (U, N) matrix has a one in every
+        column i with `indices[i] == unique[u]`. `np.add.at` does the same an order of magnitude slower, because its
+        fast path covers one-dimensional arrays only. Numba's scatter-add is not called here but by its twin of
+        `embedding_backward`, so that a model with kernels="reference" runs no compiled kernel.
 
-        if (kernels := numba_kernels()) is not None:
-            kernels.scatter_add(target, indices, rows)
+        Raises:
+            ValueError, TypeError: arrays that do not fit each other.
+            IndexError: an index outside the target, where NumPy alone would count negative ones from the end.
+        """
+        checks.same_kind("scatter_add", rows.dtype, ("target", target, (*target.shape[:1], *rows.shape[1:])))
+        checks.indices("scatter_add", "indices", indices, rows.shape[0], target.shape[0])
+        if rows.shape[0] == 0:
             return
         from scipy import sparse
 

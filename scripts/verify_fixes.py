@@ -30,7 +30,7 @@ from rich.table import Table
 import minibert
 from backends import Array, Backend, BackendError, get_backend
 from minibert import GradientAccumulator, MiniBERT, MiniBERTConfig, MiniBERTGradients, stable_softmax
-from minibert.ops import embedding_backward
+from minibert.kernels import Kernels
 from minibert.training.command_line import Parser
 
 SOURCES = Path(minibert.__file__).parent
@@ -57,11 +57,11 @@ class Setting(NamedTuple):
     backend: Backend
     seed: int
 
-    def model(self) -> MiniBERT:
+    def model(self, kernels: str = "auto") -> MiniBERT:
         """A small BERT in float64 where the device has it."""
         kinds = self.backend.xp.__array_namespace_info__().dtypes(device=self.backend.device, kind="real floating")
         dtype = "float64" if "float64" in kinds else "float32"
-        return MiniBERT(CONFIG, backend=self.backend, dtype=dtype, seed=self.seed)
+        return MiniBERT(CONFIG, backend=self.backend, dtype=dtype, seed=self.seed, kernels=kernels)
 
     def random(self) -> np.random.Generator:
         """Random numbers on the host, the same in every check."""
@@ -174,7 +174,8 @@ def median_ms(run: Callable[[], None], repeats: int) -> float:
 
 def check_scatter_add(setting: Setting) -> Iterator[Check]:
     """One scatter-add per table, equal to the nested loops."""
-    backend, xp, random, model = setting.backend, setting.backend.xp, setting.random(), setting.model()
+    backend, xp, random = setting.backend, setting.backend.xp, setting.random()
+    model, kernels = setting.model("reference"), Kernels(backend)  # the definition's calls; what training runs
     gradients = MiniBERTGradients(model)
     table = gradients.gradients["token_embeddings"]
     calls: list[tuple[int, ...]] = []
@@ -206,7 +207,7 @@ def check_scatter_add(setting: Setting) -> Iterator[Check]:
         result = xp.zeros((vocabulary, width), dtype=xp.float32, device=backend.device)
         rows = backend.asarray(dy.reshape(-1, width))
         indices = backend.asarray(ids.reshape(-1).astype(np.int32))
-        embedding_backward(backend, rows, (indices,), (result,))
+        kernels.embedding_backward(rows, (indices,), (result,))
         error = largest(backend.to_numpy(result) - expected) / largest(expected)
         yield Check(
             f"equal to nested loops, ids {what}",
@@ -218,7 +219,7 @@ def check_scatter_add(setting: Setting) -> Iterator[Check]:
     host_table = np.zeros((vocabulary, width), dtype=np.float32)
 
     def vectorised() -> None:
-        embedding_backward(backend, rows, (indices,), (result,))
+        kernels.embedding_backward(rows, (indices,), (result,))
         backend.synchronize()
 
     ours = median_ms(vectorised, 21)

@@ -20,7 +20,8 @@ from checking import assert_close, tolerance
 
 from backends import Array, Backend, get_backend
 from minibert import AdamW, GradientAccumulator, MiniBERT, MiniBERTConfig, MiniBERTGradients, stable_softmax
-from minibert.ops import AttentionLayout, attention_weights, embedding_backward, score_bound
+from minibert.kernels import CHOICES, Kernels
+from minibert.ops import AttentionLayout, attention_weights, score_bound
 from minibert.rows import Rows
 
 CONFIG = MiniBERTConfig(
@@ -38,10 +39,10 @@ INF = float("inf")
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
-def model_on(backend: Backend) -> tuple[MiniBERT, str]:
+def model_on(backend: Backend, kernels: str = "auto") -> tuple[MiniBERT, str]:
     """A small model in the most precise dtype of the device, and that dtype's name."""
     dtype = backends_under_test.float_dtypes(backend)[0]
-    return MiniBERT(CONFIG, backend=backend, dtype=dtype), dtype
+    return MiniBERT(CONFIG, backend=backend, dtype=dtype, kernels=kernels), dtype
 
 
 # --- 1: masked positions receive no attention --------------------------------------------------------------------
@@ -106,15 +107,17 @@ def test_the_scatter_add_equals_the_nested_loops(ids: np.ndarray, backend: Backe
     nested_loops(expected, ids, dy)
     rows = ids.reshape(-1).astype(np.int32)
     for dtype in backends_under_test.float_dtypes(backend):
-        table = backend.xp.zeros(before.shape, dtype=backend.dtype(dtype), device=backend.device)
-        table[...] = backend.asarray(before, dtype=backend.dtype(dtype))
         dy_rows = backend.asarray(dy.reshape(-1, 5), dtype=backend.dtype(dtype))
-        embedding_backward(backend, dy_rows, (backend.asarray(rows),), (table,))
-        assert_close(backend, table, expected, dtype)
+        for choice in CHOICES:
+            table = backend.xp.zeros(before.shape, dtype=backend.dtype(dtype), device=backend.device)
+            table[...] = backend.asarray(before, dtype=backend.dtype(dtype))
+            Kernels(backend, choice).embedding_backward(dy_rows, (backend.asarray(rows),), (table,))
+            assert_close(backend, table, expected, dtype)
 
 
 def test_the_token_embeddings_get_one_scatter_add(backend: Backend):
-    model, _ = model_on(backend)
+    """Of the definition; a twin's is held against it in tests/test_twins.py and tests/test_numba_kernels.py."""
+    model, _ = model_on(backend, kernels="reference")
     gradients = MiniBERTGradients(model)
     scatter_add, rows = backend.scatter_add, []
 
@@ -131,6 +134,7 @@ def test_the_token_embeddings_get_one_scatter_add(backend: Backend):
 def test_the_scatter_add_is_timed_against_the_nested_loops(device: str, record_property: Callable[[str, object], None]):
     """Both add up the same; how long each takes is a report (`pytest -rP`), since no assertion on time is safe."""
     backend, random = get_backend(device), np.random.default_rng(3)
+    kernels = Kernels(backend)
     batch, length, width, vocabulary = 32, 128, 256, 8192
     ids = np.minimum(random.zipf(1.2, (batch, length)) - 1, vocabulary - 1)  # few tokens often, as in text
     dy = random.standard_normal((batch, length, width)).astype(np.float32)
@@ -138,7 +142,7 @@ def test_the_scatter_add_is_timed_against_the_nested_loops(device: str, record_p
 
     def vectorised() -> np.ndarray:
         table = backend.xp.zeros((vocabulary, width), dtype=backend.xp.float32, device=backend.device)
-        embedding_backward(backend, rows, (indices,), (table,))
+        kernels.embedding_backward(rows, (indices,), (table,))
         backend.synchronize()
         return table
 

@@ -16,7 +16,7 @@ from backends.numba_kernels.adamw import adamw_update
 from backends.numba_kernels.attention import attention_backward, attention_forward
 from backends.numba_kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward
 from backends.numba_kernels.dropout import dropout_backward, dropout_forward
-from backends.numba_kernels.embedding import embedding_forward, scatter_add
+from backends.numba_kernels.embedding import embedding_backward, embedding_forward
 from backends.numba_kernels.layer_norm import (
     dropout_add_layer_norm_backward,
     dropout_add_layer_norm_forward,
@@ -26,7 +26,7 @@ from backends.numba_kernels.layer_norm import (
 from backends.numba_kernels.linear import linear_backward, linear_backward_input, linear_backward_weight, linear_forward
 from backends.numba_kernels.sums import squared_norm
 
-__all__ = ["TWINS", "scatter_add", "version"]
+__all__ = ["TWINS", "version"]
 
 TWINS: Mapping[str, Callable[..., Any]] = ACTIVATIONS | {
     function.__name__: function
@@ -40,6 +40,7 @@ TWINS: Mapping[str, Callable[..., Any]] = ACTIVATIONS | {
         dropout_add_layer_norm_forward,
         dropout_backward,
         dropout_forward,
+        embedding_backward,
         embedding_forward,
         layer_norm_backward,
         layer_norm_forward,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numba import prange
 
+from backends import checks
 from backends.base import Array, Backend
 from backends.numba_kernels.elementary import gelu, gelu_and_slope, gelu_new, gelu_new_and_slope, relu, relu_and_slope
 from backends.numba_kernels.jit import BLOCK_ROWS, elementwise, parallel
@@ -64,15 +65,21 @@ def _backward(kind, dy, x, bias, y, partial_dbias):
             add_row(dy[i], partial_dbias[block])
 
 
-def _activation(kind: int) -> tuple[Callable[..., Array], Callable[..., tuple[Array, Array]]]:
+def _activation(name: str, kind: int) -> tuple[Callable[..., Array], Callable[..., tuple[Array, Array]]]:
     def forward(backend: Backend, x: Array, bias: Array) -> Array:
         """y = activation(x + bias)."""
+        _, columns = checks.matrix_of_floats(f"bias_{name}_forward", "x", x)
+        checks.same_kind(f"bias_{name}_forward", x.dtype, ("bias", bias, (columns,)))
         y = backend.empty(x.shape, x.dtype)
         _forward(kind, np.ascontiguousarray(x), bias, y)
         return y
 
     def backward(backend: Backend, dy: Array, x: Array, bias: Array, dbias: Array) -> tuple[Array, Array]:
         """Writes dbias; returns dx, in the memory of dy, which is in the cache already, and y."""
+        operation = f"bias_{name}_backward"
+        rows, columns = checks.matrix_of_floats(operation, "x", x)
+        vectors = ("bias", bias, (columns,)), ("dbias", dbias, (columns,))
+        checks.same_kind(operation, x.dtype, ("dy", dy, (rows, columns)), *vectors)
         dy, y = np.ascontiguousarray(dy), backend.empty(x.shape, x.dtype)
         partial_dbias = backend.empty((-(-x.shape[0] // BLOCK_ROWS), x.shape[1]), x.dtype)
         _backward(kind, dy, np.ascontiguousarray(x), bias, y, partial_dbias)
@@ -85,5 +92,5 @@ def _activation(kind: int) -> tuple[Callable[..., Array], Callable[..., tuple[Ar
 ACTIVATIONS: dict[str, Callable[..., Any]] = {
     f"bias_{name}_{direction}": function
     for name, kind in (("gelu", _GELU), ("gelu_new", _GELU_NEW), ("relu", _RELU))
-    for direction, function in zip(("forward", "backward"), _activation(kind), strict=True)
+    for direction, function in zip(("forward", "backward"), _activation(name, kind), strict=True)
 }

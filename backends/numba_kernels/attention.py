@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numba import get_num_threads, get_thread_id, prange
 
+from backends import checks
 from backends.base import Array, Backend, score_bound
 from backends.numba_kernels.bits import counter_word, kept
 from backends.numba_kernels.blas import matrix, product, same_dtype, scalars
@@ -221,9 +222,11 @@ def _check(layout: Any, queries: Array, keys: Array, values: Array, *gradients: 
     """Addresses go to BLAS: nothing that does not fit may get that far.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, or a gradient that may not be written to.
         TypeError: arrays of different dtypes.
     """
+    checks.matrix_of_floats("attention", "queries", queries)
+    checks.matrix_of_floats("attention", "keys", keys)
     same_dtype(queries, keys, values, *gradients)
     like = (queries, keys, keys) if not gradients else (queries, keys, keys, queries, queries, keys, keys)
     fits = all(one.shape == other.shape for one, other in zip((queries, keys, values, *gradients), like, strict=True))
@@ -234,6 +237,21 @@ def _check(layout: Any, queries: Array, keys: Array, values: Array, *gradients: 
         expected = side.sequences * side.slots if side.slot_of_row is None else side.slot_of_row.shape[0]
         if rows.shape[0] != expected:
             raise ValueError(f"{rows.shape[0]} rows of {what}, but the layout has {expected}")
+        places = side.slot_of_row
+        if places is not None and places.dtype.kind not in "iu":
+            raise TypeError(f"slot_of_row of the {what} must be integers, not {places.dtype}")
+        if places is not None and expected:
+            slots = side.sequences * side.slots
+            if places[0] < 0 or places[-1] >= slots or (places[1:] <= places[:-1]).any():
+                raise ValueError(f"slot_of_row of the {what} must increase, and lie between 0 and {slots - 1}")
+    if layout.queries.sequences != layout.keys.sequences:
+        raise ValueError(f"queries of {layout.queries.sequences} sequences, but keys of {layout.keys.sequences}")
+    if layout.mask is not None:
+        shape = layout.keys.sequences, 1, 1, layout.keys.slots
+        checks.same_kind("attention", queries.dtype, ("the mask", layout.mask, shape))
+    for gradient in gradients[1:]:  # by its address it could be written to all the same
+        if not gradient.flags.writeable:
+            raise ValueError("attention_backward: dqueries, dkeys and dvalues must be arrays that can be written to")
 
 
 def _scratch(backend: Backend, dtype: Any, layout: Any, keys: int, arrays: int) -> Array:
@@ -258,11 +276,11 @@ def attention_forward(
     """The contexts, and every row's maximum and inverse sum of exponentials, (2, A, Nq)."""
     dtype, (number, hidden) = queries.dtype, queries.shape
     _check(layout, queries, keys, values)
+    numbers, factors = plan("attention_forward", dropout, number, dtype)
     queries, q, ldq = matrix(queries)
     keys, k, ldk = matrix(keys)
     values, v, ldv = matrix(values)
     sequences, mask, longest = _sequences(keys, layout)
-    numbers, factors = plan(dropout, dtype)
     context, saved = backend.empty((number, hidden), dtype), backend.empty((2, layout.heads, number), dtype)
     scratch = _scratch(backend, dtype, layout, longest, 1)
     scaled = _scaled(dtype, hidden // layout.heads)
@@ -286,12 +304,13 @@ def attention_backward(
     """Writes dqueries, dkeys and dvalues, which may be strided views."""
     dtype, width = queries.dtype, queries.shape[1] // layout.heads
     _check(layout, queries, keys, values, dcontext, dqueries, dkeys, dvalues)
+    checks.same_kind("attention_backward", dtype, ("saved", saved, (2, layout.heads, queries.shape[0])))
+    numbers, factors = plan("attention_backward", dropout, queries.shape[0], dtype)
     dcontext, dc, ldc = matrix(dcontext)
     queries, q, ldq = matrix(queries)
     keys, k, ldk = matrix(keys)
     values, v, ldv = matrix(values)
     sequences, mask, longest = _sequences(keys, layout)
-    numbers, factors = plan(dropout, dtype)
     scratch = _scratch(backend, dtype, layout, longest, 2)
     written = [matrix(gradient) for gradient in (dqueries, dkeys, dvalues)]
     outputs = (*written[0][1:], *written[1][1:], *written[2][1:], width)

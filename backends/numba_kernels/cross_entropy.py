@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from backends import checks
 from backends.base import Array, Backend, score_bound
 from backends.numba_kernels.elementary import exponential, type_of
 from backends.numba_kernels.jit import elementwise, parallel, summing
@@ -65,10 +66,14 @@ def _checked(labels: Array, logits: Array) -> Array:
 
     Raises:
         IndexError: a label for which there is no logit.
-        ValueError: not one label for every row.
+        ValueError: not one label for every row, or logits of another shape than (M, V).
+        TypeError: labels that are no integers, or logits that are no float32 or float64.
     """
+    checks.matrix_of_floats("cross_entropy", "logits", logits)
     if labels.shape != logits.shape[:1]:
         raise ValueError(f"logits of the shape {logits.shape} need {logits.shape[0]} labels, not {labels.shape}")
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"cross_entropy: labels must be integers, not {labels.dtype}")
     if labels.size and int(labels.max()) >= logits.shape[1]:
         raise IndexError(f"the label {int(labels.max())} has no logit: there are {logits.shape[1]}")
     return labels
@@ -76,17 +81,19 @@ def _checked(labels: Array, logits: Array) -> Array:
 
 def cross_entropy_forward(backend: Backend, logits: Array, labels: Array) -> Array:
     """-log softmax(logits)[label]; zero where the label is negative."""
+    labels = _checked(labels, logits)
     losses = backend.empty((logits.shape[0],), logits.dtype)
-    _forward(np.ascontiguousarray(logits), _checked(labels, logits), losses)
+    _forward(np.ascontiguousarray(logits), labels, losses)
     return losses
 
 
 def cross_entropy_backward(backend: Backend, logits: Array, labels: Array, scale: float) -> tuple[Array, Array]:
     """The losses, and dlogits of scale * sum(losses)."""
+    labels = _checked(labels, logits)
     losses, dlogits = backend.empty((logits.shape[0],), logits.dtype), backend.empty(logits.shape, logits.dtype)
     _backward(
         np.ascontiguousarray(logits),
-        _checked(labels, logits),
+        labels,
         logits.dtype.type(score_bound(np, logits.dtype)),
         logits.dtype.type(scale),
         losses,

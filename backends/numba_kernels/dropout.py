@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numba import prange
 
+from backends import checks
 from backends.base import Array, Backend
 from backends.numba_kernels.bits import column_words, counter_word, kept
 from backends.numba_kernels.elementary import type_of
@@ -31,14 +32,15 @@ class DropoutPlan(Protocol):
     def row_numbers(self) -> Array: ...  # noqa: D102
 
 
-def plan(dropout: DropoutPlan | None, dtype: Any) -> tuple[Array, tuple[Any, Any, Any, Any]]:
+def plan(operation: str, dropout: DropoutPlan | None, rows: int, dtype: Any) -> tuple[Array, tuple[Any, Any, Any, Any]]:
     """What kernels take: the numbers of the rows (none without dropout), and four numbers.
 
     These are the threshold that an element's bits must reach to be kept, the two words of the key, and the
-    factor on what is kept.
+    factor on what is kept. `operation` is for the message about row numbers that are not one for each row.
     """
     if dropout is None:
         return _NO_ROWS, (np.uint32(0), np.uint32(0), np.uint32(0), dtype.type(1.0))
+    checks.row_numbers(operation, dropout.row_numbers, rows)
     row_key, column_key = dropout.key
     factor = dtype.type(dropout.keep_scale)
     factors = np.uint32(dropout.threshold), np.uint32(row_key), np.uint32(column_key), factor
@@ -63,7 +65,8 @@ def dropout_forward(backend: Backend, x: Array, dropout: DropoutPlan | None) -> 
     """y = x * mask; without dropout, x itself."""
     if dropout is None:
         return x
-    numbers, factors = plan(dropout, x.dtype)
+    rows, _ = checks.matrix_of_floats("dropout", "the array", x)
+    numbers, factors = plan("dropout", dropout, rows, x.dtype)
     y = backend.empty(x.shape, x.dtype)
     _drop(np.ascontiguousarray(x), factors, numbers, y)
     return y

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from backends import checks
 from backends.base import Array, Backend
 from backends.numba_kernels.jit import elementwise, parallel
 from backends.numba_kernels.sums import add_row
@@ -36,12 +37,26 @@ def scatter_add(target: Array, ids: Array, rows: Array) -> None:
 
     On one thread: waking the others takes as long as all the additions of a usual batch.
     """
+    count, columns = checks.matrix_of_floats("embedding_backward", "dy", rows)
+    checks.same_kind("embedding_backward", rows.dtype, ("the table", target, (*target.shape[:1], columns)))
+    checks.indices("embedding_backward", "ids", ids, count, target.shape[0])
     _scatter(target, np.ascontiguousarray(ids), np.ascontiguousarray(rows))
 
 
 def embedding_forward(backend: Backend, tables: tuple[Array, ...], ids: tuple[Array, ...]) -> Array:
     """The sum of one row of each table."""
+    _, columns = checks.matrix_of_floats("embedding_forward", "the first table", tables[0])
+    for number, (table, rows) in enumerate(zip(tables, ids, strict=True)):
+        shape = *table.shape[:1], columns
+        checks.same_kind("embedding_forward", tables[0].dtype, (f"table {number}", table, shape))
+        checks.indices("embedding_forward", f"ids {number}", rows, ids[0].shape[0], table.shape[0])
     y = backend.empty((ids[0].shape[0], tables[0].shape[1]), tables[0].dtype)
     contiguous = tuple(np.ascontiguousarray(table) for table in tables)
     _look_up(contiguous, tuple(np.ascontiguousarray(rows) for rows in ids), y)
     return y
+
+
+def embedding_backward(backend: Backend, dy: Array, ids: tuple[Array, ...], dtables: tuple[Array, ...]) -> None:
+    """Adds dy to the rows of each table that were looked up."""
+    for rows, dtable in zip(ids, dtables, strict=True):
+        scatter_add(dtable, rows, dy)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from backends import checks
 from backends.base import Array, Backend
 from backends.numba_kernels.bits import column_words, counter_word, kept
 from backends.numba_kernels.dropout import DropoutPlan, plan
@@ -144,10 +145,28 @@ def _room(backend: Backend, x: Array) -> tuple[Array, Statistics]:
     return backend.empty(x.shape, x.dtype), statistics
 
 
+def _check_backward(
+    operation: str, name: str, x: Array, dy: Array, statistics: Statistics, *vectors: tuple[str, Array]
+) -> None:
+    """Everything fits x, what the norm was taken of. Raises as `checks` does."""
+    rows, columns = checks.matrix_of_floats(operation, name, x)
+    mean, inverse = statistics
+    checks.same_kind(
+        operation,
+        x.dtype,
+        ("dy", dy, (rows, columns)),
+        ("the mean", mean, (rows, 1)),
+        ("1 / deviation", inverse, (rows, 1)),
+        *((of, vector, (columns,)) for of, vector in vectors),
+    )
+
+
 def layer_norm_forward(
     backend: Backend, x: Array, weight: Array, bias: Array, eps: float
 ) -> tuple[Array, tuple[Array, Array]]:
     """Layer normalisation over the last axis."""
+    _, columns = checks.matrix_of_floats("layer_norm_forward", "x", x)
+    checks.same_kind("layer_norm_forward", x.dtype, ("weight", weight, (columns,)), ("bias", bias, (columns,)))
     y, statistics = _room(backend, x)
     _norm_forward(np.ascontiguousarray(x), weight, bias, x.dtype.type(eps), y, *statistics)
     return y, statistics
@@ -163,6 +182,9 @@ def layer_norm_backward(
     dbias: Array,
 ) -> Array:
     """Writes dweight and dbias; returns dx."""
+    _check_backward(
+        "layer_norm_backward", "x", x, dy, statistics, ("weight", weight), ("dweight", dweight), ("dbias", dbias)
+    )
     dx, partial = backend.empty(x.shape, x.dtype), _partial(backend, x, 2)
     _norm_backward(np.ascontiguousarray(dy), np.ascontiguousarray(x), *statistics, weight, dx, partial)
     add_blocks(partial[0], dweight)
@@ -181,9 +203,18 @@ def dropout_add_layer_norm_forward(
     dropout: DropoutPlan | None,
 ) -> tuple[Array, Array, tuple[Array, Array]]:
     """The end of every sub-layer: y = layer_norm(residual + dropout(x + bias))."""
+    operation = "dropout_add_layer_norm_forward"
+    rows, columns = checks.matrix_of_floats(operation, "x", x)
+    parameters = ("bias", bias), ("weight", weight), ("norm_bias", norm_bias)
+    checks.same_kind(
+        operation,
+        x.dtype,
+        ("residual", residual, (rows, columns)),
+        *((name, vector, (columns,)) for name, vector in parameters),
+    )
+    numbers, factors = plan(operation, dropout, rows, x.dtype)
     y, statistics = _room(backend, x)
     total = backend.empty(x.shape, x.dtype)
-    numbers, factors = plan(dropout, x.dtype)
     _sublayer_forward(
         np.ascontiguousarray(x),
         bias,
@@ -212,6 +243,9 @@ def dropout_add_layer_norm_backward(
     dnorm_bias: Array,
 ) -> tuple[Array, Array]:
     """Writes dbias, dweight and dnorm_bias; returns dx and dresidual."""
+    operation = "dropout_add_layer_norm_backward"
+    sums = ("dbias", dbias), ("dweight", dweight), ("dnorm_bias", dnorm_bias)
+    _check_backward(operation, "total", total, dy, statistics, ("weight", weight), *sums)
     dy, dresidual = np.ascontiguousarray(dy), backend.empty(total.shape, total.dtype)
     if dropout is None:  # total = residual + x + bias: one gradient for all three
         partial = _partial(backend, total, 2)
@@ -220,7 +254,7 @@ def dropout_add_layer_norm_backward(
         dx[...] = dresidual  # of its own: the caller may add to either
         column_sums(backend, dresidual, dbias)
     else:
-        numbers, factors = plan(dropout, total.dtype)
+        numbers, factors = plan(operation, dropout, total.shape[0], total.dtype)
         dx, partial = backend.empty(total.shape, total.dtype), _partial(backend, total, 3)
         _sublayer_backward(dy, total, *statistics, weight, factors, numbers, dx, dresidual, partial)
         add_blocks(partial[2], dbias)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from backends import checks
 from backends.base import Array, Backend
 from backends.numba_kernels.jit import BLOCK_ROWS, elementwise, parallel, summing
 
@@ -59,6 +60,7 @@ def _square_sums(x, partial):
 
 def squared_norm(backend: Backend, x: Array) -> Array:
     """The sum of squares of x (P,), a 0-d array."""
+    checks.vector_of_floats("squared_norm", "x", x)
     partial = np.empty(max(1, -(-x.shape[0] // _BLOCK)), dtype=np.float64)
     _square_sums(x, partial)
     return np.asarray(partial.sum(), dtype=x.dtype)
