@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
+import pytest
 
 from backends.buffers import SMALLEST, BufferPool
+from backends.numpy_backend import NumpyBackend
 from minibert import MiniBERT, MiniBERTConfig, MiniBERTGradients
 from minibert.optimizer import AdamW
 
@@ -45,11 +49,69 @@ def test_memory_is_kept_as_long_as_any_view_of_it():
     assert address(pool.empty(SHAPE, np.float32)) == where
 
 
-def test_a_smaller_array_takes_a_free_block_of_up_to_twice_its_size():
+def test_smaller_arrays_share_the_memory_of_a_larger_one_that_is_gone():
+    """Side by side, and in whatever order they go, the whole is there again afterwards."""
+    for order in itertools.permutations(range(4)):
+        pool = BufferPool()
+        where = address(pool.empty((4 * SHAPE[0], SHAPE[1]), np.float32))
+        reserved = pool.reserved
+        parts = [pool.empty(SHAPE, np.float32) for _ in range(4)]
+        for number, part in enumerate(parts):
+            part[...] = number
+        for number, part in enumerate(parts):
+            np.testing.assert_array_equal(part, number)
+        del part
+        assert {address(each) - where for each in parts} == {number * parts[0].nbytes for number in range(4)}
+        parts = dict(enumerate(parts))
+        for number in order:
+            del parts[number]
+        assert address(pool.empty((4 * SHAPE[0], SHAPE[1]), np.float32)) == where
+        assert pool.reserved == reserved
+
+
+def test_a_large_array_takes_the_place_of_idle_ones_that_are_smaller():
     pool = BufferPool()
-    where = address(pool.empty(SHAPE, np.float64))
-    assert address(pool.empty(SHAPE, np.float32)) == where
-    assert address(pool.empty((SHAPE[0] // 4, SHAPE[1]), np.float32)) != where
+    kept = pool.empty(SHAPE, np.float32)
+    kept[...] = 5.0
+    for _ in range(3):
+        several = [pool.empty(SHAPE, np.float32) for _ in range(8)]
+        del several
+    large = pool.empty((8 * SHAPE[0], SHAPE[1]), np.float32)
+    assert pool.reserved <= 1.01 * (large.nbytes + kept.nbytes)
+    np.testing.assert_array_equal(kept, 5.0)
+
+
+def test_a_larger_array_is_not_given_up_for_a_smaller_one():
+    """Or two sizes in turn would never come to rest."""
+    pool = BufferPool()
+    large = pool.empty((4 * SHAPE[0], SHAPE[1]), np.float32)
+    small = pool.empty(SHAPE, np.float32)
+    reserved, where = pool.reserved, (address(large), address(small))
+    for _ in range(3):
+        del large, small
+        small = pool.empty(SHAPE, np.float32)
+        large = pool.empty((4 * SHAPE[0], SHAPE[1]), np.float32)
+        assert (address(large), address(small)) == where
+    assert pool.reserved == reserved
+
+
+def test_arrays_never_overlap_and_all_memory_comes_back():
+    """Random sizes, random deaths: every array keeps what was written to it, until it is gone."""
+    rng, pool = np.random.default_rng(0), BufferPool()
+    alive: dict[int, np.ndarray] = {}
+    for number in range(2000):
+        if alive and rng.random() < 0.5:
+            del alive[list(alive)[rng.integers(len(alive))]]
+        alive[number] = pool.empty((int(rng.integers(SMALLEST // 4, 20 * SMALLEST)),), np.float32)
+        alive[number].fill(number)
+        if len(alive) > 12:
+            alive.pop(next(iter(alive)))
+    for number, array in alive.items():
+        assert (array == number).all()
+    del array
+    alive.clear()
+    pool.clear()
+    assert pool.reserved == 0
 
 
 def test_small_arrays_are_left_to_numpy():
@@ -116,3 +178,46 @@ def test_what_a_user_keeps_is_never_overwritten():
     del cache, other
     step.forward(5)
     np.testing.assert_array_equal(kept, expected_row)
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> BufferPool:
+    """A pool of its own for all models of the test."""
+    fresh = BufferPool()
+    monkeypatch.setattr(NumpyBackend, "pool", fresh)
+    return fresh
+
+
+def steps_of(pool: BufferPool, sizes: list[tuple[int, int]]) -> list[int]:
+    """What is reserved after each training step on batches of these sizes, from an empty pool."""
+    model = MiniBERT(CONFIG)
+    gradients, optimizer, rng = MiniBERTGradients(model), AdamW(model), np.random.default_rng(1)
+    pool.clear()
+    reserved = []
+    for batch, length in sizes:
+        ids = rng.integers(0, 2000, (batch, length))
+        _, cache = model.forward(ids, dropout_step=optimizer.steps)
+        gradients.backward(cache, np.where(rng.random(ids.shape) < 0.15, ids, -100))
+        del cache
+        optimizer.step(gradients.gradients, 1e-3)
+        reserved.append(pool.reserved)
+    return reserved
+
+
+@pytest.mark.parametrize("sizes", ["growing", "shrinking", "random"])
+def test_steps_of_all_sizes_keep_what_the_largest_of_them_needs(sizes: str, pool: BufferPool):
+    rng = np.random.default_rng(2)
+    of_many = {
+        "growing": [(batch, 64) for batch in range(1, 25)],
+        "shrinking": [(batch, 64) for batch in range(24, 0, -1)],
+        "random": [(24, int(length)) for length in rng.permutation(np.r_[64, rng.integers(6, 65, 40)])],
+    }[sizes]
+    alone = steps_of(pool, [(24, 64)])[-1]
+    assert 0 < max(steps_of(pool, of_many)) <= 1.4 * alone
+
+
+def test_a_step_of_constant_size_reserves_nothing_more_once_it_is_warm(pool: BufferPool):
+    reserved = steps_of(pool, [(24, 64)] * 5)
+    assert len(set(reserved[1:])) == 1
+    after_others = steps_of(pool, [(3, 64), (24, 17), (9, 40), *[(24, 64)] * 4])
+    assert len(set(after_others[4:])) == 1
