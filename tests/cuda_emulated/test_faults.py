@@ -8,6 +8,7 @@ import pytest
 from emulated_cuda.compiler import ORDERS, EmulationError
 from emulated_cuda.device import DeviceError
 from emulated_cuda.functions import RawKernel
+from test_infinities import assert_infinite_logits_show_in_the_loss_only, assert_infinite_scores_share_the_weight
 
 from backends import Backend, cuda_launch, get_backend
 from cuda_emulated.kernel_cases import assert_twins_agree, attention_case, row_cases
@@ -23,6 +24,9 @@ _ROWS = (
 _NEXT = "column < columns; column += WARP) total +="
 
 _LOSS = "store(losses, blockIdx.x, label < -1 ? (real)0 : log"
+
+_CLIP = "        value = value < -bound ? -bound : value > bound ? bound : value;\n"
+_LARGEST = "    if (largest > (real)bound) largest = (real)bound;\n"
 
 FAULTS = {
     "no barrier before the lanes of a column are added": (f"{_BARRIER}\n        if (lane", "\n        if (lane"),
@@ -50,6 +54,8 @@ FAULTS = {
     "the weights left out where nothing is dropped": ("store(dropped, i, weight);", ";"),
     "the activation without its argument": ("*value = u * cumulative;", "*value = cumulative;"),
     "a loss where nothing is predicted": ("store(losses, blockIdx.x, label < 0 ? (real)0 : log", _LOSS),
+    "infinite scores that are not held within bounds": (_CLIP + "        store(weights", "        store(weights"),
+    "the largest logit not held within bounds": (_LARGEST + "    real share", "    real share"),
     "tiles larger than the shared memory": ("[TILE + 1])shared_memory;  //", "[TILE + 9])shared_memory;  //"),
 }
 """What is wrong -> (right, wrong)."""
@@ -68,6 +74,8 @@ def _compare_everything(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(RawKernel, "order", order)
         for case in _cases():
             assert_twins_agree(case, "float32", backend)
+        assert_infinite_scores_share_the_weight(backend, "auto", "float32")
+        assert_infinite_logits_show_in_the_loss_only(backend, "auto", "float32")
 
 
 def test_the_docs_count_the_faults():
