@@ -6,7 +6,7 @@ compares a gradient with central differences along a random direction, in float6
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,21 +20,47 @@ _STEP = 1e-5  # of the central difference: truncation (1e-10) and rounding (1e-1
 
 
 def tolerance(dtype: str) -> float:
-    """The one table of tolerances: relative to the largest expected value."""
+    """The one table of tolerances: relative to the largest expected value, however small that is."""
     return EPSILONS * float(np.finfo(dtype).eps)
 
 
-def assert_close(backend: Backend, actual: Array, expected: Any, dtype: str) -> None:
-    """The actual array lives on the backend, has the dtype and shape, and the expected (host) values."""
+def assert_close(backend: Backend, actual: Array, expected: Any, dtype: str, scale: float | None = None) -> None:
+    """The actual array lives on the backend, has the dtype and shape, and the expected (host) values.
+
+    Args:
+        backend: of the actual array.
+        actual: what was computed.
+        expected: what it should be, on the host.
+        dtype: of the actual array, and of the tolerance.
+        scale: what the tolerance is relative to; None for the largest expected value.
+    """
     expected = np.asarray(expected, dtype=np.float64)
     assert array_namespace(actual) is array_namespace(backend.xp.empty(0, device=backend.device))
     assert actual.dtype == backend.dtype(dtype), f"dtype {actual.dtype} instead of {dtype}"
     assert device(actual) == device(backend.asarray(np.zeros(1, dtype=dtype))), f"on {device(actual)}"
     assert actual.shape == expected.shape, f"shape {actual.shape} instead of {expected.shape}"
     actual = np.asarray(backend.to_numpy(actual), dtype=np.float64)
-    np.testing.assert_allclose(
-        actual, expected, rtol=tolerance(dtype), atol=tolerance(dtype) * max(1.0, np.abs(expected).max(initial=0.0))
-    )
+    if scale is None:
+        scale = float(np.abs(expected[np.isfinite(expected)]).max(initial=0.0))
+    np.testing.assert_allclose(actual, expected, rtol=tolerance(dtype), atol=tolerance(dtype) * scale)
+
+
+def assert_gradients_close(
+    backend: Backend, actual: Mapping[str, Array], expected: Mapping[str, Any], dtype: str
+) -> None:
+    """The gradients of all parameters, each relative to its own largest entry.
+
+    But for the bias of the keys: it adds the same to all scores of a query, which the softmax takes off again. Its
+    gradient is zero, and what is computed is the rounding of terms as large as those of the other gradients.
+    """
+    assert set(actual) == set(expected)
+    largest = max(float(np.abs(np.asarray(gradient)).max(initial=0.0)) for gradient in expected.values())
+    for name, gradient in actual.items():
+        scale = largest if name.endswith("attention.key.bias") else None
+        try:
+            assert_close(backend, gradient, expected[name], dtype, scale)
+        except AssertionError as error:
+            raise AssertionError(f"the gradient of {name}: {error}") from error
 
 
 def gradient_error(

@@ -8,7 +8,7 @@ from typing import Any
 import backends_under_test
 import numpy as np
 import pytest
-from checking import GRADIENT_TOLERANCE, assert_close, gradient_error, tolerance
+from checking import GRADIENT_TOLERANCE, assert_gradients_close, gradient_error, tolerance
 from small_bert import (
     ATTENTION_MASK,
     CONFIG,
@@ -102,8 +102,7 @@ def test_every_backend_and_variant_computes_the_same_gradients(variant, backend:
     for dtype in backends_under_test.float_dtypes(backend):
         loss, gradients = loss_and_gradients(small_bert(backend, dtype), **variant)
         assert loss == pytest.approx(expected_loss, rel=tolerance(dtype))
-        for name, gradient in gradients.items():
-            assert_close(get_backend("cpu"), gradient, expected[name], dtype)
+        assert_gradients_close(get_backend("cpu"), gradients, expected, dtype)
 
 
 @pytest.mark.parametrize("boundaries", [(0, 1, 4), (0, 3, 4), (0, 1, 2, 3, 4)])
@@ -130,8 +129,7 @@ def test_micro_batches_with_unequal_predictions_add_up_to_the_batchs_gradient(bo
             )
             accumulator.add(gradients.gradients)
         assert total == pytest.approx(expected_loss, rel=tolerance(dtype))
-        for name, gradient in accumulator.gradients.items():
-            assert_close(backend, gradient, expected[name], dtype)
+        assert_gradients_close(backend, accumulator.gradients, expected, dtype)
 
 
 def test_mean_gradients_weighted_by_their_predictions_average_to_the_batchs_gradient(backend: Backend):
@@ -149,8 +147,7 @@ def test_mean_gradients_weighted_by_their_predictions_average_to_the_batchs_grad
         expected = MiniBERTGradients(whole)
         _, cache = whole.forward(**batch_arguments(pruned=False))
         expected.backward(cache, LABELS)
-        for name, gradient in accumulator.gradients.items():
-            assert_close(backend, gradient, expected.gradients[name], dtype)
+        assert_gradients_close(backend, accumulator.gradients, expected.gradients, dtype)
 
 
 @pytest.mark.parametrize("pruned", [False, True])
