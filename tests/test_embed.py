@@ -66,6 +66,30 @@ def one_by_one(folder: Path, pooling: str, normalize: bool, longest: int = 8) ->
     return np.stack(vectors)
 
 
+@pytest.mark.parametrize(
+    ("batch_tokens", "batches"),
+    [
+        (7, [(1, 4), (1, 4), (1, 4), (1, 4), (1, 3)]),
+        (8, [(2, 4), (2, 4), (1, 3)]),  # two texts of 4 tokens fill a batch to the last
+        (11, [(2, 4), (2, 4), (1, 3)]),
+        (12, [(3, 4), (2, 4)]),
+        (19, [(4, 4), (1, 3)]),
+        (20, [(5, 4)]),
+    ],
+)
+def test_a_batch_holds_as_many_tokens_as_are_allowed_and_no_more(folder, batch_tokens, batches, monkeypatch):
+    embedder = SentenceEmbedder.load(folder, batch_tokens=batch_tokens)
+    shapes, encode = [], embedder.model.encode
+
+    def noted(ids: np.ndarray, *arguments: object, **named: object) -> np.ndarray:
+        shapes.append(np.shape(ids))
+        return encode(ids, *arguments, **named)
+
+    monkeypatch.setattr(embedder.model, "encode", noted)
+    embedder.embed(["the", "the cat", "a dog", "dog ran", "the mat"])  # 3 or 4 tokens, with [CLS] and [SEP]
+    assert shapes == batches
+
+
 @pytest.mark.parametrize("batch_tokens", [1, 12, 1000])
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("normalize", [False, True])
