@@ -24,6 +24,9 @@ OURS = "minibert"
 _HIDDEN_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 """Not passed on to any party: each shall choose the kernels for this processor by itself."""
 
+_TINY = Work(layers=1, hidden=64, vocabulary=64, batch=1, length=8)
+"""Its peak memory is what the party's libraries take: the floor under every other figure."""
+
 Result = dict[str, Any]
 
 
@@ -69,7 +72,7 @@ def compare(
     """Mini-BERT and its peers on one piece of work.
 
     Returns:
-        The size, and per party the median of the rounds' medians, peak memory and the ratios to Mini-BERT.
+        The size, and per party the median of the rounds' medians, peak memory, its floor, and the ratios to Mini-BERT.
 
     Raises:
         WorkerError: a worker failed.
@@ -89,6 +92,9 @@ def compare(
             "seconds": statistics.median(seconds[party]),
             "tokens_per_second": work.tokens / statistics.median(seconds[party]),
             "peak_bytes": last[party]["peak_bytes"],
+            "floor_bytes": run_worker(dataclasses.replace(_TINY, party=party, dropout=work.dropout), peer_python)[
+                "peak_bytes"
+            ],
             "ratios": [theirs / ours for theirs, ours in zip(seconds[party], seconds[OURS], strict=True)],
             "processor_ratios": [a / b for a, b in zip(processor[party], processor[OURS], strict=True)],
             "gflops": last[party]["product_gflop"] / statistics.median(seconds[party]),

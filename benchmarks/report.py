@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.comparison import OURS
+
 Result = dict[str, Any]
 
 
@@ -22,51 +24,74 @@ def spread(ratios: Sequence[float]) -> str:
 
 
 def steps_table(results: Sequence[Result]) -> str:
-    """Every size and party: time, ratio, throughput, memory."""
+    """Every size and party: time and ratio, throughput."""
+    rows = [
+        (
+            result["name"],
+            party,
+            f"{1e3 * figures['seconds']:.0f}",
+            "" if party == OURS else spread(figures["ratios"]),
+            "" if party == OURS else spread(figures["processor_ratios"]),
+            f"{figures['tokens_per_second']:,.0f}",
+            f"{figures['gflops']:.0f}",
+        )
+        for result in results
+        for party, figures in result["parties"].items()
+    ]
+    return table(
+        ("size", "party", "ms a step", "its time / ours", "processor time, likewise", "tokens/s", "GFLOP/s"), rows
+    )
+
+
+def memory_table(results: Sequence[Result]) -> str:
+    """Every size and party: peak memory, what its libraries alone take, and what is left for the work."""
     rows = []
     for result in results:
-        ours = result["parties"]["minibert"]
+        ours = result["parties"][OURS]
         for party, figures in result["parties"].items():
+            work, our_work = (f["peak_bytes"] - f["floor_bytes"] for f in (figures, ours))
             rows.append(
                 (
                     result["name"],
                     party,
-                    f"{1e3 * figures['seconds']:.0f}",
-                    "" if party == "minibert" else spread(figures["ratios"]),
-                    "" if party == "minibert" else spread(figures["processor_ratios"]),
-                    f"{figures['tokens_per_second']:.0f}",
-                    f"{figures['gflops']:.0f}",
                     f"{figures['peak_bytes'] / 1e6:.0f}",
-                    f"{ours['peak_bytes'] / figures['peak_bytes']:.2f}",
+                    f"{figures['floor_bytes'] / 1e6:.0f}",
+                    "" if party == OURS else f"{ours['peak_bytes'] / figures['peak_bytes']:.2f}",
+                    "" if party == OURS else f"{our_work / work:.2f}",
                 )
             )
+    return table(("size", "party", "peak MB", "libraries alone", "our peak / its", "without the libraries"), rows)
+
+
+def products_table(results: Sequence[Result]) -> str:
+    """How much of Mini-BERT's step the matrix products alone would take, at the sgemm speed of the same run."""
+    rows = [
+        (
+            result["name"],
+            f"{result['product_share']:.0%}",
+            f"{result['sgemm_gflops']['step']:.0f}",
+            f"{result['product_share'] * result['sgemm_gflops']['step'] / result['sgemm_gflops']['best']:.0%}",
+            f"{result['sgemm_gflops']['best']:.0f}",
+        )
+        for result in results
+    ]
     header = (
         "size",
-        "party",
-        "ms a step",
-        "its time / ours",
-        "processor time",
-        "tokens/s",
+        "at the speed of the step's own matrices",
         "GFLOP/s",
-        "peak MB",
-        "our memory / its",
+        "at that of the fastest product of the run",
+        "GFLOP/s",
     )
     return table(header, rows)
 
 
 def operations_table(result: Result) -> str:
-    """Where Mini-BERT's step goes, and how much of it the matrix products need."""
+    """Where Mini-BERT's step goes."""
     operations, whole = result["operations"], sum(result["operations"].values())
     rows = [(name, f"{1e3 * s:.1f}", f"{s / whole:.0%}") for name, s in operations.items() if s > 0.004 * whole]
     small = [s for s in operations.values() if s <= 0.004 * whole]
     rows.append((f"{len(small)} smaller ones", f"{1e3 * sum(small):.1f}", f"{sum(small) / whole:.0%}"))
-    speed = result["sgemm_gflops"]
-    share = (
-        f"At this run's sgemm speed on the step's own matrices ({speed['step']:.0f} GFLOP/s; the best of them "
-        f"{speed['best']:.0f}) the matrix products alone would take {result['product_share']:.0%} of the step "
-        f"({result['name']})."
-    )
-    return table(("operation", "ms", "share"), rows) + "\n\n" + share
+    return table((f"operation of {result['name']}", "ms", "share"), rows)
 
 
 def scatter_table(scatter: dict[str, Any]) -> str:

@@ -115,7 +115,7 @@ def main() -> None:
     figures["operations"] = dict(sorted(operations.items(), key=lambda item: -item[1]))
     figures["sgemm_gflops"] = sgemm_gflops(work)
     figures["product_gflop"] = work.product_flops(pruned=True) / 1e9
-    figures["loss"] = losses[-1]
+    figures["losses"] = losses
     figures["description"] = get_backend("cpu").description()
     print(json.dumps(figures))
 

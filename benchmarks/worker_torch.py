@@ -5,6 +5,7 @@ Parties:
     transformers-compile: the same under torch.compile.
     torch: hand-tuned: logits at masked positions, scaled-dot-product attention (which PyTorch fuses on
         a CPU only without dropout), fused AdamW, clipping over lists of tensors.
+    torch-pruned: the hand-tuned one, and of the last layer only what the predictions need, as in Mini-BERT.
     torch-compile: the same under torch.compile.
     torch-bfloat16: the hand-tuned one under bfloat16 autocast.
 """
@@ -17,7 +18,7 @@ import sys
 
 from benchmarks.work import Work, peak_bytes, timed
 
-PARTIES = ("transformers", "transformers-compile", "torch", "torch-compile", "torch-bfloat16")
+PARTIES = ("transformers", "transformers-compile", "torch", "torch-pruned", "torch-compile", "torch-bfloat16")
 
 
 def main() -> None:
@@ -60,25 +61,44 @@ def main() -> None:
         hidden = model.bert(ids).last_hidden_state.view(-1, work.hidden)[positions]  # no padding, so no mask
         return functional.cross_entropy(model.cls(hidden), labels)
 
+    def pruned_loss() -> torch.Tensor:
+        hidden = model.bert.embeddings(ids)
+        *layers, last = model.bert.encoder.layer
+        for layer in layers:
+            hidden = layer(hidden)
+        attention = last.attention.self
+        chosen = hidden.view(-1, work.hidden)[positions].view(work.batch, -1, work.hidden)  # (B, P, H)
+        query, key, value = (
+            projection(x).view(work.batch, -1, attention.num_attention_heads, 64).transpose(1, 2)
+            for projection, x in ((attention.query, chosen), (attention.key, hidden), (attention.value, hidden))
+        )
+        context = functional.scaled_dot_product_attention(query, key, value, dropout_p=work.dropout)  # (B, A, P, 64)
+        attended = last.attention.output(context.transpose(1, 2).reshape(chosen.shape), chosen)
+        return functional.cross_entropy(model.cls(last.feed_forward_chunk(attended)).view(-1, work.vocabulary), labels)
+
     def plain_loss() -> torch.Tensor:
         return model(input_ids=ids, attention_mask=mask, labels=everywhere).loss
 
-    loss_of = masked_loss if hand_tuned else plain_loss
+    pruned = work.party == "torch-pruned"
+    loss_of = pruned_loss if pruned else masked_loss if hand_tuned else plain_loss
     if work.party.endswith("-compile"):
         loss_of = torch.compile(loss_of)
 
-    def step() -> float:
+    losses = []
+
+    def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=work.party == "torch-bfloat16"):
             loss = loss_of()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True if hand_tuned else None)
         optimizer.step()
-        return loss.item()
+        losses.append(loss.item())
 
     figures = timed(step, work.warmup, work.steps)
     figures["peak_bytes"] = peak_bytes()
-    figures["product_gflop"] = work.product_flops(pruned=False) / 1e9
+    figures["product_gflop"] = work.product_flops(pruned=pruned) / 1e9
+    figures["losses"] = losses
     figures["description"] = f"PyTorch {torch.__version__}, transformers {transformers.__version__}"
     print(json.dumps(figures))
 

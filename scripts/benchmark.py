@@ -26,7 +26,15 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.comparison import WorkerError, compare, machine, neutral_environment, run_worker  # noqa: E402
-from benchmarks.report import chart, operations_table, scaling_table, scatter_table, steps_table  # noqa: E402
+from benchmarks.report import (  # noqa: E402
+    chart,
+    memory_table,
+    operations_table,
+    products_table,
+    scaling_table,
+    scatter_table,
+    steps_table,
+)
 from benchmarks.scatter import compare_scatter  # noqa: E402
 from benchmarks.work import Work  # noqa: E402
 from minibert.files import write_text  # noqa: E402
@@ -39,7 +47,7 @@ SIZES = (
     "L4,H256,V8192,B8,T512",
     "L12,H768,V30522,B8,T128",
 )
-PEERS = ("transformers", "transformers-compile", "torch", "torch-compile", "torch-bfloat16")
+PEERS = ("transformers", "transformers-compile", "torch", "torch-pruned", "torch-compile", "torch-bfloat16")
 _LETTERS = {"L": "layers", "H": "hidden", "V": "vocabulary", "B": "batch", "T": "length"}
 _SCALING = {
     "layers": (2, 4, 8),
@@ -78,7 +86,8 @@ def step(arguments: argparse.Namespace) -> dict[str, Any]:
     for work in arguments.size:
         work = dataclasses.replace(work, threads=arguments.threads, steps=arguments.steps, dropout=arguments.dropout)
         results.append(compare(work, peers, arguments.rounds, arguments.peer_python))
-    print("\n" + steps_table(results))
+    for text in (steps_table, products_table, memory_table):
+        print("\n" + text(results))
     for result in results:
         print("\n" + operations_table(result))
     for party, figures in results[-1]["parties"].items():
