@@ -329,6 +329,7 @@ def test_csv_and_json_lines_are_read_alike(tmp_path):
         ("a.csv", "what,kind\nhello, world, this,a\n", r"line 2: there are 4 fields, but 2 .*must stand in quotes"),
         ("a.csv", "what,kind\nx,y\nx\n", "line 3: there are 1 fields, but 2 column names; a comma is missing"),
         ("a.csv", 'what,kind\nx,"y\nx,y\n', "line 3: this is not CSV"),
+        ("a.csv", "what,kind,kind\nx,y,z\n", "two columns are called 'kind'"),
         ("a.jsonl", '{"what": "x", "kind": 1}\n{', "line 2: this is not JSON"),
         ("a.jsonl", "[" * 100_000, "line 1: this is nested too deeply"),
         ("a.jsonl", "9" * 5000, "line 1: this is not JSON"),

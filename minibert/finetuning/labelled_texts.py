@@ -81,6 +81,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     continue
                 if names is None:
                     names = fields
+                    if twice := {name for name in names if name and names.count(name) > 1}:
+                        raise TrainingError(f"{path}: two columns are called {', '.join(map(repr, sorted(twice)))}")
                     continue
                 if len(fields) != len(names):
                     raise TrainingError(f"{path}, line {reader.line_num}: {_miscounted(names, fields)}")
