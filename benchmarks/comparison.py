@@ -120,7 +120,10 @@ def machine() -> dict[str, Any]:
     processor = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
+        about = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        processor = about.get("model name", processor)
+        if "cpu family" in about:  # virtual machines often hide the generation from the name
+            processor += f" (family {about['cpu family']}, model {about['model']})"
     except OSError:  # not Linux
         pass
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
