@@ -23,10 +23,7 @@ def matrix_of_floats(operation: str, name: str, x: Array) -> tuple[int, int]:
         ValueError: another number of dimensions.
         TypeError: a dtype for which there is no kernel.
     """
-    if x.ndim != 2:
-        raise ValueError(f"{operation}: {name} must be rows and columns, not of the shape {x.shape}")
-    if x.dtype not in _FLOATS:
-        raise TypeError(f"{operation}: {name} must be float32 or float64, not {x.dtype}")
+    _floats(operation, name, x, 2, "rows and columns")
     rows, columns = x.shape
     return rows, columns
 
@@ -38,8 +35,12 @@ def vector_of_floats(operation: str, name: str, x: Array) -> None:
         ValueError: another number of dimensions.
         TypeError: a dtype for which there is no kernel.
     """
-    if x.ndim != 1:
-        raise ValueError(f"{operation}: {name} must be one flat array, not of the shape {x.shape}")
+    _floats(operation, name, x, 1, "one flat array")
+
+
+def _floats(operation: str, name: str, x: Array, dimensions: int, wanted: str) -> None:
+    if x.ndim != dimensions:
+        raise ValueError(f"{operation}: {name} must be {wanted}, not of the shape {x.shape}")
     if x.dtype not in _FLOATS:
         raise TypeError(f"{operation}: {name} must be float32 or float64, not {x.dtype}")
 

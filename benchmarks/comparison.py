@@ -7,6 +7,7 @@ their spread (lowest and highest) are reported; seconds are for orientation.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -66,6 +67,13 @@ def run_worker(work: Work, peer_python: str) -> Result:
     return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
 
 
+@functools.cache  # it does not depend on the size
+def _floor_bytes(party: str, dropout: float, threads: int, peer_python: str) -> int:
+    """Peak memory of a party that has next to nothing to do."""
+    work = dataclasses.replace(_TINY, party=party, dropout=dropout, threads=threads)
+    return int(run_worker(work, peer_python)["peak_bytes"])
+
+
 def compare(
     work: Work, peers: Sequence[str], rounds: int, peer_python: str, say: Callable[[str], None] = print
 ) -> Result:
@@ -92,9 +100,7 @@ def compare(
             "seconds": statistics.median(seconds[party]),
             "tokens_per_second": work.tokens / statistics.median(seconds[party]),
             "peak_bytes": last[party]["peak_bytes"],
-            "floor_bytes": run_worker(dataclasses.replace(_TINY, party=party, dropout=work.dropout), peer_python)[
-                "peak_bytes"
-            ],
+            "floor_bytes": _floor_bytes(party, work.dropout, work.threads, peer_python),
             "ratios": [theirs / ours for theirs, ours in zip(seconds[party], seconds[OURS], strict=True)],
             "processor_ratios": [a / b for a, b in zip(processor[party], processor[OURS], strict=True)],
             "gflops": last[party]["product_gflop"] / statistics.median(seconds[party]),

@@ -37,6 +37,7 @@ from benchmarks.report import (  # noqa: E402
 )
 from benchmarks.scatter import compare_scatter  # noqa: E402
 from benchmarks.work import Work  # noqa: E402
+from benchmarks.worker_torch import PARTIES as PEERS  # noqa: E402
 from minibert.files import write_text  # noqa: E402
 from minibert.training.command_line import FAILURE, SUCCESS, Parser, run_command  # noqa: E402
 
@@ -47,7 +48,6 @@ SIZES = (
     "L4,H256,V8192,B8,T512",
     "L12,H768,V30522,B8,T128",
 )
-PEERS = ("transformers", "transformers-compile", "torch", "torch-pruned", "torch-compile", "torch-bfloat16")
 _LETTERS = {"L": "layers", "H": "hidden", "V": "vocabulary", "B": "batch", "T": "length"}
 _SCALING = {
     "layers": (2, 4, 8),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import codecs
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from minibert.inference.errors import InferenceError
+from minibert.training.command_line import write_to_nowhere
 
 PIPE_CLOSED = 141  # the exit status that a shell shows for a program that a closed pipe has ended
 
@@ -63,7 +63,6 @@ def write_to_standard_output(write: Callable[[TextIO], object]) -> bool:
         write(sys.stdout)
         sys.stdout.flush()
     except BrokenPipeError:
-        # what is still in the buffer would be an error again when the interpreter flushes it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        write_to_nowhere(sys.stdout)
         return False
     return True

@@ -101,7 +101,7 @@ def tell(line: str) -> None:
     try:
         print(line, file=sys.stderr, flush=True)
     except BrokenPipeError:
-        _write_to_nowhere(sys.stderr)
+        write_to_nowhere(sys.stderr)
 
 
 class LastingOutput:
@@ -140,11 +140,11 @@ class LastingOutput:
 
     def _give_up(self) -> None:
         self.closed_by_reader = True
-        _write_to_nowhere(self._stream)
+        write_to_nowhere(self._stream)
 
 
-def _write_to_nowhere(stream: IO[str]) -> None:
-    """What is still in the stream's buffer, too: Python would stumble over it when the program ends."""
+def write_to_nowhere(stream: IO[str]) -> None:
+    """What is written from now on, and what its buffer still holds: Python would stumble over that when it ends."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
