@@ -64,6 +64,7 @@ lint: $(READY)
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m mypy
+	$(VENV)/bin/lint-imports
 
 format: $(READY)
 	$(VENV)/bin/python -m ruff check --fix .

@@ -27,11 +27,11 @@ def get_backend(device: str | Backend = "cpu") -> Backend:
     if isinstance(device, Backend):
         return device
     if device == "cpu":
-        from backends.numpy_backend import NumpyBackend
+        from backends.cpu.backend import NumpyBackend
 
         return NumpyBackend()
     if match := re.fullmatch(r"cuda(?::(\d+))?", device):
-        from backends.cupy_backend import CupyBackend  # imports CuPy only when it is asked for
+        from backends.cuda.backend import CupyBackend  # imports CuPy only when it is asked for
 
         return CupyBackend(None if match[1] is None else int(match[1]))
     raise ValueError(f"unknown device {device!r}: use 'cpu', 'cuda' or 'cuda:N' with N the number of the GPU")

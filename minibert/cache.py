@@ -32,7 +32,7 @@ class LayerCache:
     Attributes (rows):
         x: (N, H), the layer's input; `query_x` (Nq, H) its rows that become queries.
         queries, keys, values: (Nq or N, H), the projections.
-        context: (Nq, H), the weighted values of all heads side by side.
+        context: (Nq, H), the weighted values of all attention heads side by side.
         attention_total: (Nq, H), residual + attention output, before the layer norm.
         attention_output: (Nq, H), after it.
         intermediate_input: (Nq, I), before bias and activation; what follows them is computed again.
@@ -64,13 +64,13 @@ class LayerCache:
         """(B, A, T, T): how much every query (third axis) attends to every key (last axis), before dropout."""
         xp, queries = self.backend.xp, self.layout.queries
         weights = attention_weights(self.backend, self.queries, self.keys, self.layout)  # (B, A, slots, T)
-        batch, heads, slots, length = weights.shape
+        batch, attention_heads, slots, length = weights.shape
         if queries.row_of_slot is None:
             return weights  # every position is a query
-        weights = xp.reshape(xp.permute_dims(weights, (0, 2, 1, 3)), (batch, slots, heads * length))
+        weights = xp.reshape(xp.permute_dims(weights, (0, 2, 1, 3)), (batch, slots, attention_heads * length))
         rows = from_slots(xp, weights, queries)  # (Nq, A T)
         weights = to_slots(xp, rows, Rows.at(self.backend, batch, length, self.host_query_positions))  # (B, T, A T)
-        return xp.permute_dims(xp.reshape(weights, (batch, length, heads, length)), (0, 2, 1, 3))
+        return xp.permute_dims(xp.reshape(weights, (batch, length, attention_heads, length)), (0, 2, 1, 3))
 
 
 @dataclass

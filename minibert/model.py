@@ -97,16 +97,16 @@ class MiniBERT:
         labels: Sequence[str] | None = None,
         seed: int = 0,
     ) -> MiniBERT:
-        """A model from a folder in Hugging Face's format; see `minibert.pretrained.from_pretrained`."""
-        from minibert.pretrained import from_pretrained
+        """A model from a folder in Hugging Face's format; see `minibert.huggingface.pretrained.from_pretrained`."""
+        from minibert.huggingface.pretrained import from_pretrained
 
         return from_pretrained(
             folder, device=device, dtype=dtype, kernels=kernels, heads=heads, labels=labels, seed=seed
         )
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write a folder that Hugging Face's `transformers` loads; see `minibert.pretrained.save_pretrained`."""
-        from minibert.pretrained import save_pretrained
+        """Write a folder that Hugging Face's `transformers` loads; see `minibert.huggingface.pretrained`."""
+        from minibert.huggingface.pretrained import save_pretrained
 
         save_pretrained(self, folder)
 

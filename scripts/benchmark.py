@@ -38,8 +38,10 @@ from benchmarks.report import (  # noqa: E402
 from benchmarks.scatter import compare_scatter  # noqa: E402
 from benchmarks.work import Work  # noqa: E402
 from benchmarks.worker_torch import PARTIES as PEERS  # noqa: E402
+
+from minibert.commands.parser import Parser  # noqa: E402
+from minibert.commands.process import FAILURE, SUCCESS, run_command  # noqa: E402
 from minibert.files import write_text  # noqa: E402
-from minibert.training.command_line import FAILURE, SUCCESS, Parser, run_command  # noqa: E402
 
 SIZES = (
     "L2,H128,V8192,B32,T128",
@@ -97,7 +99,7 @@ def step(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def scatter(arguments: argparse.Namespace) -> dict[str, Any]:
     """The scatter-add against loops and `np.add.at`."""
-    from backends.threads import set_threads
+    from backends.cpu.threads import set_threads
 
     set_threads(arguments.threads)
     result = compare_scatter(max(arguments.rounds, 21))

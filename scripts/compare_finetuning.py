@@ -25,8 +25,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from backends.threads import set_threads
 from benchmarks.embeddings import packaged_minilm
+
+from backends.cpu.threads import set_threads
 from minibert.data import stdlib_text
 from minibert.data.permutation import permute
 from minibert.data.sentences import split_sentences

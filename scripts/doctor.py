@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 try:
-    from minibert.training.doctor import main
+    from minibert.commands.doctor import main
 except ModuleNotFoundError as error:
     advice = "in Mini-BERT's folder and in an environment of its own: pip install -e . (docs/cuda.md)"
     print(f"error: {error}; install Mini-BERT first, {advice}", file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from minibert.inference.embed_command import main
+from minibert.commands.embed import main
 
 if __name__ == "__main__":
     sys.exit(main())

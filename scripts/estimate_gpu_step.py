@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minibert import MiniBERTConfig
+from minibert.commands.parser import Parser
 from minibert.parameters import Layout
-from minibert.training.command_line import Parser
 
 LAUNCHES_PER_LAYER, LAUNCHES_OF_THE_PRUNED_LAYER, LAUNCHES_BEYOND = 33, 40, 57
 SHARE_OF_BANDWIDTH = 0.75  # that kernels which only move data reach

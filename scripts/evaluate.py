@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from minibert.training.evaluate_command import main
+from minibert.commands.evaluate import main
 
 if __name__ == "__main__":
     sys.exit(main())

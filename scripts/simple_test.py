@@ -15,7 +15,7 @@ import numpy as np
 
 from backends import BackendError, get_backend
 from minibert import AdamW, GradientAccumulator, MiniBERT, MiniBERTConfig, MiniBERTGradients
-from minibert.training.command_line import Parser
+from minibert.commands.parser import Parser
 
 CONFIG = MiniBERTConfig.preset("tiny", vocab_size=500, max_position_embeddings=32)
 TICK, CROSS = ("✓", "✗") if "utf" in (sys.stdout.encoding or "").lower() else ("ok", "FAILED")

@@ -30,8 +30,8 @@ from rich.table import Table
 import minibert
 from backends import Array, Backend, BackendError, get_backend
 from minibert import GradientAccumulator, MiniBERT, MiniBERTConfig, MiniBERTGradients, stable_softmax
+from minibert.commands.parser import Parser
 from minibert.kernels import Kernels
-from minibert.training.command_line import Parser
 
 SOURCES = Path(minibert.__file__).parent
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}

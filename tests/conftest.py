@@ -1,8 +1,8 @@
 """The backends that tests run on, chosen with `--device`, and the warnings that they must not give.
 
-`pytest --device cpu` (the default) runs the whole matrix of tests/backends_under_test.py but CuPy;
+`pytest --device cpu` (the default) runs the whole matrix of tests/support/backends_under_test.py but CuPy;
 `pytest --device cuda` runs the same tests on CuPy, and stops at once where there is no GPU;
-`pytest --device cuda-emulated` runs them on an emulated CuPy that needs no GPU (tests/emulated_cuda, docs/cuda.md).
+`pytest --device cuda-emulated` runs them on an emulated CuPy that needs no GPU (see docs/cuda.md).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import os
 import sys
 from pathlib import Path
 
-import backends_under_test
 import pytest
-from emulated_cuda import modules as emulated_cuda
-from emulated_cuda.run import python_path
 
 from backends import Backend, BackendError, get_backend
+from tests.support import backends_under_test
+from tests.support.emulated_cuda import modules as emulated_cuda
+from tests.support.emulated_cuda.run import python_path
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Tests of the compiled kernels themselves need what compiles them."""
-    is_of_numba = collection_path.name.startswith("test_numba")
+    is_of_numba = collection_path.name == "kernels"
     return True if is_of_numba and config.getoption("--without-numba") else None
 
 

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from minibert.data.batch import Batch, join_batches
-from minibert.data.errors import DataError
 from minibert.data.masking import MaskingRule, mask_tokens
 from minibert.data.permutation import permute
 from minibert.data.sequences import PackedSequences, PairedSequences, Sequences
 from minibert.data.token_file import TokenizedCorpus, TokenSplit
 from minibert.data.tokenizer import Tokenizer
+from minibert.errors import DataError
 from minibert.random_bits import Stream, derive_key
 
 OBJECTIVES = ("mlm", "mlm+nsp")

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minibert.data.errors import DataError
 from minibert.data.stdlib_text import STDLIB, stdlib_documents, stdlib_fingerprint
 from minibert.data.text_stream import read_lines
+from minibert.errors import DataError
 
 TEXT_EXTENSIONS = (".txt", ".text", ".md", ".rst", ".jsonl")
 COMPRESSIONS = (".gz", ".xz")

@@ -12,9 +12,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from minibert.data.errors import DataError
 from minibert.data.token_file import TokenSplit
 from minibert.data.tokenizer import Tokenizer
+from minibert.errors import DataError
 from minibert.random_bits import Key, random_bits
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from minibert.data.errors import DataError
+from minibert.errors import DataError
 
 CHUNK_BYTES = 1 << 16
 MAX_LINE_CHARACTERS = 1 << 18

@@ -23,10 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from minibert.data.corpus import Corpus
-from minibert.data.errors import DataError
 from minibert.data.sentences import split_sentences
 from minibert.data.token_splitting import SENTENCE_RECORD, split_tokens
 from minibert.data.tokenizer import Tokenizer
+from minibert.errors import DataError
 from minibert.files import rename_folder
 
 Progress = Callable[[str, int], None]

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minibert.data.errors import DataError
 from minibert.data.tokenizer import Tokenizer
+from minibert.errors import DataError
 from minibert.random_bits import Stream, derive_key, random_bits
 
 # One sentence of the whole corpus: its document, how many of the document's tokens precede it, its length.

@@ -18,7 +18,6 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from minibert.data.errors import DataError
 from minibert.data.tokenizer_files import (
     ADDED_FILE,
     CONFIG_FILE,
@@ -35,6 +34,7 @@ from minibert.data.tokenizer_files import (
     read_vocabulary,
     token_of,
 )
+from minibert.errors import DataError
 from minibert.files import write_text
 
 CONTINUATION = "##"  # what a piece that continues a word begins with

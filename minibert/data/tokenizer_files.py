@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from minibert.data.errors import DataError
+from minibert.errors import DataError
 
 TOKENIZER_FILE, VOCABULARY_FILE = "tokenizer.json", "vocab.txt"
 CONFIG_FILE, SPECIAL_FILE = "tokenizer_config.json", "special_tokens_map.json"

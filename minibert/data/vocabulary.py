@@ -16,8 +16,8 @@ import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
-from minibert.data.errors import DataError
 from minibert.data.tokenizer import CONTINUATION, SPECIAL_TOKENS, Tokenizer, wordpiece
+from minibert.errors import DataError
 from minibert.random_bits import Stream, derive_key, random_bits
 
 # Training reads at most this much text, an even sample of a larger corpus: about four seconds on two cores.

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from minibert.data.permutation import permute
+from minibert.errors import NonFiniteError, TrainingError
 from minibert.finetuning.labelled_texts import LabelledText
 from minibert.finetuning.scores import Scores
 from minibert.finetuning.text_classifier import EncodedText, TextClassifier
 from minibert.gradients import MiniBERTGradients
 from minibert.optimizer import AdamW, linear_schedule
 from minibert.random_bits import Stream, derive_key
-from minibert.training.errors import NonFiniteError, TrainingError
 
 
 @dataclass(frozen=True)

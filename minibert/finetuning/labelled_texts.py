@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from minibert.data.permutation import permute
+from minibert.errors import TrainingError
 from minibert.random_bits import Stream, derive_key
-from minibert.training.errors import TrainingError
 
 
 @dataclass(frozen=True)

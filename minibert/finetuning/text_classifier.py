@@ -13,12 +13,12 @@ import numpy.typing as npt
 from backends import Backend
 from minibert.data.batch import pad_batch
 from minibert.data.tokenizer import Tokenizer
+from minibert.errors import NoClassifierError, TrainingError
+from minibert.huggingface.tensor_files import read_json
+from minibert.inference.loading import load_model
 from minibert.model import MiniBERT
 from minibert.ops import stable_softmax
 from minibert.parameters import CLASSIFICATION_HEADS
-from minibert.tensor_files import NoClassifierError, read_json
-from minibert.training.errors import TrainingError
-from minibert.training.loading import load_model
 
 BATCH_TOKENS = 2048  # of a batch to predict, padding included
 

@@ -17,10 +17,10 @@ import numpy.typing as npt
 from backends import Backend
 from minibert.data.batch import pad_batch
 from minibert.data.tokenizer import Tokenizer
-from minibert.inference.errors import InferenceError
+from minibert.errors import InferenceError
+from minibert.inference.loading import load_model
 from minibert.inference.pooling import SentencePooling
 from minibert.model import MiniBERT
-from minibert.training.loading import load_model
 
 BATCH_TOKENS = 4096
 """Tokens of a batch, padding included, unless told otherwise: enough for the matrix products to reach their full

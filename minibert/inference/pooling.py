@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minibert.inference.errors import InferenceError
-from minibert.tensor_files import read_json
+from minibert.errors import InferenceError
+from minibert.huggingface.tensor_files import read_json
 
 POOLINGS = ("mean", "cls")
 

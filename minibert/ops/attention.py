@@ -21,28 +21,28 @@ class AttentionLayout:
         keys: the same for keys and values, B sequences of T slots, where slot = position.
         mask: (B, 1, 1, T), added to the scores: 0, or twice the negative `score_bound` where a key is
             padding; None where no key is.
-        heads: A.
+        attention_heads: A.
     """
 
     queries: Rows
     keys: Rows
     mask: Array | None
-    heads: int
+    attention_heads: int
 
 
-def _split_heads(backend: Backend, x: Array, rows: Rows, heads: int) -> Array:
+def _split_heads(backend: Backend, x: Array, rows: Rows, attention_heads: int) -> Array:
     """(N, H) rows -> (B, A, slots, D)."""
     xp = backend.xp
     x = to_slots(xp, x, rows)  # (B, slots, H)
-    x = xp.reshape(x, (*x.shape[:2], heads, x.shape[2] // heads))  # (B, slots, A, D)
+    x = xp.reshape(x, (*x.shape[:2], attention_heads, x.shape[2] // attention_heads))  # (B, slots, A, D)
     return xp.permute_dims(x, (0, 2, 1, 3))  # (B, A, slots, D)
 
 
 def _merge_heads(backend: Backend, x: Array, rows: Rows) -> Array:
     """(B, A, slots, D) -> (N, H) rows."""
     xp = backend.xp
-    batch, heads, slots, width = x.shape
-    x = xp.reshape(xp.permute_dims(x, (0, 2, 1, 3)), (batch, slots, heads * width))  # (B, slots, H)
+    batch, attention_heads, slots, width = x.shape
+    x = xp.reshape(xp.permute_dims(x, (0, 2, 1, 3)), (batch, slots, attention_heads * width))  # (B, slots, H)
     return from_slots(xp, x, rows)
 
 
@@ -67,8 +67,8 @@ def attention_weights(backend: Backend, queries: Array, keys: Array, layout: Att
         (B, A, Q, T).
     """
     xp = backend.xp
-    q = _split_heads(backend, queries, layout.queries, layout.heads)  # (B, A, Q, D)
-    k = _split_heads(backend, keys, layout.keys, layout.heads)  # (B, A, T, D)
+    q = _split_heads(backend, queries, layout.queries, layout.attention_heads)  # (B, A, Q, D)
+    k = _split_heads(backend, keys, layout.keys, layout.attention_heads)  # (B, A, T, D)
     scores = (q * (1.0 / math.sqrt(q.shape[-1]))) @ _swap(backend, k)  # (B, A, Q, T)
     if layout.mask is not None:
         bound = score_bound(xp, scores.dtype)  # an infinite score must not outweigh the mask
@@ -79,11 +79,11 @@ def attention_weights(backend: Backend, queries: Array, keys: Array, layout: Att
 def _attention_dropout_mask(backend: Backend, like: Array, layout: AttentionLayout, dropout: Dropout) -> Array:
     """The dropout mask (B, A, Q, T) of the attention weights: row = query's number and head, column = key."""
     xp = backend.xp
-    _, heads, _, keys = like.shape
+    _, attention_heads, _, keys = like.shape
     numbers = dropout.row_numbers[:, None]  # (Nq, 1)
     query_numbers = to_slots(xp, numbers, layout.queries)[:, None, :, 0]  # (B, 1, Q)
-    head_numbers = xp.arange(heads, dtype=xp.uint32, device=backend.device)[None, :, None]
-    rows = xp.reshape(query_numbers * heads + head_numbers, (-1,))  # (B A Q,)
+    head_numbers = xp.arange(attention_heads, dtype=xp.uint32, device=backend.device)[None, :, None]
+    rows = xp.reshape(query_numbers * attention_heads + head_numbers, (-1,))  # (B A Q,)
     mask = dropout_mask(backend, replace(dropout, row_numbers=rows), keys, like.dtype)
     return xp.reshape(mask, like.shape)
 
@@ -112,7 +112,7 @@ def attention_forward(
     """
     weights = attention_weights(backend, queries, keys, layout)
     dropped = weights if dropout is None else weights * _attention_dropout_mask(backend, weights, layout, dropout)
-    v = _split_heads(backend, values, layout.keys, layout.heads)  # (B, A, T, D)
+    v = _split_heads(backend, values, layout.keys, layout.attention_heads)  # (B, A, T, D)
     return _merge_heads(backend, dropped @ v, layout.queries), weights
 
 
@@ -131,10 +131,10 @@ def attention_backward(
 ) -> None:
     """Writes dqueries (Nq, H), dkeys (N, H) and dvalues (N, H), which may be strided views."""
     weights = saved
-    q = _split_heads(backend, queries, layout.queries, layout.heads)  # (B, A, Q, D)
-    k = _split_heads(backend, keys, layout.keys, layout.heads)  # (B, A, T, D)
-    v = _split_heads(backend, values, layout.keys, layout.heads)  # (B, A, T, D)
-    dcontext = _split_heads(backend, dcontext, layout.queries, layout.heads)  # (B, A, Q, D)
+    q = _split_heads(backend, queries, layout.queries, layout.attention_heads)  # (B, A, Q, D)
+    k = _split_heads(backend, keys, layout.keys, layout.attention_heads)  # (B, A, T, D)
+    v = _split_heads(backend, values, layout.keys, layout.attention_heads)  # (B, A, T, D)
+    dcontext = _split_heads(backend, dcontext, layout.queries, layout.attention_heads)  # (B, A, Q, D)
     # context = (weights * mask) @ v
     mask = None if dropout is None else _attention_dropout_mask(backend, weights, layout, dropout)
     dropped = weights if mask is None else weights * mask

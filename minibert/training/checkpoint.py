@@ -22,11 +22,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from minibert.errors import TrainingError
 from minibert.files import rename_folder
 from minibert.model import MiniBERT
 from minibert.optimizer import AdamW
 from minibert.parameters import NamedArrays
-from minibert.training.errors import TrainingError
 
 FORMAT = 1  # raised whenever files of an older version could be misread
 KEPT = 2  # the newest, and one to fall back on

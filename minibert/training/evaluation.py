@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from backends import Array
 from minibert.data.batch import Batch, unigram_cross_entropy
+from minibert.errors import TrainingError
 from minibert.model import MiniBERT
-from minibert.training.errors import TrainingError
 
 
 @dataclass(frozen=True)

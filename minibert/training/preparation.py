@@ -14,12 +14,12 @@ import tokenizers
 from minibert.data.batch import Batch
 from minibert.data.batch_source import BatchSource, build_batch_source, evaluation_batches
 from minibert.data.corpus import Corpus, open_corpus
-from minibert.data.errors import DataError
 from minibert.data.masking import MaskingRule
 from minibert.data.sequences import Sequences
 from minibert.data.token_file import Progress, TokenizedCorpus, prepare_tokens
 from minibert.data.tokenizer import Tokenizer
 from minibert.data.vocabulary import train_tokenizer
+from minibert.errors import DataError
 from minibert.files import rename_folder
 from minibert.training.settings import Settings
 

@@ -8,15 +8,15 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from minibert.commands.screen import Display
 from minibert.data.prefetch import prefetch
+from minibert.errors import NonFiniteError
 from minibert.model import MiniBERT
 from minibert.optimizer import AdamW, linear_schedule
 from minibert.training.budget import Budget
 from minibert.training.checkpoint import Progress, checkpoints, save_checkpoint
-from minibert.training.display import Display
-from minibert.training.errors import NonFiniteError
 from minibert.training.evaluation import Evaluation, evaluate
-from minibert.training.metrics import MetricsLog
+from minibert.training.log import MetricsLog
 from minibert.training.preparation import Data
 from minibert.training.settings import Settings
 from minibert.training.trainer import Trainer

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from backends import get_backend
+from minibert.commands.pictures import PLOT_FILE, draw_loss_curve
+from minibert.commands.screen import Display, duration
+from minibert.commands.tables import show_examples, show_results
 from minibert.data.tokenizer import Tokenizer
+from minibert.errors import TrainingError, explained
+from minibert.inference.examples import fill_mask_examples
 from minibert.model import MiniBERT
 from minibert.optimizer import AdamW
 from minibert.training.checkpoint import load_progress, never_written, restore
-from minibert.training.display import Display, duration
-from minibert.training.errors import TrainingError, explained
-from minibert.training.examples import fill_mask_examples
-from minibert.training.loss_curve import PLOT_FILE, draw_loss_curve
-from minibert.training.metrics import METRICS_FILE, MetricsLog, only_begun, read_metrics
+from minibert.training.log import METRICS_FILE, MetricsLog, only_begun, read_metrics
 from minibert.training.preparation import CACHE_FOLDER, Data, prepare_data
-from minibert.training.results import show_examples, show_results
 from minibert.training.run import BETAS, CHECKPOINTS_FOLDER, Outcome, Run
 from minibert.training.settings import Settings
 

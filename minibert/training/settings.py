@@ -11,7 +11,7 @@ from typing import Any
 from minibert.config import PRESETS, MiniBERTConfig
 from minibert.data.batch_source import OBJECTIVES
 from minibert.data.masking import MaskingRule
-from minibert.training.errors import TrainingError, explained
+from minibert.errors import TrainingError, explained
 
 DTYPES = ("float32", "float64")
 

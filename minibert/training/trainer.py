@@ -9,11 +9,11 @@ import numpy.typing as npt
 
 from backends import Array
 from minibert.data.batch import Batch
+from minibert.errors import NonFiniteError
 from minibert.gradient_accumulator import GradientAccumulator
 from minibert.gradients import MiniBERTGradients
 from minibert.model import MiniBERT
 from minibert.optimizer import AdamW
-from minibert.training.errors import NonFiniteError
 
 
 @dataclass(frozen=True)

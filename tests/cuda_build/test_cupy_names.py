@@ -12,11 +12,11 @@ import pytest
 from cuda import pathfinder
 from cupy import cublas as real_cublas
 from cupyx.scipy import special
-from emulated_cuda import cublas, functions, modules
-from emulated_cuda.array import ndarray
-from emulated_cuda.device import Device, MemoryPool
 
-from backends import cupy_backend
+from backends.cuda import backend as cupy_backend
+from tests.support.emulated_cuda import cublas, functions, modules
+from tests.support.emulated_cuda.array import ndarray
+from tests.support.emulated_cuda.device import Device, MemoryPool
 
 EMULATED = modules.make_cupy()
 POSITIONAL = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty)

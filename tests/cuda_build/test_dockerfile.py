@@ -110,7 +110,7 @@ def test_the_check_of_its_health_takes_nothing_from_the_training():
 def test_history_environments_and_results_stay_out():
     for name in (".git", ".venv", ".venv-cuda", "runs", "minibert.egg-info", "build", "tests/__pycache__"):
         assert ignored(ROOT / name), name
-    for name in ("backends/cuda_kernels.cu", "minibert/model.py", "tests/conftest.py", "pyproject.toml", "README.md"):
+    for name in ("backends/cuda/kernels.cu", "minibert/model.py", "tests/conftest.py", "pyproject.toml", "README.md"):
         assert not ignored(ROOT / name), name
 
 

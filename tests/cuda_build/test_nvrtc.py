@@ -10,9 +10,9 @@ import re
 import pytest
 from cupy.cuda import compiler
 from cupy_backends.cuda.libs import nvrtc
-from emulated_cuda.compiler import kernel_names
 
-from backends.cuda_launch import STORAGE_BITS, options, source
+from backends.cuda.launch import STORAGE_BITS, options, source
+from tests.support.emulated_cuda.compiler import kernel_names
 
 VOLTA = ("70",) if nvrtc.getVersion()[0] < 13 else ()  # which CUDA 13 gave up
 MUST = (*VOLTA, "75", "80", "86", "89", "90")  # Turing, Ampere (A100; 30xx), Ada, Hopper

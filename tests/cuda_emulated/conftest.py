@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from emulated_cuda import cublas, modules
-from emulated_cuda.device import ACTIVITY, Device
-from emulated_cuda.functions import RawKernel
 
 from backends import Backend, get_backend
+from tests.support.emulated_cuda import cublas, modules
+from tests.support.emulated_cuda.device import ACTIVITY, Device
+from tests.support.emulated_cuda.functions import RawKernel
 
 
 @pytest.fixture(autouse=True)

@@ -129,8 +129,8 @@ def _adamw(size: int, rng: np.random.Generator) -> KernelCase:
     return KernelCase(f"adamw {size}", operands, call)
 
 
-def attention_case(batch: int, length: int, heads: int, width: int, variant: str, seed: int) -> KernelCase:
-    """Attention over strided rows. Variants: plain, masked, dropped, unpadded, pruned, as in tests/op_cases.py."""
+def attention_case(batch: int, length: int, attention_heads: int, width: int, variant: str, seed: int) -> KernelCase:
+    """Attention over strided rows. Variants: plain, masked, dropped, unpadded, pruned, as in support/op_cases.py."""
     rng = np.random.default_rng(seed)
     real = rng.random((batch, length)) < 0.7
     real[:, 0] = True
@@ -141,7 +141,7 @@ def attention_case(batch: int, length: int, heads: int, width: int, variant: str
     if variant == "pruned":
         query_slots = max(1, length // 3)
         query_places = np.flatnonzero(rng.random(batch * query_slots) < 0.8)
-    hidden = heads * width
+    hidden = attention_heads * width
     operands = {
         "queries": rng.standard_normal((len(query_places), hidden)),
         "packed": rng.standard_normal((len(positions), 3 * hidden)),
@@ -156,7 +156,7 @@ def attention_case(batch: int, length: int, heads: int, width: int, variant: str
         if variant != "plain":
             excluded = -2.0 * score_bound(b.xp, dtype)
             mask = b.asarray(np.where(real, 0.0, excluded)[:, None, None, :], dtype=dtype)
-        layout = AttentionLayout(queries, keys, mask, heads)
+        layout = AttentionLayout(queries, keys, mask, attention_heads)
         use = _dropout(b, len(query_places), seed) if variant in ("dropped", "unpadded", "pruned") else None
         packed, dpacked = a["packed"], a["packed"].copy()
         q = a["queries"] if variant == "pruned" else packed[:, :hidden]
@@ -167,7 +167,7 @@ def attention_case(batch: int, length: int, heads: int, width: int, variant: str
         k.attention_backward(a["dcontext"], q, *kv, saved, layout, use, dq, *dkv)
         return context, k.attention_weights(q, kv[0], layout), dq, *dkv
 
-    name = f"attention {variant} {batch}x{length}, {heads} heads of {width}"
+    name = f"attention {variant} {batch}x{length}, {attention_heads} heads of {width}"
     return KernelCase(name, operands, call)
 
 

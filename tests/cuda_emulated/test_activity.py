@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from emulated_cuda.device import ACTIVITY, DeviceError
 
 from backends import Backend, cupy_backend, get_backend
 from minibert import MiniBERT, MiniBERTConfig
@@ -19,6 +18,7 @@ from minibert.gradients import MiniBERTGradients
 from minibert.kernels import Kernels
 from minibert.optimizer import AdamW
 from minibert.training.trainer import Trainer
+from tests.support.emulated_cuda.device import ACTIVITY, DeviceError
 
 PER_LAYER, OF_THE_PRUNED_LAYER, BEYOND = 33, 40, 57
 """What docs/cuda.md says."""

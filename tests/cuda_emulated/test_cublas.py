@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from emulated_cuda import cublas
-from emulated_cuda.array import ndarray
-from emulated_cuda.device import ACTIVITY
 
 from backends import Backend
 from minibert.kernels import Kernels
+from tests.support.emulated_cuda import cublas
+from tests.support.emulated_cuda.array import ndarray
+from tests.support.emulated_cuda.device import ACTIVITY
 
 
 def zeros(backend: Backend, *shape: int, dtype: str = "float32") -> ndarray:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from emulated_cuda.compiler import ORDERS, EmulationError
-from emulated_cuda.device import DeviceError
-from emulated_cuda.functions import RawKernel
-from test_infinities import assert_infinite_logits_show_in_the_loss_only, assert_infinite_scores_share_the_weight
 
-from backends import Backend, cuda_launch, get_backend
-from cuda_emulated.kernel_cases import assert_twins_agree, attention_case, row_cases
+from backends import Backend, get_backend
+from backends.cuda import launch
+from tests.cuda_emulated.kernel_cases import assert_twins_agree, attention_case, row_cases
+from tests.model.test_infinities import (
+    assert_infinite_logits_show_in_the_loss_only,
+    assert_infinite_scores_share_the_weight,
+)
+from tests.support.emulated_cuda.compiler import ORDERS, EmulationError
+from tests.support.emulated_cuda.device import DeviceError
+from tests.support.emulated_cuda.functions import RawKernel
 
 ROOT = Path(__file__).parents[2]
-SOURCE = cuda_launch.source()
+SOURCE = launch.source()
 
 _BARRIER = "__syncthreads();"
 _SUM = "sum = sum_over_lanes(sum);"
@@ -90,13 +94,13 @@ def test_without_a_fault_everything_agrees(monkeypatch: pytest.MonkeyPatch):
 def test_a_planted_fault_is_found_out(fault: str, monkeypatch: pytest.MonkeyPatch):
     right, wrong = FAULTS[fault]
     assert SOURCE.count(right) >= 1, "the fault does not fit the source any more"
-    monkeypatch.setattr(cuda_launch, "source", lambda: SOURCE.replace(right, wrong, 1))
+    monkeypatch.setattr(launch, "source", lambda: SOURCE.replace(right, wrong, 1))
     with pytest.raises((AssertionError, EmulationError, DeviceError)):
         _compare_everything(monkeypatch)
 
 
 def test_too_little_shared_memory_is_found_out(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cuda_launch, "_REAL_BYTES", 2)
+    monkeypatch.setattr(launch, "_REAL_BYTES", 2)
     with pytest.raises(EmulationError, match="of shared memory was written"):
         _compare_everything(monkeypatch)
 
@@ -104,8 +108,8 @@ def test_too_little_shared_memory_is_found_out(monkeypatch: pytest.MonkeyPatch):
 def test_an_argument_of_another_type_is_found_out(monkeypatch: pytest.MonkeyPatch):
     import numpy as np
 
-    from backends import cuda_twins
+    from backends.cuda import twins
 
-    monkeypatch.setattr(cuda_twins, "int32", np.int64)
+    monkeypatch.setattr(twins, "int32", np.int64)
     with pytest.raises(EmulationError, match="takes arguments of the types"):
         _compare_everything(monkeypatch)

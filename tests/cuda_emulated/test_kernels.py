@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from emulated_cuda.compiler import ORDERS, kernel_names
-from emulated_cuda.device import ACTIVITY
 
 from backends import Backend
-from backends.cuda_launch import STORAGE_BITS, source
-from cuda_emulated.kernel_cases import assert_twins_agree, attention_case, row_cases
+from backends.cuda.launch import STORAGE_BITS, source
 from minibert.ops import Dropout, dropout_mask
 from minibert.random_bits import Stream, derive_key
+from tests.cuda_emulated.kernel_cases import assert_twins_agree, attention_case, row_cases
+from tests.support.emulated_cuda.compiler import ORDERS, kernel_names
+from tests.support.emulated_cuda.device import ACTIVITY
 
 SIZES = [(1, 1), (1, 33), (2, 31), (5, 64), (37, 100), (70, 8), (300, 9), (3, 257), (9, 1030)]
 ATTENTIONS = [(1, 1, 1, 1), (2, 5, 2, 3), (3, 33, 1, 40), (2, 37, 3, 33), (1, 70, 2, 64)]

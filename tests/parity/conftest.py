@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from oracle import ODD_SIZES
 
 from minibert import MiniBERTConfig
+from tests.support.oracle import ODD_SIZES
 
 SHAPES = {
     "plain": MiniBERTConfig(

@@ -1,7 +1,7 @@
-"""Writes tests/data/reference.safetensors: what PyTorch computed, for machines without PyTorch.
+"""Writes tests/recordings/reference.safetensors: what PyTorch computed, for machines without PyTorch.
 
 Run `python tests/parity/record_reference.py` in the environment of `make test-parity`, after a change of the
-BERT or the batch in tests/oracle.py. `tests/test_recorded_reference.py` reads the file.
+BERT or the batch in tests/support/oracle.py. `tests/model/test_recorded_reference.py` reads the file.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 import transformers
 from safetensors.numpy import save_file
 
-TESTS = Path(__file__).parent.parent
-sys.path[:0] = [str(TESTS), str(TESTS / "parity")]
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
 
-from in_transformers import in_transformers  # noqa: E402 - needs the path above
-from oracle import INPUTS, ODD_SIZES, batch, fresh_classifier, fresh_model  # noqa: E402
+from tests.parity.in_transformers import in_transformers  # noqa: E402 - needs the path above
+from tests.support.oracle import INPUTS, ODD_SIZES, batch, fresh_classifier, fresh_model  # noqa: E402
 
 
 def record_classifier(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -67,7 +67,7 @@ def main() -> None:
         }
         recorded |= {f"{activation}.{name}": tensor.detach().numpy() for name, tensor in results.items()}
     recorded |= record_classifier(arrays)
-    path = TESTS / "data" / "reference.safetensors"
+    path = ROOT / "tests" / "recordings" / "reference.safetensors"
     path.parent.mkdir(exist_ok=True)
     written_by = f"transformers {transformers.__version__}, torch {torch.__version__}"
     path.unlink(missing_ok=True)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from in_transformers import in_transformers
-from oracle import INPUTS, batch, fresh_model
 
 from minibert import AdamW, MiniBERT, MiniBERTConfig, MiniBERTGradients
+from minibert.huggingface.pretrained import hugging_face_name
 from minibert.optimizer import linear_schedule
-from minibert.pretrained import hugging_face_name
+from tests.parity.in_transformers import in_transformers
+from tests.support.oracle import INPUTS, batch, fresh_model
 
 FLOAT64, FLOAT32 = 1e-10, 1e-5  # relative to the largest number of the array
 

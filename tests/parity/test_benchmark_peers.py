@@ -6,7 +6,6 @@ import dataclasses
 import sys
 
 import pytest
-
 from benchmarks.comparison import run_worker
 from benchmarks.work import Work
 

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from in_transformers import in_transformers
-from oracle import INPUTS, LABELS, batch, fresh_classifier
-from test_against_transformers import FLOAT32, FLOAT64, tensors, worst
 
 from minibert import AdamW, MiniBERT, MiniBERTConfig, MiniBERTGradients
+from minibert.commands import finetune as finetune_command
 from minibert.data.tokenizer import Tokenizer
-from minibert.finetuning import finetune_command
 from minibert.finetuning.text_classifier import TextClassifier
+from minibert.huggingface.pretrained import hugging_face_name
 from minibert.optimizer import linear_schedule
 from minibert.parameters import CLASSIFICATION_HEADS
-from minibert.pretrained import hugging_face_name
+from tests.parity.in_transformers import in_transformers
+from tests.parity.test_against_transformers import FLOAT32, FLOAT64, tensors, worst
+from tests.support.oracle import INPUTS, LABELS, batch, fresh_classifier
 
 KIND = "BertForSequenceClassification"
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from small_run import run, write_text
 from tokenizers import normalizers, pre_tokenizers
 
 from minibert import MiniBERT
 from minibert.data.tokenizer import Tokenizer
+from tests.support.small_run import run, write_text
 
 TEXTS = [
     "A plain sentence, with commas; and (brackets)!",

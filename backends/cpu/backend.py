@@ -1,0 +1,123 @@
+"""Arrays on a CPU: NumPy, with SciPy where NumPy has no function.
+
+SciPy is imported by what needs it: its import takes as long as embedding a few sentences.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from importlib import metadata
+from typing import Any
+
+import array_api_compat.numpy as xp
+import numpy as np
+
+from backends import checks
+from backends.base import Array, Backend, Memory
+from backends.cpu.buffers import BufferPool
+
+_POOL = BufferPool()  # one for all models of the process
+
+
+class NumpyBackend(Backend):
+    """NumPy on the CPU. The host and the device are the same memory, so transfers copy nothing.
+
+    Attributes:
+        pool: where `empty` takes large arrays from.
+    """
+
+    name = "cpu"
+    xp = xp
+    device = "cpu"
+    pool = _POOL
+
+    @cached_property
+    def twins(self) -> Mapping[str, Callable[..., Any]]:  # type: ignore[override] # can be assigned to, all the same
+        """Imported when they are asked for: who computes with the definitions need not wait for them."""
+        from backends.cpu.twins import twins
+
+        return twins()
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        return self.pool.empty(shape, dtype)
+
+    def asarray(self, host: Any, dtype: Any = None) -> Array:
+        return np.asarray(host, dtype=dtype)
+
+    def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
+        return np.asarray(array)
+
+    def scatter_add(self, target: Array, indices: Array, rows: Array, *, deterministic: bool = False) -> None:
+        """See `Backend.scatter_add`; always deterministic here.
+
+        One sparse product sums the rows of each distinct index: row u of the (U, N) matrix has a one in every
+        column i with `indices[i] == unique[u]`. `np.add.at` does the same an order of magnitude slower, because its
+        fast path covers one-dimensional arrays only. Numba's scatter-add is not called here but by its twin of
+        `embedding_backward`, so that a model with kernels="reference" runs no compiled kernel.
+
+        Raises:
+            ValueError, TypeError: arrays that do not fit each other.
+            IndexError: an index outside the target, where NumPy alone would count negative ones from the end.
+        """
+        checks.same_kind("scatter_add", rows.dtype, ("target", target, (*target.shape[:1], *rows.shape[1:])))
+        checks.indices("scatter_add", "indices", indices, rows.shape[0], target.shape[0])
+        if rows.shape[0] == 0:
+            return
+        from scipy import sparse
+
+        order = np.argsort(indices, kind="stable")
+        unique, first = np.unique(indices[order], return_index=True)
+        ones = np.ones(order.size, dtype=rows.dtype)
+        row_starts = np.append(first, order.size)
+        membership = sparse.csr_array((ones, order, row_starts), shape=(unique.size, order.size))
+        target[unique] += membership @ rows
+
+    def erf(self, x: Array) -> Array:
+        from scipy import special
+
+        return special.erf(x)
+
+    def synchronize(self) -> None:
+        """Nothing to wait for: NumPy returns when it has computed."""
+
+    def memory(self) -> Memory:
+        """Of this process (used, peak) and this machine (total)."""
+        return Memory(used=_resident_bytes(), peak=_peak_resident_bytes(), total=_physical_bytes())
+
+    def description(self) -> str:
+        import scipy
+
+        from backends.cpu.threads import describe_threads
+
+        versions = f"NumPy {np.__version__}, SciPy {scipy.__version__}"
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions += f", Numba {metadata.version('numba')}"
+        return f"CPU, {versions}, {describe_threads()}"
+
+
+def _resident_bytes() -> int | None:
+    try:
+        with open("/proc/self/statm") as statm:  # Linux
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None
+
+
+def _peak_resident_bytes() -> int | None:
+    try:
+        import resource  # absent on Windows
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB elsewhere
+
+
+def _physical_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):  # Windows has no sysconf; others may lack the name
+        return None

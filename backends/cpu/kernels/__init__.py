@@ -1,0 +1,53 @@
+"""Fast twins for the NumPy backend, compiled by Numba: operation name -> a faster function of the same meaning.
+
+One module per topic. The definition of every operation is in `minibert/ops/`; docs/performance.md says what
+each twin saves. This package is imported only when twins are asked for, since importing Numba takes time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from numba import __version__ as version
+
+from backends.cpu.kernels.activations import ACTIVATIONS
+from backends.cpu.kernels.adamw import adamw_update
+from backends.cpu.kernels.attention import attention_backward, attention_forward
+from backends.cpu.kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward
+from backends.cpu.kernels.dropout import dropout_backward, dropout_forward
+from backends.cpu.kernels.embedding import embedding_backward, embedding_forward
+from backends.cpu.kernels.layer_norm import (
+    dropout_add_layer_norm_backward,
+    dropout_add_layer_norm_forward,
+    layer_norm_backward,
+    layer_norm_forward,
+)
+from backends.cpu.kernels.linear import linear_backward, linear_backward_input, linear_backward_weight, linear_forward
+from backends.cpu.kernels.sums import squared_norm
+
+__all__ = ["TWINS", "version"]
+
+TWINS: Mapping[str, Callable[..., Any]] = ACTIVATIONS | {
+    function.__name__: function
+    for function in (
+        adamw_update,
+        attention_backward,
+        attention_forward,
+        cross_entropy_backward,
+        cross_entropy_forward,
+        dropout_add_layer_norm_backward,
+        dropout_add_layer_norm_forward,
+        dropout_backward,
+        dropout_forward,
+        embedding_backward,
+        embedding_forward,
+        layer_norm_backward,
+        layer_norm_forward,
+        linear_backward,
+        linear_backward_input,
+        linear_backward_weight,
+        linear_forward,
+        squared_norm,
+    )
+}

@@ -1,0 +1,96 @@
+"""Bias + activation and its gradient, one pass over the array each.
+
+All three activations share the kernels; which one it is, is asked once a row, so that the loops have no branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from backends import checks
+from backends.base import Array, Backend
+from backends.cpu.kernels.elementary import gelu, gelu_and_slope, gelu_new, gelu_new_and_slope, relu, relu_and_slope
+from backends.cpu.kernels.jit import BLOCK_ROWS, elementwise, parallel
+from backends.cpu.kernels.sums import add_blocks, add_row
+
+_GELU, _GELU_NEW, _RELU = range(3)
+
+
+@elementwise
+def _forward_row(kind, x, bias, y):
+    if kind == _GELU:
+        for j in range(x.shape[0]):
+            y[j] = gelu(x[j] + bias[j])
+    elif kind == _GELU_NEW:
+        for j in range(x.shape[0]):
+            y[j] = gelu_new(x[j] + bias[j])
+    else:
+        for j in range(x.shape[0]):
+            y[j] = relu(x[j] + bias[j])
+
+
+@elementwise
+def _backward_row(kind, dy, x, bias, y):
+    if kind == _GELU:
+        for j in range(x.shape[0]):
+            y[j], slope = gelu_and_slope(x[j] + bias[j])
+            dy[j] *= slope
+    elif kind == _GELU_NEW:
+        for j in range(x.shape[0]):
+            y[j], slope = gelu_new_and_slope(x[j] + bias[j])
+            dy[j] *= slope
+    else:
+        for j in range(x.shape[0]):
+            y[j], slope = relu_and_slope(x[j] + bias[j])
+            dy[j] *= slope
+
+
+@parallel
+def _forward(kind, x, bias, y):
+    for i in prange(x.shape[0]):
+        _forward_row(kind, x[i], bias, y[i])
+
+
+@parallel
+def _backward(kind, dy, x, bias, y, partial_dbias):
+    rows = x.shape[0]
+    for block in prange(partial_dbias.shape[0]):
+        partial_dbias[block, :] = 0
+        for i in range(block * BLOCK_ROWS, min(rows, (block + 1) * BLOCK_ROWS)):
+            _backward_row(kind, dy[i], x[i], bias, y[i])
+            add_row(dy[i], partial_dbias[block])
+
+
+def _activation(name: str, kind: int) -> tuple[Callable[..., Array], Callable[..., tuple[Array, Array]]]:
+    def forward(backend: Backend, x: Array, bias: Array) -> Array:
+        """y = activation(x + bias)."""
+        _, columns = checks.matrix_of_floats(f"bias_{name}_forward", "x", x)
+        checks.same_kind(f"bias_{name}_forward", x.dtype, ("bias", bias, (columns,)))
+        y = backend.empty(x.shape, x.dtype)
+        _forward(kind, np.ascontiguousarray(x), bias, y)
+        return y
+
+    def backward(backend: Backend, dy: Array, x: Array, bias: Array, dbias: Array) -> tuple[Array, Array]:
+        """Writes dbias; returns dx, in the memory of dy, which is in the cache already, and y."""
+        operation = f"bias_{name}_backward"
+        rows, columns = checks.matrix_of_floats(operation, "x", x)
+        vectors = ("bias", bias, (columns,)), ("dbias", dbias, (columns,))
+        checks.same_kind(operation, x.dtype, ("dy", dy, (rows, columns)), *vectors)
+        dy, y = np.ascontiguousarray(dy), backend.empty(x.shape, x.dtype)
+        partial_dbias = backend.empty((-(-x.shape[0] // BLOCK_ROWS), x.shape[1]), x.dtype)
+        _backward(kind, dy, np.ascontiguousarray(x), bias, y, partial_dbias)
+        add_blocks(partial_dbias, dbias)
+        return dy, y
+
+    return forward, backward
+
+
+ACTIVATIONS: dict[str, Callable[..., Any]] = {
+    f"bias_{name}_{direction}": function
+    for name, kind in (("gelu", _GELU), ("gelu_new", _GELU_NEW), ("relu", _RELU))
+    for direction, function in zip(("forward", "backward"), _activation(name, kind), strict=True)
+}

@@ -1,0 +1,216 @@
+"""Matrix products inside kernels: SciPy's BLAS, called by each of Numba's threads with a single thread.
+
+So kernels and matrix products share one set of threads, and none spins while another works. NumPy's wheels
+and SciPy's bring a BLAS each: NumPy's keeps its threads for whoever calls `np.matmul`, SciPy's is held at
+one. Where both use the same library (as in conda), that one is held at one.
+
+The products are reached through Numba's own binding to SciPy, `numba_xxgemm`, by address and leading
+dimension, so that strided views need no copy. It is an external symbol, which the on-disk cache can keep.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from numba import get_num_threads, prange, types
+from numba.extending import overload
+from numba.np.linalg import ensure_blas
+
+from backends.base import Array
+from backends.cpu.kernels.jit import elementwise, parallel
+from backends.cpu.threads import hold_kernel_blas
+
+_ADDRESS = types.intp
+_xxgemm = types.ExternalFunction(
+    "numba_xxgemm",
+    types.intc(  # kind, transpositions; sizes; alpha; matrix and leading dimension, twice; beta; and the result's
+        *[types.int8] * 3, *[types.intp] * 3, _ADDRESS, *[_ADDRESS, types.intp] * 2, _ADDRESS, _ADDRESS, types.intp
+    ),
+)
+
+_NO, _YES = np.int8(ord("n")), np.int8(ord("t"))
+_SINGLE, _DOUBLE = np.int8(ord("s")), np.int8(ord("d"))
+
+
+def kind_of(like):
+    """BLAS's letter for the dtype of an array; for compiled code."""
+    return _SINGLE if like.dtype == np.float32 else _DOUBLE
+
+
+@overload(kind_of, inline="always")
+def _kind_of(like):
+    kind = _SINGLE if like.dtype == types.float32 else _DOUBLE
+    return lambda like: kind
+
+
+@elementwise
+def product(scalars, transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc):
+    """C = s A B, or C += s A B, row by row in memory, of matrices given by address and leading dimension.
+
+    Args:
+        scalars: (3,) of the matrices' dtype: s, 0 and 1.
+        transpose_a: whether A (m, k) is stored as (k, m).
+        transpose_b: whether B (k, n) is stored as (n, k).
+        m: rows of C.
+        n: columns of C.
+        k: what is summed over.
+        a: address of A.
+        lda: elements from one stored row of A to the next.
+        b: address of B.
+        ldb: likewise.
+        accumulate: whether to add to what C holds.
+        c: address of C.
+        ldc: likewise.
+    """
+    # BLAS goes by columns: read so, the arrays are transposed, and C' = B' A'.
+    size = scalars.itemsize
+    _xxgemm(
+        kind_of(scalars),
+        _YES if transpose_b else _NO,
+        _YES if transpose_a else _NO,
+        n,
+        m,
+        k,
+        scalars.ctypes.data,
+        b,
+        ldb,
+        a,
+        lda,
+        scalars.ctypes.data + (2 * size if accumulate else size),
+        c,
+        ldc,
+    )
+
+
+@parallel
+def _divided_product(scalars, transpose_a, transpose_b, k, a, lda, b, ldb, accumulate, bias, c, parts):
+    """`product`, the longer side of C (m, n) divided among the threads; C starts from `bias` where it has one."""
+    m, n = c.shape
+    size = scalars.itemsize
+    by_rows = m >= n
+    length = m if by_rows else n
+    chunk = (length + parts - 1) // parts
+    biased = bias.shape[0] > 0
+    for part in prange(parts):
+        start, end = part * chunk, min(length, (part + 1) * chunk)
+        if end > start:
+            first_row, last_row = (start, end) if by_rows else (0, m)
+            first, last = (0, n) if by_rows else (start, end)
+            if biased:
+                for i in range(first_row, last_row):
+                    _copy_row(bias[first:last], c[i, first:last])
+            product(
+                scalars,
+                transpose_a,
+                transpose_b,
+                last_row - first_row,
+                last - first,
+                k,
+                a + first_row * size * (1 if transpose_a else lda),
+                lda,
+                b + first * size * (ldb if transpose_b else 1),
+                ldb,
+                accumulate or biased,
+                c.ctypes.data + (first_row * n + first) * size,
+                n,
+            )
+
+
+@elementwise
+def _copy_row(row, target):
+    for j in range(row.shape[0]):
+        target[j] = row[j]
+
+
+def matrix(x: Array) -> tuple[Array, int, int]:
+    """An array (rows, columns) as BLAS takes it: itself, its address and leading dimension.
+
+    A view whose columns do not lie side by side is copied. The caller keeps the array while it uses the address.
+    """
+    size = x.itemsize
+    if x.shape[0] < 2 or x.strides[1] != size or x.strides[0] % size or x.strides[0] < size * x.shape[1]:
+        x = np.ascontiguousarray(x)
+    return x, x.ctypes.data, max(1, x.shape[1] if x.shape[0] < 2 else x.strides[0] // size)
+
+
+def same_dtype(*arrays: Array) -> None:
+    """What goes to BLAS by its address must be what it takes it for.
+
+    Raises:
+        TypeError: arrays of different dtypes, or of one that BLAS lacks.
+    """
+    dtypes = {array.dtype for array in arrays}
+    if len(dtypes) > 1 or not dtypes <= {np.dtype(np.float32), np.dtype(np.float64)}:
+        names = ", ".join(sorted(map(str, dtypes)))
+        raise TypeError(f"the arrays of an operation must all be float32 or all float64, not {names}")
+
+
+def multiply(
+    a: Array,
+    b: Array,
+    c: Array,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    accumulate: bool = False,
+    bias: Array | None = None,
+) -> None:
+    """C = A B, C = bias + A B or C += A B on all threads.
+
+    Args:
+        a: (m, k), or (k, m) with `transpose_a`.
+        b: (k, n), or (n, k) with `transpose_b`.
+        c: (m, n), contiguous.
+        transpose_a: multiply by the transpose of `a`.
+        transpose_b: likewise.
+        accumulate: add to C.
+        bias: (n,), what every row of C starts from; not with `accumulate`.
+
+    Raises:
+        ValueError: shapes that do not fit, or a result that is not contiguous.
+        TypeError: arrays of different dtypes, or of one that BLAS lacks.
+    """
+    m, k = a.shape[::-1] if transpose_a else a.shape
+    inner, n = b.shape[::-1] if transpose_b else b.shape
+    if inner != k or c.shape != (m, n) or (bias is not None and bias.shape != (n,)):
+        bias_shape = "" if bias is None else f", bias {bias.shape}"
+        raise ValueError(f"matrices that do not fit: ({m}, {k}) times ({inner}, {n}) into {c.shape}{bias_shape}")
+    same_dtype(a, b, c, *(() if bias is None else (bias,)))
+    if not c.flags.c_contiguous:
+        raise ValueError("the result of a matrix product must be contiguous: BLAS would write beside it")
+    a, address_a, lda = matrix(a)
+    b, address_b, ldb = matrix(b)
+    start = c[:0, 0] if bias is None else bias
+    _divided_product(
+        scalars(c.dtype),
+        transpose_a,
+        transpose_b,
+        k,
+        address_a,
+        lda,
+        address_b,
+        ldb,
+        accumulate,
+        np.ascontiguousarray(start),
+        c,
+        get_num_threads(),
+    )
+
+
+@functools.cache
+def _scalars(dtype: np.dtype[Any], scale: float) -> Array:
+    ensure_blas()
+    hold_kernel_blas()
+    numbers = np.array([scale, 0.0, 1.0], dtype=dtype)
+    # Numba looks the routine up, which takes Python's lock, at its first call: that must not be in a thread.
+    one = np.ones((1, 1), dtype=dtype)
+    address = one.ctypes.data
+    product(numbers, False, False, 1, 1, 1, address, 1, address, 1, False, np.empty_like(one).ctypes.data, 1)
+    return numbers
+
+
+def scalars(dtype: Any, scale: float = 1.0) -> Array:
+    """What `product` takes as its first argument."""
+    return _scalars(np.dtype(dtype), scale)

@@ -1,0 +1,52 @@
+"""What softmaxes share: the largest score of a row, and scores held within bounds."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from backends.cpu.kernels.jit import elementwise, inlined, summing
+
+
+@inlined
+def clip(x, bound):
+    """x between -bound and bound; NaN stays NaN."""
+    x = -bound if x < -bound else x
+    return bound if x > bound else x
+
+
+@summing
+def _largest32(bits):
+    largest = np.int32(-0x7FFFFFFF - 1)
+    for j in range(bits.shape[0]):
+        word = bits[j]
+        word = np.int32(word ^ np.int32((word >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+        largest = max(largest, word)
+    return np.int32(largest ^ np.int32((largest >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+def row_maximum(x):
+    """The largest element of a row; for compiled code.
+
+    Bits of floats, read as integers with those of negative ones inverted, have the order of the floats. The
+    largest integer is found with vector instructions; of floats, the compiler would first need to know that
+    none is NaN. (A positive NaN counts as larger than all; a negative one makes the sum of exponentials NaN.)
+    """
+    return x.max()
+
+
+@overload(row_maximum)
+def _row_maximum(x):
+    if x.dtype == types.float32:
+        return lambda x: np.int32(_largest32(x.view(np.int32))).view(np.float32)
+    return lambda x: _largest_float(x)
+
+
+@elementwise
+def _largest_float(x):
+    largest = x[0]
+    for j in range(1, x.shape[0]):
+        if x[j] > largest or x[j] != x[j]:
+            largest = x[j]
+    return largest

@@ -1,0 +1,27 @@
+"""NumPy and the standard library alone: for a few sentences, in a hurry.
+
+Importing SciPy, or loading compiled twins, takes longer than embedding a sentence. This backend does without
+both; for more than a few hundred tokens the other one is faster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from backends.base import Array
+from backends.cpu.backend import NumpyBackend
+
+
+class QuickStartNumpyBackend(NumpyBackend):
+    """The NumPy backend without SciPy's error function and without twins."""
+
+    twins: Mapping[str, Callable[..., Any]] = {}
+
+    def erf(self, x: Array) -> Array:
+        """Element by element, in float64: about 50 ns each."""
+        values = map(math.erf, x.reshape(-1).tolist())
+        return np.fromiter(values, dtype=x.dtype, count=x.size).reshape(x.shape)

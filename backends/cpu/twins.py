@@ -1,0 +1,97 @@
+"""Fast twins for the NumPy backend: operation name -> a faster function of the same meaning.
+
+The definition of every operation is in `minibert/ops/`, in the standard's own functions. A twin here may do
+anything that NumPy can, as long as `tests/ops/test_twins.py` finds the same values, dtype and shape.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from backends import checks
+from backends.base import Array, Backend
+
+_BLOCK = 1 << 15  # elements of one pass: the seven arrays of an AdamW step then stay in a core's second-level cache
+
+
+def adamw_update(
+    backend: Backend,
+    parameters: Array,
+    gradients: Array,
+    first_moment: Array,
+    second_moment: Array,
+    gradient_scale: Array,
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    weight_decay: float,
+    step: int,
+) -> None:
+    """One AdamW step, block by block and without temporaries: the definition reads memory a dozen times more."""
+    dtype, shape = parameters.dtype, parameters.shape
+    moments = ("first_moment", first_moment, shape), ("second_moment", second_moment, shape)
+    checks.same_kind(
+        "adamw_update", dtype, ("gradients", gradients, shape), *moments, ("gradient_scale", gradient_scale, ())
+    )
+    gradient_scale = dtype.type(gradient_scale)
+    root_correction = 1.0 / math.sqrt(1.0 - beta2**step)
+    step_size = learning_rate / (1.0 - beta1**step)
+    buffers = np.empty((2, min(_BLOCK, parameters.size)), dtype=parameters.dtype)
+    for start in range(0, parameters.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        p, m, v = parameters[block], first_moment[block], second_moment[block]
+        g, scratch = buffers[0, : p.size], buffers[1, : p.size]
+        np.multiply(gradients[block], gradient_scale, out=g)
+        m *= beta1
+        np.multiply(g, 1.0 - beta1, out=scratch)
+        m += scratch
+        np.multiply(g, g, out=g)
+        g *= 1.0 - beta2
+        v *= beta2
+        v += g
+        np.sqrt(v, out=g)
+        g *= root_correction
+        g += epsilon
+        np.divide(m, g, out=g)
+        g *= step_size
+        p *= 1.0 - learning_rate * weight_decay
+        p -= g
+
+
+NUMPY_TWINS: Mapping[str, Callable[..., Any]] = {"adamw_update": adamw_update}
+
+
+@functools.cache
+def numba_kernels() -> Any:
+    """The package `backends.cpu.kernels`, or None where Numba is not installed.
+
+    An installation that is broken (a Numba too old for this NumPy, say) is reported in a warning, and then
+    treated as none.
+    """
+    if any(importlib.util.find_spec(name) is None for name in ("numba", "threadpoolctl")):
+        return None
+    try:
+        return importlib.import_module("backends.cpu.kernels")
+    # what it raises where no folder can take its cache, or where compiling is switched off, is no ImportError
+    except (ImportError, AttributeError, RuntimeError) as error:
+        warnings.warn(
+            f"Numba is installed but cannot be used ({error}), so training will be slower. Try pip install --upgrade "
+            "'.[fast]'; where no folder is writable, set NUMBA_CACHE_DIR to one that is",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+def twins() -> Mapping[str, Callable[..., Any]]:
+    """Numba's twins where it is installed, otherwise those in plain NumPy."""
+    kernels = numba_kernels()
+    return NUMPY_TWINS if kernels is None else kernels.TWINS

@@ -1,0 +1,1 @@
+"""CuPy on a CUDA GPU, with kernels that NVRTC compiles."""

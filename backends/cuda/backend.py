@@ -1,0 +1,215 @@
+"""Arrays on a CUDA GPU: CuPy. Written with its plainest documented calls (see docs/cuda.md)."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from backends.base import Array, Backend, BackendError, Memory
+from backends.cuda.launch import CudaKernels, checked, column_block, int32, output, shared_bytes
+from backends.cuda.twins import TWINS
+
+_CUBLAS_TF32_TENSOR_OP_MATH = 3  # of cublas_api.h; CuPy has no name for it
+_LONGEST_SHORT_RUN = 64  # of equal indices, as most are; most blocks have nothing to do, and had better be small
+_UPLOAD_ALIGNMENT = 16  # bytes, between the arrays of one transfer: more than any dtype needs
+
+
+class CupyBackend(Backend):
+    """CuPy on one CUDA device.
+
+    Work is queued on the device's current stream: a call returns before the device has computed.
+    Reading a value (`float`, `to_numpy`) waits, so the training loop reads only what it reports.
+
+    One GPU per process, computed on from the thread that made the backend: CuPy keeps the current device, and the
+    mode of matrix products, per thread, and this class sets them only when it is made. On another thread, or after
+    a second backend on another GPU was made, new arrays would come to lie on another device than `name` says.
+
+    Args:
+        index: the number of the GPU, or None for the current one.
+
+    Attributes:
+        cupy: the module.
+        kernels: launches the CUDA kernels.
+        deterministic: embeddings are added in a fixed order; MINIBERT_DETERMINISTIC=1 in the environment.
+        tf32: float32 products round their operands to 10 bits of fraction; CUPY_TF32=1 in the environment.
+
+    Raises:
+        BackendError: CuPy, the driver, or the GPU is missing.
+    """
+
+    twins: Mapping[str, Callable[..., Any]] = TWINS
+
+    def __init__(self, index: int | None = None) -> None:
+        cupy = self.cupy = _import_cupy()
+        index = _chosen(cupy, index)
+        import array_api_compat.cupy
+
+        self.xp = array_api_compat.cupy
+        self.name = f"cuda:{index}"
+        self.device = cupy.cuda.Device(index)
+        self.device.use()  # new arrays, kernels and the memory pool of this thread belong to it
+        self.kernels = CudaKernels(cupy)
+        self.tf32 = os.environ.get("CUPY_TF32", "0") not in ("", "0")
+        if self.tf32:  # CuPy reads it itself, but for plain products only; this is for batched ones and `gemm`
+            cupy.cuda.cublas.setMathMode(self.device.cublas_handle, _CUBLAS_TF32_TENSOR_OP_MATH)
+        self.deterministic = os.environ.get("MINIBERT_DETERMINISTIC", "0") not in ("", "0")
+
+    def asarray(self, host: Any, dtype: Any = None) -> Array:
+        if isinstance(host, self.cupy.ndarray) and host.device != self.device:
+            raise TypeError(f"the array lives on cuda:{host.device.id}, this backend on {self.name}")
+        return self.cupy.asarray(host, dtype=dtype)
+
+    def upload(self, host: Mapping[str, Array]) -> dict[str, Array]:
+        """See `Backend.upload`.
+
+        CuPy copies the packed arrays to pinned memory and returns at once; the device fetches them from there when
+        the stream comes to it, so that a host that runs ahead uploads ahead.
+        """
+        starts, size = [], 0
+        for array in host.values():
+            size += -size % _UPLOAD_ALIGNMENT
+            starts.append(size)
+            size += array.nbytes
+        packed = np.empty(size, dtype=np.uint8)
+        for start, array in zip(starts, host.values(), strict=True):
+            packed[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        moved = self.cupy.asarray(packed)
+        return {
+            name: moved[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+            for start, (name, array) in zip(starts, host.items(), strict=True)
+        }
+
+    def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
+        host: np.ndarray[Any, Any] = self.cupy.asnumpy(array)
+        return host
+
+    def scatter_add(self, target: Array, indices: Array, rows: Array, *, deterministic: bool = False) -> None:
+        """See `Backend.scatter_add`.
+
+        `cupyx.scatter_add` adds with atomics, whose order, and so whose rounding, varies from run to
+        run. It also wraps indices that are out of range silently, hence the check on the host before ids
+        are ever uploaded. With `deterministic`, or MINIBERT_DETERMINISTIC=1 in the environment, the indices
+        are sorted, and a kernel sums the rows of every index in a fixed order.
+        """
+        if deterministic or self.deterministic:
+            self._scatter_add_runs(target, indices, rows)
+            return
+        import cupyx
+
+        with warnings.catch_warnings():  # some releases announce its successor, `cupy.add.at`: one kernel, two names
+            warnings.simplefilter("ignore", DeprecationWarning)
+            cupyx.scatter_add(target, indices, rows)
+
+    def _scatter_add_runs(self, target: Array, indices: Array, rows: Array) -> None:
+        dtype, (count, columns) = target.dtype, rows.shape
+        output(dtype, target.shape, target)
+        (rows,), (indices,) = checked(dtype, rows), checked(np.dtype("int32"), indices)
+        order = self.cupy.argsort(indices)  # CuPy's is stable, and int64
+        block = column_block(min(count, _LONGEST_SHORT_RUN))
+        grid = count, -(-columns // block[0])
+        arguments = indices, order, rows, int32(count), int32(columns), target
+        self.kernels.launch("scatter_add_runs", dtype, grid, block, arguments, shared_bytes(block))
+
+    def erf(self, x: Array) -> Array:
+        from cupyx.scipy import special
+
+        return special.erf(x)
+
+    def synchronize(self) -> None:
+        self.device.synchronize()
+
+    def memory(self) -> Memory:
+        """Of CuPy's memory pool: in use, and reserved so far (the pool keeps what it once needed)."""
+        pool = self.cupy.get_default_memory_pool()
+        _, total = self.device.mem_info
+        return Memory(used=pool.used_bytes(), peak=pool.total_bytes(), total=total)
+
+    def description(self) -> str:
+        properties = self.cupy.cuda.runtime.getDeviceProperties(self.device.id)
+        runtime = self.cupy.cuda.runtime.runtimeGetVersion()
+        return (
+            f"{properties['name'].decode()} ({self.name}, compute capability {properties['major']}."
+            f"{properties['minor']}), CuPy {self.cupy.__version__}, CUDA {runtime // 1000}.{runtime % 1000 // 10}"
+            f"{', TF32' if self.tf32 else ''}{', deterministic' if self.deterministic else ''}"
+        )
+
+
+def gpu_in_words(device: str) -> str:
+    """The name of a GPU, as the driver gives it; nothing is computed there, and no memory taken.
+
+    Args:
+        device: "cuda" or "cuda:N".
+
+    Raises:
+        BackendError: CuPy, the driver, or the GPU is missing or does not answer.
+    """
+    cupy = _import_cupy()
+    _, _, number = device.partition(":")
+    index = _chosen(cupy, int(number) if number else None)
+    runtime = cupy.cuda.runtime
+    try:
+        properties = runtime.getDeviceProperties(index)
+    except runtime.CUDARuntimeError as error:
+        raise BackendError(
+            f"the driver shows cuda:{index}, but the GPU does not answer ({error}). See nvidia-smi and the kernel's "
+            "log (dmesg, lines with Xid); a GPU that is lost comes back when the machine is started again."
+        ) from error
+    return f"{properties['name'].decode()} (cuda:{index})"
+
+
+def _chosen(cupy: Any, index: int | None) -> int:
+    """The number of a GPU that is there; None stands for the current one."""
+    count = _device_count(cupy)
+    index = int(cupy.cuda.runtime.getDevice()) if index is None else index
+    if index >= count:
+        raise BackendError(
+            f"cuda:{index} was asked for, but this machine shows {count} CUDA GPU(s), numbered from 0 to "
+            f"{count - 1}. Choose one of them, and check that CUDA_VISIBLE_DEVICES does not hide it."
+        )
+    return index
+
+
+def _import_cupy() -> Any:
+    try:
+        import cupy
+    except ImportError as error:
+        raise BackendError(
+            "CUDA was asked for, but CuPy cannot be imported "
+            f"({error}). Install the one that fits the driver, in Mini-BERT's folder: pip install '.[cuda12]' for "
+            "CUDA 12, '.[cuda13]' for CUDA 13 (never both), or run with --device cpu."
+        ) from error
+    return cupy
+
+
+def _device_count(cupy: Any) -> int:
+    """How many GPUs the driver shows; a missing driver and a missing GPU are two different errors."""
+    runtime = cupy.cuda.runtime
+    try:
+        driver = runtime.driverGetVersion()  # 0 where no driver is installed
+        count = runtime.getDeviceCount() if driver else 0
+    except runtime.CUDARuntimeError as error:
+        if "cudaErrorNoDevice" not in str(error):
+            raise BackendError(
+                f"CUDA was asked for and CuPy {cupy.__version__} is installed, but the NVIDIA driver does not "
+                f"serve it ({error}). Compare the CUDA version in the first lines of nvidia-smi with CuPy's "
+                f"({runtime.runtimeGetVersion() // 1000}), and update the driver or install the CuPy that fits it."
+            ) from error
+        driver, count = -1, 0
+    if driver == 0:
+        raise BackendError(
+            f"CUDA was asked for and CuPy {cupy.__version__} is installed, but there is no NVIDIA driver. Install "
+            "it on the host (nvidia-smi must work there); in a container, start it with `docker run --gpus all`; "
+            "or run with --device cpu."
+        )
+    if count == 0:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        hidden = "" if visible is None else f" CUDA_VISIBLE_DEVICES is {visible!r}, which may hide it."
+        raise BackendError(
+            "CUDA was asked for; CuPy and the NVIDIA driver are here, but no GPU is visible."
+            f"{hidden} Check that nvidia-smi lists one, or run with --device cpu."
+        )
+    return int(count)

@@ -1,0 +1,99 @@
+"""The command line of `scripts/evaluate.py`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from minibert.commands.parser import Parser, add_threads
+from minibert.commands.process import SUCCESS, run_command
+from minibert.commands.screen import make_display
+from minibert.commands.tables import show_evaluation
+from minibert.data.batch_source import OBJECTIVES, build_sequences
+from minibert.data.corpus import CORPUS_HELP, open_corpus
+from minibert.data.token_file import prepare_tokens
+from minibert.errors import TrainingError
+from minibert.inference.loading import load_model
+from minibert.training.evaluation import evaluate
+from minibert.training.log import read_run_description
+from minibert.training.preparation import CACHE_FOLDER, frozen_batches
+from minibert.training.settings import DTYPES
+
+_DESCRIPTION = """\
+Measure a model on the held-out part of a text: the masks are frozen, so the same model and text always give
+the same figures. For a model of scripts/train.py, corpus, objective and sequence length are those of its run
+unless others are given; then the figures are those that the training ended with."""
+
+_DEFAULT_LENGTH = 128  # for models from elsewhere; BERT was trained on this length for 90% of its steps
+
+
+def build_parser() -> Parser:
+    """All options."""
+    parser = Parser(
+        prog="evaluate.py",
+        description=_DESCRIPTION,
+        epilog=f"corpus:\n{CORPUS_HELP}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="an output folder, or Hugging Face's")
+    parser.add_argument("--corpus", nargs="+", metavar="TEXT", help="see below (default: of the run, or stdlib)")
+    parser.add_argument("--objective", metavar="{mlm,mlm+nsp}", help="(default: of the run, or mlm)")
+    parser.add_argument("--seq-length", type=int, metavar="T", help="(default: of the run, or 128)")
+    parser.add_argument("--device", default="cpu", metavar="{cpu,cuda,cuda:N}", help="(default: cpu)")
+    add_threads(parser)
+    parser.add_argument("--dtype", default="float32", metavar="{float32,float64}", help="(default: float32)")
+    parser.add_argument("--kernels", default="auto", metavar="{auto,reference}", help="(default: auto)")
+    parser.add_argument(
+        "--cache-dir", type=Path, metavar="DIR", help=f"for the tokens (default: {CACHE_FOLDER} beside --model)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Evaluates; returns the exit status."""
+    return run_command(lambda: _evaluate(arguments))
+
+
+def _evaluate(arguments: Sequence[str] | None) -> int:
+    options = build_parser().parse_args(arguments)
+    run = read_run_description(options.model).get("settings", {})
+    objective = run.get("objective", OBJECTIVES[0]) if options.objective is None else options.objective
+    if objective not in OBJECTIVES:
+        raise TrainingError(f"--objective must be one of {', '.join(OBJECTIVES)}, not {objective!r}")
+    if options.dtype not in DTYPES:
+        raise TrainingError(f"--dtype must be one of {', '.join(DTYPES)}, not {options.dtype!r}")
+    model, tokenizer = load_model(options.model, options.device, options.dtype, options.kernels)
+    longest = model.config.max_position_embeddings
+    length = options.seq_length
+    if length is None:
+        length = run.get("seq_length", min(_DEFAULT_LENGTH, longest))
+    if length > longest:
+        raise TrainingError(f"--seq-length {length} is longer than the model's table of positions, {longest} entries")
+    if objective == "mlm+nsp" and "next_sentence" in model.absent_heads:
+        raise TrainingError(f"the model in {options.model} has no next-sentence head: evaluate it with --objective mlm")
+    if objective == "mlm+nsp" and run.get("objective", objective) != objective:
+        raise TrainingError(
+            f"the model in {options.model} was trained with --objective {run['objective']}: its next-sentence head was "
+            "never trained, and figures of it would mean nothing; evaluate it with --objective mlm"
+        )
+
+    display = make_display(Console(stderr=options.json))  # standard output is for the figures
+    corpus = open_corpus(options.corpus or run.get("corpus", ["stdlib"]))
+    try:
+        cache = options.cache_dir or options.model.resolve().parent / CACHE_FOLDER
+        tokenized = prepare_tokens(corpus, tokenizer, cache, progress=display.preparing)
+    finally:
+        display.end()
+    sequences = build_sequences(objective, tokenized.evaluation, tokenizer, length)
+    evaluation = evaluate(model, frozen_batches(sequences, tokenizer), tokenized.unigram_counts)
+    if options.json:
+        print(json.dumps(evaluation.to_dict(), allow_nan=False))
+    else:
+        show_evaluation(display.console, evaluation, f"{options.model} on the held-out part of {corpus.description}")
+    return SUCCESS

@@ -1,0 +1,59 @@
+"""The command line of `scripts/fill_mask.py`. It is typed again and again, so it starts fast.
+
+NumPy and the model are imported when the text has been seen; tables are plain text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minibert.commands.parser import Parser, add_threads
+from minibert.commands.process import SUCCESS, run_command
+from minibert.commands.quick_start import quick_backend
+
+if TYPE_CHECKING:
+    from minibert.inference.fill_mask import Candidate
+
+
+def build_parser() -> Parser:
+    """All options."""
+    parser = Parser(
+        prog="fill_mask.py",
+        description="Show what a model would put in the place of every [MASK].",
+        allow_abbrev=False,
+    )
+    parser.add_argument("text", help='quoted, for example "the function returns a [MASK] object."')
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="an output folder, or Hugging Face's")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="how many candidates (default: 5)")
+    parser.add_argument("--device", default="cpu", metavar="{cpu,cuda,cuda:N}", help="(default: cpu)")
+    add_threads(parser)
+    parser.add_argument("--kernels", default="auto", metavar="{auto,reference}", help="(default: auto)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fills masks; returns the exit status."""
+    return run_command(lambda: _fill_mask(arguments))
+
+
+def _fill_mask(arguments: Sequence[str] | None) -> int:
+    options = build_parser().parse_args(arguments)
+    backend = quick_backend(options.device, options.kernels, len(options.text))
+    from minibert.inference.fill_mask import fill_mask
+    from minibert.inference.loading import load_model
+
+    model, tokenizer = load_model(options.model, backend, kernels=options.kernels, heads=("mlm",))
+    masks = fill_mask(model, tokenizer, options.text, options.top)
+    for number, candidates in enumerate(masks, start=1):
+        print("Candidates" if len(masks) == 1 else f"Mask {number} of {len(masks)}")
+        print(table(candidates))
+    return SUCCESS
+
+
+def table(candidates: Sequence[Candidate]) -> str:
+    """Tokens and probabilities in two columns, with a line of heads above."""
+    width = max(len("token"), *(len(candidate.token) for candidate in candidates))
+    rows = [f"  {candidate.token:<{width}}  {candidate.probability:11.2%}" for candidate in candidates]
+    return "\n".join([f"  {'token':<{width}}  probability", *rows])

@@ -1,0 +1,43 @@
+"""The loss curve of a run, as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PLOT_FILE = "loss_curve.png"
+
+
+def draw_loss_curve(history: Sequence[dict[str, Any]], path: Path) -> bool:
+    """Draws training and evaluation loss against the step, and the unigram baseline.
+
+    Args:
+        history: from `minibert.training.log.read_metrics`.
+        path: of the PNG.
+
+    Returns:
+        False if Matplotlib, which is optional, is not installed; nothing is drawn then.
+    """
+    try:
+        from matplotlib.figure import Figure  # without pyplot: no window, no global state
+    except ImportError:
+        return False
+    train = [(entry["step"], entry["loss"]) for entry in history if entry["kind"] == "train"]
+    evaluations = [(entry["step"], entry["loss"]) for entry in history if entry["kind"] == "evaluation"]
+    baselines = [entry["unigram_loss"] for entry in history if entry["kind"] == "evaluation"]
+    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    axes = figure.subplots()
+    if train:
+        axes.plot(*zip(*train, strict=True), color="tab:blue", linewidth=1.0, alpha=0.6, label="training")
+    if evaluations:
+        axes.plot(*zip(*evaluations, strict=True), "o-", color="tab:orange", markersize=4, label="evaluation")
+    if baselines:
+        axes.axhline(baselines[-1], color="tab:gray", linestyle="--", linewidth=1.0, label="unigram baseline")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss in nats")
+    axes.grid(alpha=0.3)
+    if train or evaluations:
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    return True

@@ -1,0 +1,57 @@
+"""The errors that Mini-BERT raises for input that it cannot use.
+
+Every message is written for the person who started the command: it says what was wrong, where, and what to do.
+Mistakes in Mini-BERT itself raise other exceptions and keep their traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class DataError(ValueError):
+    """A text, a vocabulary or a file of tokens cannot be used; names the file and the line or byte offset."""
+
+
+class PretrainedError(ValueError):
+    """A folder holds no BERT checkpoint, a damaged one, or a model that Mini-BERT cannot compute exactly."""
+
+
+class NoClassifierError(PretrainedError):
+    """A classifier was asked for, and the folder has none."""
+
+
+class TrainingError(ValueError):
+    """A run cannot begin or go on as asked."""
+
+
+class NonFiniteError(TrainingError):
+    """The loss or a gradient became infinite or NaN.
+
+    Attributes:
+        step: the first step at which it did.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class InferenceError(ValueError):
+    """A model folder or a text cannot be used as asked."""
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn ValueErrors raised inside the block into TrainingErrors.
+
+    Use it only around checks of values that the user gave. Anywhere else a ValueError is a mistake of Mini-BERT,
+    and the command line must not hide its traceback.
+    """
+    try:
+        yield
+    except TrainingError:
+        raise
+    except ValueError as error:
+        raise TrainingError(str(error)) from error

@@ -1,0 +1,129 @@
+"""Hugging Face's `config.json` of a BERT, in and out.
+
+Fields that change what a BERT computes are honoured or refused by name; null means the default, as it does for
+`transformers`. All other fields are left alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minibert.config import SINGLE_LABEL, MiniBERTConfig
+from minibert.errors import PretrainedError
+from minibert.files import before_save
+from minibert.huggingface.tensor_files import read_json
+
+CONFIG_FILE = "config.json"
+CLASSIFIER = "BertForSequenceClassification"
+
+_DEFAULTS = {"num_attention_heads": 12, "intermediate_size": 3072}  # where theirs differ from ours
+_ONLY = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+_SAME_ACTIVATION = {"gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_new"}  # other names of the same functions
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """A `config.json` that was read.
+
+    Attributes:
+        path: of the file.
+        fields: its content, without nulls.
+        config: the sizes, without labels.
+        architectures: the classes of transformers that the file names.
+    """
+
+    path: Path
+    fields: Mapping[str, Any]
+    config: MiniBERTConfig
+    architectures: tuple[str, ...]
+
+    @classmethod
+    def read(cls, folder: Path) -> ConfigFile:
+        """Of a folder.
+
+        Raises:
+            PretrainedError: no BERT, or one that Mini-BERT does not compute exactly.
+        """
+        path = folder / CONFIG_FILE
+        if not path.exists() and before_save(path).exists():
+            raise PretrainedError(
+                f"{folder} has no {CONFIG_FILE}: a save into it was cut off, and its weights are the old ones or the "
+                f"new ones; save the model again ({before_save(path).name} is the old config)"
+            )
+        fields = {name: value for name, value in read_json(path).items() if value is not None}
+        architectures = fields.get("architectures", [])
+        if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+            raise PretrainedError(f"{path}: architectures must be a list of names, not {architectures!r}")
+        if fields.get("model_type", "bert") != "bert":
+            raise PretrainedError(f"{path}: model_type is {fields['model_type']!r}; Mini-BERT is BERT and nothing else")
+        for name, only in _ONLY.items():
+            if fields.get(name, only) != only:
+                raise PretrainedError(f"{path}: {name} is {fields[name]!r}; Mini-BERT computes {only!r} only")
+        missing = [name for name in ("vocab_size", "hidden_size", "num_hidden_layers") if name not in fields]
+        if missing:
+            raise PretrainedError(f"{path}: {', '.join(missing)} is missing; this is no BERT's config")
+        sizes = {**_DEFAULTS, **fields, "labels": (), "problem_type": None}
+        activation = sizes.get("hidden_act")
+        if isinstance(activation, str):
+            sizes["hidden_act"] = _SAME_ACTIVATION.get(activation, activation)
+        try:
+            config = MiniBERTConfig.from_dict(sizes)
+        except (TypeError, ValueError) as error:
+            raise PretrainedError(f"{path}: {error}") from error
+        return cls(path, fields, config, tuple(architectures))
+
+    def of_classifier(self) -> MiniBERTConfig:
+        """The config with the classes that the file names, in the order of their numbers; LABEL_0 ... where not.
+
+        Raises:
+            PretrainedError: the classes are not numbered from 0 on, or make no classifier.
+        """
+        named = self.fields.get("id2label")
+        if named is None:
+            count = self.fields.get("num_labels", 2)
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise PretrainedError(f"{self.path}: num_labels must be an integer of at least 1, not {count!r}")
+            labels = tuple(f"LABEL_{number}" for number in range(count))
+        elif not isinstance(named, dict) or set(named) != {str(number) for number in range(len(named))}:
+            raise PretrainedError(f"{self.path}: id2label must name the classes 0 to C - 1, not {named!r}")
+        else:
+            labels = tuple(str(named[str(number)]) for number in range(len(named)))
+        try:
+            return dataclasses.replace(self.config, labels=labels, problem_type=self.fields.get("problem_type"))
+        except ValueError as error:
+            raise PretrainedError(f"{self.path}: {error}") from error
+
+
+def config_fields(config: MiniBERTConfig, heads: tuple[str, ...], dtype: str) -> dict[str, Any]:
+    """What to write as `config.json` for a model with these heads, its parameters stored as `dtype`."""
+    sizes = config.to_dict()
+    labels, problem_type = sizes.pop("labels"), sizes.pop("problem_type")
+    fields = {
+        "architectures": [_architecture(heads)],
+        "model_type": "bert",
+        **sizes,
+        "position_embedding_type": "absolute",
+        "torch_dtype": dtype,
+        "use_cache": True,
+    }
+    if "classifier" in heads:
+        fields["id2label"] = {str(number): label for number, label in enumerate(labels)}
+        fields["label2id"] = {label: number for number, label in enumerate(labels)}
+        if problem_type is None and len(labels) > 1:
+            problem_type = SINGLE_LABEL
+        if problem_type is not None:
+            fields["problem_type"] = problem_type
+    return fields
+
+
+def _architecture(heads: tuple[str, ...]) -> str:
+    """What transformers calls a BERT with these heads."""
+    if "classifier" in heads:
+        return CLASSIFIER
+    if "next_sentence" in heads:
+        return "BertForPreTraining" if "mlm" in heads else "BertForNextSentencePrediction"
+    return "BertForMaskedLM" if "mlm" in heads else "BertModel"

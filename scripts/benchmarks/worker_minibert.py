@@ -1,0 +1,124 @@
+"""A worker: Mini-BERT's training step on NumPy. Parties: minibert, and minibert-reference without twins."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+from benchmarks.work import Work, peak_bytes, timed
+
+
+def sgemm_gflops(work: Work) -> dict[str, float]:
+    """What NumPy's matrix product reaches in float32, GFLOP/s.
+
+    Returns:
+        "step": on the matrices of this step, each product repeated with nothing else between, medians; "best": the
+        fastest of all repetitions.
+    """
+    import numpy as np
+    from threadpoolctl import threadpool_limits
+
+    rng = np.random.default_rng(0)
+    total_flops, total_seconds, best = 0.0, 0.0, 0.0
+    layers = Counter(work.linear_layers(pruned=True))
+    with threadpool_limits(work.threads):
+        for (rows, outputs, inputs), count in layers.items():
+            x, weight, dy = (
+                rng.standard_normal(shape, dtype=np.float32)
+                for shape in ((rows, inputs), (outputs, inputs), (rows, outputs))
+            )
+            flops = 2.0 * rows * outputs * inputs
+            for a, b in ((x, weight.T), (dy, weight), (dy.T, x)):
+                out = np.empty((a.shape[0], b.shape[1]), dtype=np.float32)
+                seconds = []
+                for _ in range(11):
+                    start = time.perf_counter()
+                    np.matmul(a, b, out=out)
+                    seconds.append(time.perf_counter() - start)
+                total_flops += count * flops
+                total_seconds += count * statistics.median(seconds)
+                best = max(best, flops / min(seconds))
+    return {"step": 1e-9 * total_flops / total_seconds, "best": 1e-9 * best}
+
+
+class _Timed:
+    """Kernels that add up the time of every operation."""
+
+    def __init__(self, kernels: Any) -> None:
+        self.kernels = kernels
+        self.seconds: dict[str, float] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        operation = getattr(self.kernels, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            result = operation(*arguments, **options)
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            return result
+
+        return call
+
+
+def main() -> None:
+    """Do the work given as the first argument."""
+    work = Work.from_json(sys.argv[1])
+    import numpy as np
+
+    from backends import get_backend
+    from backends.cpu.threads import set_threads
+    from minibert import MiniBERT, MiniBERTConfig, MiniBERTGradients
+    from minibert.optimizer import AdamW
+
+    set_threads(work.threads)
+    config = MiniBERTConfig(
+        vocab_size=work.vocabulary,
+        hidden_size=work.hidden,
+        num_hidden_layers=work.layers,
+        num_attention_heads=work.hidden // 64,
+        intermediate_size=4 * work.hidden,
+        hidden_dropout_prob=work.dropout,
+        attention_probs_dropout_prob=work.dropout,
+    )
+    model = MiniBERT(config, kernels="reference" if work.party == "minibert-reference" else "auto")
+    gradients, optimizer = MiniBERTGradients(model), AdamW(model)
+    batch = work.batch_arrays()
+    mask = np.ones_like(batch["ids"])
+    losses = []
+
+    def step() -> None:
+        _, cache = model.forward(
+            batch["ids"],
+            mask,
+            prediction_positions=batch["positions"],
+            next_sentence=False,
+            dropout_step=optimizer.steps,
+            unpad=True,
+        )
+        losses.append(float(gradients.backward(cache, batch["labels"])))
+        optimizer.step(gradients.gradients, 1e-4)
+
+    figures = timed(step, work.warmup, work.steps)
+    figures["peak_bytes"] = peak_bytes()
+    whole, kernels = 0.0, model.kernels
+    model.kernels = clocked = _Timed(kernels)  # type: ignore[assignment]
+    for _ in range(work.steps):
+        start = time.perf_counter()
+        step()
+        whole += time.perf_counter() - start
+    operations = {name: seconds / work.steps for name, seconds in clocked.seconds.items()}
+    operations["everything else"] = whole / work.steps - sum(operations.values())
+    figures["operations"] = dict(sorted(operations.items(), key=lambda item: -item[1]))
+    figures["sgemm_gflops"] = sgemm_gflops(work)
+    figures["product_gflop"] = work.product_flops(pruned=True) / 1e9
+    figures["losses"] = losses
+    figures["description"] = get_backend("cpu").description()
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""The `xp` matrix: the backends that every test of the mathematics runs on.
+
+Besides NumPy there are read-only NumPy arrays, which catch an operation that changes its input, and
+`array_api_strict`, which refuses everything that the Array API standard does not promise: on its own devices
+it also refuses to mix with host arrays, as a GPU does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import array_api_strict
+import numpy as np
+from scipy import special
+
+from backends import Array, Backend, Memory, get_backend
+from backends.base import segment_sums
+from backends.cpu.backend import NumpyBackend
+from tests.support.emulated_cuda import modules as emulated_cuda
+
+
+class ReadOnlyNumpyBackend(NumpyBackend):
+    """NumPy whose transferred arrays cannot be written to."""
+
+    name = "numpy:readonly"
+
+    def asarray(self, host: Any, dtype: Any = None) -> Array:
+        array = np.asarray(host, dtype=dtype).view()
+        array.flags.writeable = False
+        return array
+
+
+class StrictBackend(Backend):
+    """`array_api_strict` on one of its devices, which nothing else may mix with."""
+
+    xp = array_api_strict
+    twins: Mapping[str, Any] = {}
+
+    def __init__(self, device: str) -> None:
+        self.name = f"array_api_strict:{device}"
+        self.device = array_api_strict.Device(device)
+        self._host = array_api_strict.Device("CPU_DEVICE")
+
+    def asarray(self, host: Any, dtype: Any = None) -> Array:
+        if isinstance(host, type(self.xp.empty(0))):
+            if host.device != self.device:
+                raise TypeError(f"the array lives on {host.device}, this backend on {self.device}")
+            return host if dtype is None else self.xp.astype(host, dtype)
+        host = np.asarray(host)
+        if dtype is not None:  # converted on the host: the device may lack the host's dtype
+            host = host.astype(dtype._np_dtype)
+        return self.xp.asarray(host, device=self.device)
+
+    def to_numpy(self, array: Array) -> np.ndarray:
+        return np.asarray(array.to_device(self._host))
+
+    def scatter_add(self, target: Array, indices: Array, rows: Array, *, deterministic: bool = False) -> None:
+        """By gathering, since the standard has no assignment to several indices at once."""
+        if rows.shape[0] == 0:
+            return
+        xp = self.xp
+        unique, sums = segment_sums(xp, indices, rows)
+        numbers = xp.arange(target.shape[0], dtype=unique.dtype, device=self.device)
+        place = xp.searchsorted(unique, numbers)
+        place = xp.where(place < unique.shape[0], place, xp.zeros_like(place))
+        hit = xp.take(unique, place) == numbers
+        gathered = xp.take(sums, place, axis=0)
+        target[...] = target + xp.where(hit[:, None], gathered, xp.zeros_like(gathered))
+
+    def erf(self, x: Array) -> Array:
+        return self.asarray(special.erf(self.to_numpy(x)))
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+    def memory(self) -> Memory:
+        return Memory(None, None, None)
+
+    def description(self) -> str:
+        return f"array_api_strict {array_api_strict.__version__} on {self.device}"
+
+
+_CPU = {
+    "numpy": NumpyBackend,
+    "numpy:readonly": ReadOnlyNumpyBackend,
+    "array_api_strict:device1": lambda: StrictBackend("device1"),
+    "array_api_strict:device2": lambda: StrictBackend("device2"),
+    "array_api_strict:no_float64": lambda: StrictBackend("no_float64"),
+}
+
+
+def names(device: str) -> list[str]:
+    """The readable ids of the matrix for a device."""
+    if device == "cpu":
+        return list(_CPU)
+    return ["cupy EMULATED" if emulated_cuda.installed() else "cupy"]
+
+
+def make(name: str, device: str) -> Backend:
+    """A backend of the matrix."""
+    return _CPU[name]() if name in _CPU else get_backend(device)
+
+
+def float_dtypes(backend: Backend) -> list[str]:
+    """The floating dtypes that the backend's device has, the most precise first."""
+    return [name for name in ("float64", "float32") if name in _available(backend)]
+
+
+def _available(backend: Backend) -> Mapping[str, Any]:
+    return backend.xp.__array_namespace_info__().dtypes(device=backend.device, kind="real floating")

@@ -1,0 +1,101 @@
+"""A text so regular that a small BERT learns it in seconds, and runs on it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from minibert import MiniBERT
+from minibert.commands.screen import PlainDisplay
+from minibert.training.log import METRICS_FILE, read_metrics
+from minibert.training.preparation import Data, prepare_data
+from minibert.training.session import resume, start
+from minibert.training.settings import Settings
+
+_WORLD = (  # the animal decides everything else, so a hidden word can be told from its context
+    ("fox", "red", "berries", "forest"),
+    ("cow", "brown", "grass", "meadow"),
+    ("seal", "grey", "fishes", "ocean"),
+    ("camel", "yellow", "thorns", "desert"),
+    ("goose", "white", "grains", "garden"),
+)
+
+SMALL: dict[str, Any] = {
+    "preset": "tiny",
+    "seq_length": 16,
+    "batch_size": 8,
+    "steps": 6,
+    "vocab_size": 120,
+    "report_every": 2,
+    "evaluate_every": 100,
+    "checkpoint_every": 100,
+}
+
+
+def write_text(path: Path, documents: int = 150, seed: int = 0) -> Path:
+    """A corpus of short documents of a few sentences each."""
+    rng = np.random.default_rng(seed)
+    with open(path, "w", encoding="utf-8") as file:
+        for _ in range(documents):
+            for number in rng.integers(0, len(_WORLD), 4):
+                animal, colour, food, place = _WORLD[number]
+                file.write(f"the {colour} {animal} eats {food} in the {place}.\n")
+            file.write("\n")
+    return path
+
+
+def small_settings(corpus: Path, **changes: Any) -> Settings:
+    """Settings of a run of six steps."""
+    return Settings(**{**SMALL, "corpus": (str(corpus),), **changes})
+
+
+def display() -> PlainDisplay:
+    """A display whose text can be read: `display().console.file.getvalue()`."""
+    return PlainDisplay(Console(file=io.StringIO(), width=150))
+
+
+class StopAfter:
+    """Interrupts a run, as Ctrl-C would, when so many steps have been asked for."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def run(corpus: Path, output: Path, *, stop_after: int | None = None, **changes: Any) -> list[dict[str, Any]]:
+    """Trains on a corpus; returns the metrics."""
+    interrupted = (lambda: False) if stop_after is None else StopAfter(stop_after)
+    start(small_settings(corpus, **changes), output, display(), interrupted=interrupted)
+    return read_metrics(output / METRICS_FILE)
+
+
+def go_on(output: Path, *, stop_after: int | None = None, **given: Any) -> list[dict[str, Any]]:
+    """Resumes the run in a folder; returns the metrics."""
+    interrupted = (lambda: False) if stop_after is None else StopAfter(stop_after)
+    resume(given, output, display(), interrupted=interrupted)
+    return read_metrics(output / METRICS_FILE)
+
+
+def of_kind(history: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """The lines of one kind."""
+    return [entry for entry in history if entry["kind"] == kind]
+
+
+def losses(history: list[dict[str, Any]]) -> list[float]:
+    """The training losses, as recorded."""
+    return [entry["loss"] for entry in of_kind(history, "train")]
+
+
+def prepared(corpus: Path, cache: Path, **changes: Any) -> tuple[Settings, Data, MiniBERT]:
+    """The parts of a small run: its settings, its data, and a fresh model."""
+    settings = small_settings(corpus, **changes)
+    data = prepare_data(settings, cache)
+    config = settings.model_config(data.tokenizer.vocab_size)
+    return settings, data, MiniBERT(config, dtype=settings.dtype, seed=settings.seed)

@@ -1,0 +1,271 @@
+"""Checkpoints: a run that was interrupted goes on as if nothing had happened, or says why it cannot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from minibert import AdamW, MiniBERT
+from minibert.errors import TrainingError
+from minibert.training.checkpoint import Progress, checkpoints, load_progress, restore, save_checkpoint
+from tests.support.small_run import go_on, losses, of_kind, run, small_settings, write_text
+
+TENSORS, STATE = "tensors.safetensors", "state.json"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text") / "animals.txt")
+
+
+@pytest.fixture(scope="module")
+def interrupted_run(corpus, tmp_path_factory):
+    """A run of 8 steps that was stopped after 5, with checkpoints of steps 4 and 5. Copy it before changing it."""
+    output = tmp_path_factory.mktemp("interrupted") / "run"
+    run(corpus, output, steps=8, checkpoint_every=2, stop_after=5)
+    return output
+
+
+@pytest.fixture
+def interrupted(interrupted_run, tmp_path):
+    """A copy of the interrupted run, to be damaged."""
+    return shutil.copytree(interrupted_run, tmp_path / "run")
+
+
+def small_model(seed=0, **changes):
+    settings = small_settings("unused.txt", **changes)
+    model = MiniBERT(settings.model_config(50), dtype=settings.dtype, seed=seed)
+    return model, AdamW(model)
+
+
+def progress(step=3):
+    return Progress(step, elapsed=1.5, settings={"preset": "tiny"}, tokenizer="a", corpus="b")
+
+
+# --- continuing ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"dropout": 0.1, "accumulate": 3}, id="dropout and micro-batches"),
+        pytest.param({"objective": "mlm+nsp", "seq_length": 32, "dropout": 0.1}, id="next sentence"),
+    ],
+)
+def test_a_resumed_run_continues_bit_for_bit(corpus, tmp_path, changes):
+    every = {"steps": 7, "report_every": 1, "checkpoint_every": 3}
+    whole = run(corpus, tmp_path / "whole", **every, **changes)
+    run(corpus, tmp_path / "parts", **every, **changes, stop_after=2)
+    go_on(tmp_path / "parts", stop_after=2)
+    parts = go_on(tmp_path / "parts")
+    assert losses(parts) == losses(whole)
+    assert len(losses(whole)) == 7
+    assert of_kind(parts, "evaluation")[-1]["loss"] == of_kind(whole, "evaluation")[-1]["loss"]
+    for name in ("step-00000006", "step-00000007"):
+        expected = load_file(tmp_path / "whole" / "checkpoints" / name / TENSORS)
+        found = load_file(tmp_path / "parts" / "checkpoints" / name / TENSORS)
+        assert expected.keys() == found.keys()
+        for tensor, values in expected.items():
+            np.testing.assert_array_equal(found[tensor], values, err_msg=tensor)
+
+
+def test_steps_lost_in_a_crash_are_done_again_alike(corpus, tmp_path):
+    output = tmp_path / "run"
+    whole = run(corpus, output, steps=6, report_every=1, checkpoint_every=2)
+    shutil.rmtree(output / "checkpoints" / "step-00000006")
+    again = go_on(output)
+    assert of_kind(again, "resumed")[0]["step"] == 4
+    assert losses(again) == losses(whole)
+
+
+def test_a_run_resumed_at_its_end_only_writes_its_results_again(corpus, tmp_path):
+    output = tmp_path / "run"
+    first = run(corpus, output)
+    (output / "model.safetensors").unlink()
+    again = go_on(output)
+    assert (output / "model.safetensors").exists()
+    assert losses(again) == losses(first)
+    assert of_kind(again, "result")[-1]["loss"] == of_kind(first, "result")[-1]["loss"]
+
+
+def test_the_clock_of_a_resumed_run_goes_on(interrupted):
+    _, before = load_progress(interrupted / "checkpoints")
+    assert before.elapsed > 0.0
+    history = go_on(interrupted)
+    assert all(line["elapsed"] > before.elapsed for line in of_kind(history, "train") if line["step"] > 5)
+
+
+def test_a_longer_run_may_be_asked_for_and_the_intervals_changed(interrupted):
+    history = go_on(interrupted, steps=10, report_every=1, evaluate_every=3, checkpoint_every=100)
+    assert of_kind(history, "result")[-1]["step"] == 10
+    assert [line["step"] for line in of_kind(history, "evaluation")] == [6, 9, 10]
+
+
+def test_fewer_steps_than_were_taken_are_refused(interrupted):
+    with pytest.raises(TrainingError, match="has taken 5 steps already; --steps 2 is to be the total"):
+        go_on(interrupted, steps=2)
+
+
+def test_a_run_by_steps_may_go_on_by_minutes(interrupted):
+    history = go_on(interrupted, minutes=0.002)
+    assert of_kind(history, "resumed")[-1]["settings"]["steps"] is None
+    assert of_kind(history, "result")
+
+
+# --- refusing ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seed": 1}, "--seed is 0 in this run, not 1"),
+        ({"preset": "mini"}, "--preset is tiny in this run, not mini"),
+        ({"batch_size": 4, "seq_length": 8}, "--batch-size is 8 in this run, not 4; --seq-length is 16"),
+        ({"vocab_size": 50}, "--vocab-size is 120 in this run, not 50"),
+        ({"corpus": ("stdlib",)}, r"--corpus is .*animals\.txt in this run, not stdlib"),
+    ],
+)
+def test_options_that_contradict_the_run_are_refused(interrupted_run, given, message):
+    with pytest.raises(TrainingError, match=f"cannot resume: {message}.*Free to change: .*--device"):
+        go_on(interrupted_run, **given)
+
+
+def test_options_that_repeat_the_runs_own_are_welcome(interrupted, corpus):
+    go_on(interrupted, seed=0, batch_size=8, corpus=(str(corpus),))
+
+
+def test_a_folder_without_a_run_or_a_checkpoint_cannot_be_resumed(tmp_path):
+    with pytest.raises(TrainingError, match="no run to resume"):
+        go_on(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(TrainingError, match=r"nothing to resume.*no checkpoint"):
+        go_on(tmp_path)
+
+
+def test_another_vocabulary_is_refused(interrupted):
+    text = (interrupted / "tokenizer.json").read_text()
+    (interrupted / "tokenizer.json").write_text(text.replace('"camel"', '"llama"'))
+    (interrupted / "vocab.txt").unlink()  # beside which the other one would be noticed at once
+    with pytest.raises(TrainingError, match=r"vocabulary in .*run \(\d+ tokens\) is not the one"):
+        go_on(interrupted)
+
+
+def test_another_text_is_refused(tmp_path):
+    text = write_text(tmp_path / "text.txt")
+    run(text, tmp_path / "run", steps=4, stop_after=2)
+    with open(text, "a", encoding="utf-8") as file:
+        file.write("the red fox eats berries.\n")
+    with pytest.raises(TrainingError, match=r"text in .*text\.txt is not the one that the checkpoint"):
+        go_on(tmp_path / "run")
+
+
+@pytest.mark.parametrize("file", [TENSORS, STATE])
+@pytest.mark.parametrize("damage", ["cut short", "changed", "missing"])
+def test_a_damaged_checkpoint_is_named_and_so_is_the_one_before_it(interrupted, file, damage):
+    before, newest = checkpoints(interrupted / "checkpoints")
+    content = (newest / file).read_bytes()
+    if damage == "cut short":
+        (newest / file).write_bytes(content[: len(content) // 2])
+    elif damage == "changed":
+        at = content.rindex(b'"format"') if file == STATE else len(content) - 9
+        (newest / file).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    else:
+        (newest / file).unlink()
+    with pytest.raises(TrainingError, match=rf"{newest / file} is damaged.*step 4, is whole.*move .* away") as error:
+        go_on(interrupted)
+    assert str(newest) in str(error.value)
+    assert checkpoints(interrupted / "checkpoints") == [before, newest]  # nothing was removed
+
+    shutil.move(newest, interrupted.parent / "damaged")  # what the message advises
+    history = go_on(interrupted)
+    assert of_kind(history, "resumed")[-1]["step"] == 4
+
+
+def test_when_no_checkpoint_is_whole_the_error_says_so(interrupted):
+    for path in checkpoints(interrupted / "checkpoints"):
+        (path / TENSORS).write_bytes(b"")
+    with pytest.raises(TrainingError, match=r"step-00000005.*damaged.*There is no other checkpoint"):
+        go_on(interrupted)
+
+
+def test_a_checkpoint_of_another_format_is_refused(interrupted):
+    newest = checkpoints(interrupted / "checkpoints")[-1]
+    state = json.loads((newest / STATE).read_text())
+    (newest / STATE).write_text(json.dumps({**state, "format": 99}))
+    with pytest.raises(TrainingError, match="has format 99, this version reads 1"):
+        go_on(interrupted)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    save_checkpoint(tmp_path, *small_model(), progress())
+    with pytest.raises(TrainingError, match=r"another model: hidden_size, .*num_hidden_layers differ"):
+        restore(checkpoints(tmp_path)[0], *small_model(preset="mini"))
+
+
+# --- the files -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_checkpoint_brings_back_every_bit(tmp_path, dtype):
+    model, optimizer = small_model(dtype=dtype)
+    optimizer.steps = 3
+    rng = np.random.default_rng(0)
+    for moment in (optimizer.first_moment, optimizer.second_moment):
+        moment.flat[...] = rng.standard_normal(moment.flat.shape)
+    path = save_checkpoint(tmp_path / "new" / "folder", model, optimizer, progress())
+    other, other_optimizer = small_model(seed=9, dtype=dtype)
+    restore(path, other, other_optimizer)
+    assert other_optimizer.steps == 3
+    np.testing.assert_array_equal(other.parameters.flat, model.parameters.flat)
+    np.testing.assert_array_equal(other_optimizer.first_moment.flat, optimizer.first_moment.flat)
+    np.testing.assert_array_equal(other_optimizer.second_moment.flat, optimizer.second_moment.flat)
+    assert load_progress(tmp_path / "new" / "folder") == (path, progress())
+
+
+def test_the_last_two_are_kept(tmp_path):
+    model, optimizer = small_model()
+    for step in (1, 2, 10, 9_999_999_9):
+        save_checkpoint(tmp_path, model, optimizer, progress(step))
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000010", "step-99999999"]
+
+
+def test_there_is_no_pickle(interrupted_run):
+    files = {path.name for path in (interrupted_run / "checkpoints").rglob("*") if path.is_file()}
+    assert files == {TENSORS, STATE}
+
+
+def test_a_disk_that_fills_up_leaves_the_older_checkpoints_whole(tmp_path, monkeypatch):
+    model, optimizer = small_model()
+    save_checkpoint(tmp_path, model, optimizer, progress(1))
+    save_checkpoint(tmp_path, model, optimizer, progress(2))
+
+    def full(tensors, path):
+        path.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("minibert.training.checkpoint.save_file", full)
+        with pytest.raises(OSError, match="No space left"):
+            save_checkpoint(tmp_path, model, optimizer, progress(3))
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000001", "step-00000002"]
+    assert load_progress(tmp_path)[1].step == 2
+    save_checkpoint(tmp_path, model, optimizer, progress(3))  # and what was half written is cleared away
+    assert {path.name for path in tmp_path.iterdir()} == {"step-00000002", "step-00000003"}
+
+
+def test_a_checkpoint_appears_under_its_name_only_when_it_is_on_the_disk(tmp_path, monkeypatch):
+    flushed = []
+
+    def flush(path):
+        flushed.append(path.name)
+        if path.name != tmp_path.name:
+            assert not checkpoints(tmp_path)
+
+    monkeypatch.setattr("minibert.files.flush", flush)
+    save_checkpoint(tmp_path, *small_model(), progress())
+    assert flushed == [STATE, TENSORS, ".writing-3", tmp_path.name]

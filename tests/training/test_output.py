@@ -1,0 +1,188 @@
+"""What a run leaves behind: a model that learnt something, metrics, a picture, and nothing overwritten."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import Counter
+
+import pytest
+
+from minibert.commands.pictures import draw_loss_curve
+from minibert.errors import DataError, TrainingError
+from minibert.inference.examples import fill_mask_examples
+from minibert.inference.fill_mask import fill_mask
+from minibert.inference.loading import load_model
+from minibert.training.log import METRICS_FILE, MetricsLog, read_metrics
+from minibert.training.preparation import CACHE_FOLDER, prepare_data
+from minibert.training.session import start
+from tests.support import small_run
+from tests.support.small_run import losses, of_kind, run, small_settings, write_text
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text") / "animals.txt")
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory, request):
+    """A run that had time to learn: its folder and metrics."""
+    output = tmp_path_factory.mktemp("trained") / "run"
+    device = request.config.getoption("--device")
+    history = run(
+        corpus, output, steps=160, batch_size=32, evaluate_every=60, seed=1, initializer_range=0.1, device=device
+    )
+    return output, history
+
+
+# --- the model ------------------------------------------------------------------------------------------------
+
+
+def test_a_trained_model_knows_more_than_how_frequent_words_are(trained):
+    _, history = trained
+    first, *_, last = of_kind(history, "evaluation")
+    assert last["loss"] < first["loss"]
+    assert last["below_unigram"] > 1.0
+    assert last["below_unigram"] == pytest.approx(last["unigram_loss"] - last["loss"])
+    assert last["perplexity"] == pytest.approx(math.exp(last["loss"]))
+
+
+def test_the_saved_model_fills_masks_with_what_it_learnt(trained):
+    output, _ = trained
+    model, tokenizer = load_model(output)
+    (colours,) = fill_mask(model, tokenizer, "the [MASK] goose eats grains in the garden.", top=3)
+    assert colours[0].token == "white"
+    assert colours[0].probability >= colours[1].probability >= colours[2].probability > 0.0
+    (places,) = fill_mask(model, tokenizer, "the red fox eats berries in the [MASK].", top=1)
+    assert [place.token for place in places] == ["forest"]
+    both = fill_mask(model, tokenizer, "the [MASK] fox eats berries in the [MASK].", top=2)
+    assert [len(candidates) for candidates in both] == [2, 2]
+
+
+def test_a_model_without_a_mask_to_fill_or_with_too_long_a_text_is_an_error(trained):
+    model, tokenizer = load_model(trained[0])
+    with pytest.raises(TrainingError, match=r"there is no \[MASK\] in the text"):
+        fill_mask(model, tokenizer, "the red fox")
+    with pytest.raises(TrainingError, match=r"the text has 603 tokens.*takes 512"):
+        fill_mask(model, tokenizer, "[MASK] " + "fox " * 600)
+    with pytest.raises(TrainingError, match="must be at least 1"):
+        fill_mask(model, tokenizer, "[MASK]", top=0)
+
+
+# --- what is written ------------------------------------------------------------------------------------------
+
+
+def test_the_output_folder_holds_the_model_the_vocabulary_and_what_happened(trained):
+    output, _ = trained
+    names = {path.name for path in output.iterdir()}
+    assert names >= {
+        "config.json", "model.safetensors", "vocab.txt", "tokenizer.json", "tokenizer_config.json",
+        "metrics.jsonl", "loss_curve.png", "checkpoints",
+    }  # fmt: skip
+    assert (output / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_metrics_are_json_lines_that_describe_the_run_and_every_report(trained):
+    output, history = trained
+    lines = [json.loads(line) for line in (output / METRICS_FILE).read_text().splitlines()]
+    assert lines == history
+    assert lines[0]["kind"] == "run"
+    assert lines[0]["settings"]["steps"] == 160
+    assert {"device", "model", "parameters", "tokenizer", "corpus", "training_tokens"} <= set(lines[0])
+    kinds = Counter(line["kind"] for line in lines)
+    assert kinds == {"run": 1, "train": 80, "evaluation": 3, "result": 1}
+    report = of_kind(lines, "train")[-1]
+    assert set(report) == {
+        "kind", "step", "loss", "learning_rate", "gradient_norm", "tokens_per_second", "elapsed", "memory",
+    }  # fmt: skip
+    assert report["step"] == 160
+
+
+def test_nan_never_reaches_the_metrics(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        log.write("train", loss=math.nan)
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_a_metrics_line_cut_short_by_a_crash_is_dropped_when_the_run_goes_on(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "run"}\n{"kind": "train", "st')
+    log = MetricsLog(path)
+    log.write("train", step=2)
+    log.close()
+    assert path.read_text() == '{"kind": "run"}\n{"kind": "train", "step": 2}\n'
+
+
+def test_steps_done_twice_count_once_in_the_history(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for kind, step in (("run", None), ("train", 2), ("train", 4), ("resumed", 2), ("train", 3)):
+        log.write(kind, **({} if step is None else {"step": step}))
+    log.close()
+    history = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(entry["kind"], entry.get("step")) for entry in history] == [
+        ("run", None), ("train", 2), ("resumed", 2), ("train", 3),
+    ]  # fmt: skip
+
+
+def test_without_matplotlib_the_run_ends_well_and_says_what_is_missing(corpus, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert not draw_loss_curve([], tmp_path / "curve.png")
+    shown = small_run.display()
+    outcome = start(small_settings(corpus, steps=2), tmp_path / "run", shown)
+    assert outcome.finished
+    assert "Matplotlib is not installed" in shown.console.file.getvalue()
+    assert not (tmp_path / "run" / "loss_curve.png").exists()
+
+
+def test_an_output_folder_in_use_is_left_alone(corpus, trained, tmp_path):
+    output, _ = trained
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    with pytest.raises(TrainingError, match=r"holds another run.*--resume"):
+        run(corpus, output)
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(TrainingError, match="not an empty folder"):
+        run(corpus, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_second_run_finds_vocabulary_and_tokens_of_the_first(corpus, tmp_path, monkeypatch):
+    run(corpus, tmp_path / "first", steps=1)
+    made = sorted(path.name for path in (tmp_path / CACHE_FOLDER).iterdir())
+    assert [name.split("-")[0] for name in made] == ["tokens", "vocabulary"]
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("made again")
+
+    monkeypatch.setattr("minibert.training.preparation.train_tokenizer", forbidden)
+    monkeypatch.setattr("minibert.data.token_file._tokenize", forbidden)
+    assert losses(run(corpus, tmp_path / "second", steps=1, seed=3))
+    assert sorted(path.name for path in (tmp_path / CACHE_FOLDER).iterdir()) == made
+
+
+@pytest.mark.parametrize("damage", ["empty", "missing"])
+def test_a_damaged_vocabulary_in_the_cache_is_an_error_that_says_what_to_delete(corpus, tmp_path, damage):
+    prepare_data(small_settings(corpus), tmp_path)
+    (folder,) = tmp_path.glob("vocabulary-*")
+    for path in list(folder.iterdir()):
+        path.unlink()
+        if damage == "empty":
+            path.touch()
+    with pytest.raises(DataError, match=rf"the cache is damaged: delete {folder} and start again"):
+        prepare_data(small_settings(corpus), tmp_path)
+
+
+def test_examples_hide_a_whole_word_of_held_out_sentences(trained, corpus):
+    output, _ = trained
+    model, tokenizer = load_model(output)
+    data = prepare_data(small_settings(corpus), output.parent / CACHE_FOLDER, tokenizer)
+    examples = fill_mask_examples(model, tokenizer, data.tokenized.evaluation, count=3, top=2)
+    assert len(examples) == 3
+    for example in examples:
+        assert example.text.count("[MASK]") == 1
+        assert example.answer.isalpha()
+        assert len(example.candidates) == 2

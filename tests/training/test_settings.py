@@ -1,0 +1,105 @@
+"""Settings and budget: what may be asked for, and how long it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from minibert.commands.screen import duration
+from minibert.errors import TrainingError
+from minibert.training.budget import Budget
+from minibert.training.settings import Settings
+from tests.support.small_run import small_settings, write_text
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text") / "animals.txt")
+
+
+# --- settings -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preset": "huge"}, "--preset must be one of tiny, mini, small, medium, base, not 'huge'"),
+        ({"objective": "clm"}, r"--objective must be one of mlm, mlm\+nsp"),
+        ({"seq_length": 513}, "--seq-length 513 is longer than the model's table of positions, which has 512"),
+        ({"seq_length": 2}, "--seq-length must be at least"),
+        ({"batch_size": 0}, "--batch-size must be at least 1, not 0"),
+        ({"batch_size": 4, "accumulate": 5}, "--accumulate 5 divides a step into more micro-batches"),
+        ({"steps": 0}, "--steps must be at least 1"),
+        ({"minutes": 0.0, "steps": None}, "--minutes must be a positive number"),
+        ({"minutes": 1.0}, "--steps and --minutes"),
+        ({"learning_rate": math.nan}, "--learning-rate must be a positive number, not nan"),
+        ({"learning_rate": -1e-3}, "--learning-rate must be"),
+        ({"warmup": 1.0}, "--warmup must be a share"),
+        ({"dropout": 1.0}, "--dropout must be at least 0 and below 1"),
+        ({"weight_decay": -0.1}, "--weight-decay must be at least 0"),
+        ({"clip_norm": 0.0}, "--clip-norm must be a positive number"),
+        ({"seed": -1}, "--seed must be from 0"),
+        ({"mask_probability": 0.0}, "masking probability"),
+        ({"dtype": "float16"}, "--dtype must be one of float32, float64"),
+        ({"kernels": "fast"}, "--kernels must be"),
+        ({"report_every": 0}, "--report-every must be at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_by_name(corpus, changes, message):
+    with pytest.raises(TrainingError, match=message):
+        small_settings(corpus, **changes)
+
+
+def test_settings_survive_the_way_through_json(corpus):
+    settings = small_settings(corpus, dropout=0.25, whole_word_masking=True)
+    assert Settings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+    with pytest.raises(TrainingError, match="does not know: colour"):
+        Settings.from_dict({**settings.to_dict(), "colour": "red"})
+
+
+def test_what_says_when_to_stop_is_replaced_as_a_whole(corpus):
+    by_steps = small_settings(corpus, steps=10)
+    by_minutes = by_steps.resumed_with({"minutes": 3.0})
+    assert (by_minutes.steps, by_minutes.minutes) == (None, 3.0)
+    again = by_minutes.resumed_with({"steps": 20})
+    assert (again.steps, again.minutes) == (20, None)
+    assert again.resumed_with({}) == again
+
+
+def test_wider_models_get_a_lower_rate_and_smaller_weights_unless_told_otherwise():
+    tiny, base = Settings(), Settings(preset="base")
+    assert base.learning_rate < tiny.learning_rate
+    assert base.model_config(100).initializer_range == pytest.approx(0.02)  # BERT's own
+    assert tiny.model_config(100).initializer_range == pytest.approx(0.02 * 6**0.5)
+    assert Settings(preset="base", learning_rate=0.5, initializer_range=0.1).learning_rate == 0.5
+    assert Settings(initializer_range=0.1).model_config(100).initializer_range == 0.1
+
+
+def test_every_setting_is_documented():
+    for field in dataclasses.fields(Settings):
+        assert f"{field.name}" in (Settings.__doc__ or "")
+
+
+# --- budget ---------------------------------------------------------------------------------------------------
+
+
+def test_a_run_by_minutes_ends_when_they_are_over_with_the_rate_at_its_lowest():
+    budget = Budget(steps=None, seconds=60.0)
+    assert not budget.exhausted(steps_done=100, elapsed=59.9)
+    assert budget.exhausted(steps_done=100, elapsed=60.0)
+    assert budget.progress(steps_done=0, elapsed=0.0) == 0.0
+    assert budget.progress(steps_done=10, elapsed=30.0) == pytest.approx(0.525)  # half of a 3-second step ahead
+    assert budget.progress(steps_done=10, elapsed=59.9) == 1.0
+    assert budget.remaining(steps_done=10, elapsed=45.0) == 15.0
+
+
+def test_a_run_by_steps_knows_the_time_left_once_a_step_was_taken():
+    budget = Budget(steps=10, seconds=None)
+    assert budget.remaining(steps_done=0, elapsed=0.1) is None
+    assert budget.remaining(steps_done=5, elapsed=20.0) == 20.0
+    assert [duration(seconds) for seconds in (None, 20.2, 200.0, 7500.0)] == [
+        "an unknown time", "20 s", "3 min 20 s", "2 h 05 min",
+    ]  # fmt: skip
