@@ -54,8 +54,9 @@ class ComparingKernels(Kernels):
         self._saved: dict[int, tuple[Array, Array]] = {}
         super().__init__(backend, "auto")
 
-    def _bind(self, definition: Callable[Concatenate[Backend, P], R]) -> Callable[P, R]:
-        twin = super()._bind(definition)
+    def bind(self, definition: Callable[Concatenate[Backend, P], R]) -> Callable[P, R]:
+        """Return a function that calls the twin and the definition, and keeps their difference."""
+        twin = super().bind(definition)
 
         def compute_both(*arguments: P.args, **named: P.kwargs) -> R:
             return self._compare(definition.__name__, partial(definition, self._backend), twin, arguments, named)
@@ -164,7 +165,7 @@ def _errors_of_a_step(backend: Backend, activation: str) -> Mapping[str, float]:
 
     first_layer, head = cache.layers[0], cache.head
     assert head is not None
-    kernels.attention_weights(first_layer.queries, first_layer.keys, first_layer.layout)
+    kernels.attention_weights(first_layer.attention.queries, first_layer.attention.keys, first_layer.attention.layout)
     some_ignored = _HOST.where(positions % 3 == 0, _HOST.full_like(labels, IGNORED), labels)
     kernels.cross_entropy_forward(head.logits, backend.asarray(some_ignored, dtype=backend.xp.int32))
     return kernels.errors
