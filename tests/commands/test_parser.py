@@ -81,7 +81,8 @@ def test_help_tells_meaning_values_and_default():
     text = re.sub(r"\s+", " ", parser_of(Baking).format_help())
     for words in (
         "--heat T temperature in degrees (default: what the cake needs)",
-        "the oven: --cakes N number of cakes, 50% of them round (default: 2) --fruits FRUIT [FRUIT ...] fruits to put on it (default: apple plum)",
+        "the oven: --cakes N number of cakes, 50% of them round (default: 2) "
+        "--fruits FRUIT [FRUIT ...] fruits to put on it (default: apple plum)",
         "--sugar sweeten it --shape {round,square} shape of the cake (default: round)",
     ):
         assert words in text
