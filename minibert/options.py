@@ -12,7 +12,8 @@ A settings class is a frozen dataclass. `option` declares its fields, `check_opt
 `minibert/commands/parser.py` turns the same declarations into arguments of the command line: `batch_size` becomes
 `--batch-size B`. Options that belong to no settings class, such as `DEVICE`, are written as an `Option`.
 
-This module imports no array library: a command reads its arguments before it loads one.
+This module is imported before a command reads its arguments, so it must load fast: it imports no array library, and
+`Option` is a named tuple, as a dataclass takes longer to define.
 """
 
 from __future__ import annotations
@@ -21,16 +22,14 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from minibert.errors import TrainingError
 
 _OPTION = "option"  # the key of an Option in the metadata of a dataclass field
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """A condition that the value of an option must meet.
 
     Attributes:
@@ -62,8 +61,7 @@ DEVICE_NAME = Check(
 )
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(NamedTuple):
     """One option of a command.
 
     Attributes:
@@ -112,7 +110,7 @@ class Option:
 
     def field(self, **changes: Any) -> Any:
         """Return a dataclass field with this declaration, some attributes changed."""
-        declared = dataclasses.replace(self, **changes)
+        declared = self._replace(**changes)
         return dataclasses.field(default=declared.default, metadata={_OPTION: declared})
 
 
@@ -147,8 +145,8 @@ def options_of(settings: type) -> dict[str, Option]:
     for field in dataclasses.fields(settings):
         hint = types[field.name]  # such as int, int | None or tuple[str, ...]
         kinds = [each for each in get_args(hint) if each not in (type(None), Ellipsis)] or [hint]
-        options[field.name] = dataclasses.replace(
-            field.metadata[_OPTION], name=field.name, kind=kinds[0], several=get_origin(hint) is tuple
+        options[field.name] = field.metadata[_OPTION]._replace(
+            name=field.name, kind=kinds[0], several=get_origin(hint) is tuple
         )
     return options
 
