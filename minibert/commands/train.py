@@ -20,21 +20,21 @@ from minibert.training.session import new_output, resume, start
 from minibert.training.settings import FREE_TO_CHANGE, RUN, Settings
 
 _DESCRIPTION = """\
-Pretrain BERT on your own text, on a CPU or a GPU. Without any option this makes a small BERT from the
-documentation of Python's standard library in about three minutes."""
+Pretrain BERT on your own text, on a CPU or a GPU. Without any option, train a small BERT on the documentation of
+Python's standard library, which takes about three minutes."""
 
 _EPILOG = f"""\
 corpus:
 {CORPUS_HELP}
 
 output folder:
-  config.json model.safetensors vocab.txt tokenizer.json ...   the model, as Hugging Face reads it
-  metrics.jsonl loss_curve.png                                 what happened
-  checkpoints/                                                 to resume from; the last two are kept
+  config.json model.safetensors vocab.txt tokenizer.json ...   the model, in Hugging Face's format
+  metrics.jsonl loss_curve.png                                 losses and other figures of the run
+  checkpoints/                                                 the last two checkpoints, for --resume
 
-Ctrl-C, SIGTERM, or the end of whatever reads standard output (as of | head) ends the training after the step at
-hand, with a checkpoint and exit status 130. A run that ended before its first checkpoint, in whatever way, is
-started again with the same command.
+Ctrl-C or SIGTERM ends the training after the current step: a checkpoint is saved, and the exit status is 130. The
+same happens when the program that reads standard output ends, as head does. A run that ended before its first
+checkpoint has nothing to resume; start it again with the same command.
 
 examples:
   scripts/train.py
