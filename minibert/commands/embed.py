@@ -121,11 +121,7 @@ def _embed(arguments: Sequence[str] | None) -> int:
 
 
 def _check_place(output: Path) -> None:
-    """Check that the file can be written, before hours are spent on its content.
-
-    Raises:
-        InferenceError: it is a folder, or its folder does not exist or may not be written to.
-    """
+    """That the file can be written, before hours are spent on what shall be in it."""
     folder = output.parent
     if output.is_dir():
         raise InferenceError(f"--output {output} is a folder; write to a file")
@@ -143,13 +139,13 @@ def _embedded(embedder: SentenceEmbedder, texts: Iterator[str]) -> Iterator[tupl
 def _write_json_lines(chunks: Iterable[tuple[list[str], Any]], file: TextIO) -> None:
     for texts, vectors in chunks:
         for text, vector in zip(texts, vectors.tolist(), strict=True):
-            numbers = ", ".join(format(number, ".9g") for number in vector)  # nine digits identify every float32
+            numbers = ", ".join(format(number, ".9g") for number in vector)  # nine digits tell all float32 apart
             file.write(f'{{"text": {as_json(text, file)}, "embedding": [{numbers}]}}\n')
         file.flush()
 
 
 def _write_file(chunks: Iterable[tuple[list[str], Any]], path: Path, width: int) -> None:
-    """Write all vectors to a file. It appears under its name only when it is complete."""
+    """Beside its place first, so that the file is whole if it is there."""
     import numpy as np
 
     from minibert.files import write_beside

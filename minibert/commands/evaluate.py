@@ -76,7 +76,7 @@ def build_parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
+    """Evaluate a model; return the exit status."""
     return run_command(lambda: _evaluate(arguments))
 
 
