@@ -134,9 +134,7 @@ def _until_interrupted(arguments: Sequence[str] | None, interrupted: Callable[[]
             _save(classifier, options.output, best)
     finally:
         log.close()
-        if not (
-            options.output / CONFIG_FILE
-        ).exists():  # without a classifier, leave the folder as it was: it may be given again
+        if not (options.output / CONFIG_FILE).exists():  # without a classifier, the folder is left as it was
             (options.output / METRICS_FILE).unlink()
             if made and not any(options.output.iterdir()):
                 options.output.rmdir()
