@@ -9,8 +9,7 @@ import tracemalloc
 import pytest
 
 from minibert.data import stdlib_text
-from minibert.data.corpus import CORPUS_HELP, MAX_DOCUMENT_CHARACTERS, open_corpus
-from minibert.data.sentences import split_sentences
+from minibert.data.corpus import CORPUS_HELP, MAX_DOCUMENT_CHARACTERS, open_corpus, split_sentences
 from minibert.data.text_stream import CHUNK_BYTES
 from minibert.errors import DataError
 

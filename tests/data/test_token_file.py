@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from minibert.data import token_file as token_file_module
-from minibert.data.corpus import open_corpus
-from minibert.data.sentences import split_sentences
+from minibert.data.corpus import open_corpus, split_sentences
 from minibert.data.token_file import prepare_tokens
-from minibert.data.tokenizer import Tokenizer, wordpiece
+from minibert.data.tokenizer import Tokenizer, build_wordpiece
 from minibert.data.vocabulary import train_tokenizer
 from minibert.errors import DataError
 from minibert.random_bits import Stream, derive_key, random_bits
@@ -234,7 +233,7 @@ def test_the_tokens_get_their_name_only_when_they_are_on_the_disk(corpus_of, tok
 
 def test_a_large_vocabulary_takes_four_bytes_a_token(corpus_of, tmp_path):
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(70_000))]
-    tokenizer = Tokenizer(wordpiece({token: id_ for id_, token in enumerate(tokens)}))
+    tokenizer = Tokenizer(build_wordpiece({token: id_ for id_, token in enumerate(tokens)}))
     tokenized = prepare_tokens(corpus_of(["w69999 w0.\nw69998 w1.\nw5 w6."] * 9), tokenizer, tmp_path)
     assert tokenized.train.tokens.dtype == np.uint32
     assert tokenized.train.tokens.max() == 70_004

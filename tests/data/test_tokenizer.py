@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import tokenizers
 from tokenizers import normalizers, pre_tokenizers
 
-from minibert.data.tokenizer import Tokenizer, wordpiece
-from minibert.data.vocabulary import _sample, train_tokenizer
+from minibert.data.tokenizer import Tokenizer, build_wordpiece, pad_batch
+from minibert.data.vocabulary import _draw_sample, train_tokenizer
 from minibert.errors import DataError
 
 WORDS = "the cat sat on the mat while a dog ran by and barked at cats running past the café in naïve joy"
@@ -64,18 +65,18 @@ def test_training_twice_gives_the_same_vocabulary_and_ids(tokenizer):
 
 def test_a_large_corpus_is_sampled_evenly_and_alike_every_time():
     texts = [f"document {number:05d}" for number in range(10_000)]
-    sample = _sample(iter(texts), 30_000)
+    sample = _draw_sample(iter(texts), 30_000)
     assert 15_000 <= sum(map(len, sample)) <= 30_000
-    assert sample == _sample(iter(texts), 30_000)
+    assert sample == _draw_sample(iter(texts), 30_000)
     numbers = [int(text[-5:]) for text in sample]
     assert numbers == sorted(numbers)
     assert abs(sum(number < 5000 for number in numbers) / len(numbers) - 0.5) < 0.06
-    assert _sample(texts, 10**9) == texts
+    assert _draw_sample(texts, 10**9) == texts
 
 
 def test_a_document_longer_than_the_sample_is_sampled_too():
     text = " ".join(f"word{number}" for number in range(20_000))
-    sample = _sample([text], 60_000)
+    sample = _draw_sample([text], 60_000)
     assert 20_000 < sum(map(len, sample)) <= 60_000
     assert all(block in text for block in sample)
     assert train_tokenizer([text], 300, sample_characters=1000).vocab_size > 20
@@ -226,7 +227,7 @@ SMALL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "don't", "cat", "T
 
 def with_other_parts(change: str) -> tokenizers.Tokenizer:
     """WordPiece, but not as transformers' BertTokenizer makes it."""
-    backend = wordpiece({token: id_ for id_, token in enumerate(SMALL)})
+    backend = build_wordpiece({token: id_ for id_, token in enumerate(SMALL)})
     if change == "normalizer":
         backend.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.Lowercase()])
     if change == "pre-tokenizer":
@@ -275,7 +276,7 @@ def test_a_cased_tokenizer_that_transformers_would_lowercase_is_refused(tmp_path
 
 
 def test_saying_what_goes_without_saying_is_no_contradiction(tmp_path):
-    backend = wordpiece({token: id_ for id_, token in enumerate(SMALL)}, {"strip_accents": True})
+    backend = build_wordpiece({token: id_ for id_, token in enumerate(SMALL)}, {"strip_accents": True})
     Tokenizer(backend).save(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
     assert Tokenizer.load(tmp_path).encode("thé") == [SMALL.index("the")]
@@ -342,3 +343,11 @@ def test_half_a_surrogate_pair_is_no_text(tokenizer):
 
 def test_an_empty_second_text_is_none(tokenizer):
     assert tokenizer.encode_pair("the cat", "") == tokenizer.encode_pair("the cat")
+
+
+def test_padding_fills_short_sequences_at_the_end():
+    ids, mask = pad_batch([[5, 6, 7], [], [8]], pad_id=9)
+    assert ids.tolist() == [[5, 6, 7], [9, 9, 9], [8, 9, 9]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 0], [1, 0, 0]]
+    assert ids.dtype == mask.dtype == np.int32
+    assert pad_batch([], 0)[0].shape == (0, 0)
