@@ -84,7 +84,7 @@ class Corpus:
             empty = False
             yield document
         if empty:
-            raise DataError(f"there is no text in {self.description}: every file is empty or blank")
+            raise DataError(f"there is no text in {self.description}: every file is empty or blank; name others")
 
     def _documents(self) -> Iterator[Document]:
         for path in self.files:
@@ -172,7 +172,7 @@ def _find_files(source: str) -> list[Path]:
         if not files:
             raise DataError(
                 f"the folder {source} has no text: no file ends in {', '.join(TEXT_EXTENSIONS)} "
-                f"(or one of these and {' or '.join(COMPRESSIONS)}); name other files directly or with a glob"
+                f"({' or '.join(COMPRESSIONS)} may follow); name other files directly or with a glob"
             )
         return files
     if path.exists():

@@ -128,9 +128,8 @@ def _count_predictions(maskable: npt.NDArray[np.int64], rule: MaskingRule) -> np
 def _draw_order(bits: npt.NDArray[np.uint32], candidates: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     """Return (B, T) the columns of each row: candidates first, in random order, then all others."""
     scores = np.where(candidates, bits.astype(np.uint64), _NEVER)
-    order: npt.NDArray[np.int64] = np.argsort(
-        scores, axis=1, kind="stable"
-    )  # stable: equal scores keep the same order everywhere
+    # A stable sort orders equal scores alike on every machine.
+    order: npt.NDArray[np.int64] = np.argsort(scores, axis=1, kind="stable")
     return order
 
 

@@ -1,8 +1,7 @@
 """Decode the bytes of a file into lines of text. A side road: only `corpus.py` needs it.
 
-Plain, gzip and xz files are decoded chunk by chunk, so memory is bounded. A line longer than
-`MAX_LINE_CHARACTERS` is returned in pieces, so a file without a line break needs no more memory than any
-other. An error names the place in the file.
+Plain, gzip and xz files are decoded chunk by chunk. `read_lines` can return a long line in pieces, so that even
+a file without a line break needs little memory. An error names the place in the file.
 """
 
 from __future__ import annotations
@@ -19,43 +18,9 @@ from typing import BinaryIO, cast
 from minibert.errors import DataError
 
 CHUNK_BYTES = 1 << 16
-MAX_LINE_CHARACTERS = 1 << 18
 
 
-def open_bytes(path: Path) -> BinaryIO:
-    """Open a file for reading bytes; decompress it if its name ends in `.gz` or `.xz`."""
-    if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    if path.suffix == ".xz":
-        return cast(BinaryIO, lzma.open(path, "rb"))
-    return open(path, "rb")
-
-
-def read_text(path: Path) -> Iterator[str]:
-    r"""Yield the text of a UTF-8 file in chunks, without a byte order mark and with `\n` for every line break.
-
-    Raises:
-        DataError: the file cannot be read, is damaged, or holds bytes that are not UTF-8. The message gives
-            the offset of the first such byte (for a compressed file, in its decompressed text).
-    """
-    newlines = io.IncrementalNewlineDecoder(decoder=None, translate=True)
-    offset = 0  # of the first byte not yet decoded
-    pending = b""
-    for chunk in _read_chunks(path):
-        pending += chunk
-        try:
-            # An empty chunk is the end of the file; a character that is still incomplete there is an error.
-            text, used = codecs.utf_8_decode(pending, "strict", not chunk)
-        except UnicodeDecodeError as error:
-            raise _decoding_error(path, offset + error.start, pending[error.start], offset, pending) from error
-        if offset == 0 and used:
-            text = text.removeprefix("\ufeff")
-        offset += used
-        pending = pending[used:]
-        yield newlines.decode(text, final=not chunk)
-
-
-def read_lines(path: Path, max_characters: int | None = MAX_LINE_CHARACTERS) -> Iterator[str]:
+def read_lines(path: Path, max_characters: int | None) -> Iterator[str]:
     """Yield the lines of a UTF-8 file without their line breaks; the last line may lack its line break.
 
     Args:
@@ -63,11 +28,12 @@ def read_lines(path: Path, max_characters: int | None = MAX_LINE_CHARACTERS) -> 
         max_characters: a longer line is yielded in pieces, cut after a space if there is one; None: never cut.
 
     Raises:
-        DataError: see `read_text`.
+        DataError: the file cannot be read, is damaged, or holds bytes that are not UTF-8. The message gives
+            the offset of the first such byte (for a compressed file, in its decompressed text).
     """
     parts: list[str] = []  # the line read so far, which has not ended yet
     length = 0
-    for text in read_text(path):
+    for text in _read_text(path):
         first, *others = text.split("\n")
         parts.append(first)
         length += len(first)
@@ -95,10 +61,29 @@ def _cut_line(line: str, max_characters: int | None) -> Iterator[str]:
     yield line[start:]
 
 
+def _read_text(path: Path) -> Iterator[str]:
+    r"""Yield the text of a UTF-8 file in chunks, without a byte order mark and with `\n` for every line break."""
+    newlines = io.IncrementalNewlineDecoder(decoder=None, translate=True)
+    offset = 0  # the place of the first byte that is not yet decoded
+    pending = b""
+    for chunk in _read_chunks(path):
+        pending += chunk
+        try:
+            # An empty chunk is the end of the file; a character that is still incomplete there is an error.
+            text, used = codecs.utf_8_decode(pending, "strict", not chunk)
+        except UnicodeDecodeError as error:
+            raise _decoding_error(path, offset + error.start, pending[error.start], offset, pending) from error
+        if offset == 0 and used:
+            text = text.removeprefix("\ufeff")
+        offset += used
+        pending = pending[used:]
+        yield newlines.decode(text, final=not chunk)
+
+
 def _read_chunks(path: Path) -> Iterator[bytes]:
     """Yield the (decompressed) bytes of a file, then one empty chunk."""
     try:
-        with open_bytes(path) as file:
+        with _open_bytes(path) as file:
             while chunk := file.read(CHUNK_BYTES):
                 yield chunk
         yield b""
@@ -109,6 +94,15 @@ def _read_chunks(path: Path) -> Iterator[bytes]:
         ) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _open_bytes(path: Path) -> BinaryIO:
+    """Open a file for reading bytes; decompress it if its name ends in `.gz` or `.xz`."""
+    if path.suffix == ".gz":
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    if path.suffix == ".xz":
+        return cast(BinaryIO, lzma.open(path, "rb"))
+    return open(path, "rb")
 
 
 def _decoding_error(path: Path, offset: int, byte: int, base: int, data: bytes) -> DataError:

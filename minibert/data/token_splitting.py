@@ -57,7 +57,7 @@ def split_tokens(
         For "train" and "evaluation": the numbers of "tokens", "documents" and "sentences".
 
     Raises:
-        DataError: one split would be empty.
+        DataError: no text would be left to train on.
     """
     wanted = max(evaluation_fraction * tokens.size, min(_WANTED_TOKENS, _LARGEST_SHARE * tokens.size))
     stretch = max(1, int(wanted / _UNITS))
@@ -102,8 +102,8 @@ def _draw_buckets(sentences: npt.NDArray[np.void], stretch: int) -> npt.NDArray[
     """Return (n,) for each sentence the upper 16 bits of its unit's random number."""
     documents = (sentences["document"] & 0xFFFFFFFF).astype(np.uint32)
     stretches = (sentences["position"] // stretch & 0xFFFFFFFF).astype(np.uint32)
-    of_document = random_bits(documents, derive_key(0, Stream.SPLIT, 0, 0))
-    return random_bits(of_document + stretches, derive_key(0, Stream.SPLIT, 0, 1)) >> 16  # type: ignore[no-any-return]
+    document_bits = random_bits(documents, derive_key(0, Stream.SPLIT, 0, 0))
+    return random_bits(document_bits + stretches, derive_key(0, Stream.SPLIT, 0, 1)) >> 16  # type: ignore[no-any-return]
 
 
 class _SplitWriter:

@@ -100,7 +100,7 @@ class Tokenizer:
             )
         self.vocab_size = max(vocabulary.values()) + 1
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
-            vocabulary[self.special_tokens[role]] for role in SPECIAL_TOKENS
+            vocabulary[self.special_tokens[field]] for field in SPECIAL_TOKENS
         )
         added = [id_ for id_, token in backend.get_added_tokens_decoder().items() if token.special]
         self.is_special = np.zeros(self.vocab_size, dtype=np.bool_)
@@ -222,7 +222,7 @@ class Tokenizer:
         folder = Path(folder)
         config = {**read_json(folder / SPECIAL_FILE), **read_json(folder / CONFIG_FILE)}
         check_config(folder / CONFIG_FILE, config, SPECIAL_TOKENS)
-        special_tokens = {role: read_token(config[role]) for role in SPECIAL_TOKENS if config.get(role) is not None}
+        special_tokens = {field: read_token(config[field]) for field in SPECIAL_TOKENS if config.get(field) is not None}
         if (folder / TOKENIZER_FILE).is_file():
             try:
                 backend = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_FILE))

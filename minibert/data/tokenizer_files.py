@@ -32,22 +32,22 @@ NORMALIZER_FIELDS: dict[str, tuple[str, bool | None]] = {
 }
 
 
-def check_config(path: Path, config: Mapping[str, Any], roles: Iterable[str]) -> None:
+def check_config(path: Path, config: Mapping[str, Any], token_fields: Iterable[str]) -> None:
     """Check the types of the fields that `Tokenizer.load` uses, before the library fails on them.
 
     Args:
         path: tokenizer_config.json, for the message.
         config: its fields.
-        roles: the names of the special tokens' fields, such as "mask_token".
+        token_fields: the fields that name special tokens, such as "mask_token".
 
     Raises:
         DataError: a field has the wrong type; the message names it.
     """
-    for role in roles:
-        entry = config.get(role)
+    for field in token_fields:
+        entry = config.get(field)
         content = entry.get("content") if isinstance(entry, dict) else entry
         if entry is not None and not isinstance(content, str):
-            raise DataError(f"{path}: {role} must be a token or an object with its content")
+            raise DataError(f'{path}: {field} must be a string, or an object with the token in its field "content"')
     for theirs, default in NORMALIZER_FIELDS.values():
         value = config.get(theirs, default)
         if not isinstance(value, bool) and not (value is default is None):

@@ -1,4 +1,4 @@
-"""Batches: a pure function of the step, the same however they are split, frozen for evaluation."""
+"""Batches: a pure function of the step, the same in any split, and always the same for evaluation."""
 
 import tracemalloc
 

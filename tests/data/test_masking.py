@@ -1,4 +1,4 @@
-"""The masked language model's task: 15% of the tokens, 80/10/10, whole words, the same in every batch."""
+"""Masked language modelling: 15% of the tokens are predicted, 80/10/10, whole words, the same in every batch."""
 
 from math import log
 
@@ -75,7 +75,7 @@ def test_of_the_predicted_tokens_80_percent_are_masked_10_random_and_10_kept(tok
         total += labels.size
     assert total > 20_000
     assert within_binomial_bounds(masked_count, total, 0.8)
-    # A random token is the old one once in 192 times or so, too seldom to be seen within the bounds.
+    # About one random token in 192 equals the old token; the expected share includes it.
     assert within_binomial_bounds(kept, total, 0.1 + 0.1 / tokenizer.ordinary_ids.size)
 
 
@@ -150,7 +150,7 @@ def test_every_position_is_hidden_equally_often(tokenizer, text):
 
 
 def words_of(ids, tokenizer):
-    """The words of a row as lists of columns, found one token at a time."""
+    """Return the words of a row as lists of columns, found one token at a time."""
     words = []
     for column, id_ in enumerate(ids.tolist()):
         if tokenizer.is_special[id_]:

@@ -1,4 +1,4 @@
-"""What the model reads: full windows of packed text, and pairs of segments that follow each other or do not."""
+"""Sequences for the model: packed sequences are full, and next-sentence pairs follow each other or do not."""
 
 from itertools import pairwise
 

@@ -20,7 +20,7 @@ WORDS = [f"word{letter}{ending}" for letter in "abcdefghij" for ending in ("", "
 
 
 def story(number: int, sentences: int) -> str:
-    """A document of its own: its sentences name it and themselves."""
+    """Return a document; each of its sentences holds the numbers of the document and of the sentence."""
     bits = random_bits(np.arange(sentences, dtype=np.uint32), derive_key(number, Stream.ORDER), 8)
     lines = [" ".join(WORDS[word % len(WORDS)] for word in row) for row in bits.tolist()]
     return "\n".join(f"{number} {place} {line}." for place, line in enumerate(lines))
@@ -153,7 +153,7 @@ def test_a_killed_run_leaves_nothing_that_is_taken_for_finished(corpus_of, token
     corpus = corpus_of([story(number, 9) for number in range(50)])
 
     class Killed(BaseException):
-        """Not an Exception, like the real thing."""
+        """Like a real kill, this is not an Exception."""
 
     def kill(*arguments):
         raise Killed
@@ -191,7 +191,7 @@ def test_two_processes_may_make_the_same_tokens_at_the_same_time(corpus_of, toke
 
 @pytest.mark.parametrize(
     ("name", "damage"),
-    [  # zeros in the other two are ids and counts as good as any: only the flush before the rename keeps them out
+    [  # zeros in train.tokens and train.counts would be valid ids and counts; the flush before the rename prevents them
         *((name, "zeros") for name in ("description.json", "evaluation.documents", "evaluation.sentences")),
         *((name, "missing") for name in ("train.counts", "train.tokens")),
         *(
