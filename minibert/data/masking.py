@@ -51,7 +51,7 @@ class MaskingRule:
 
     def __post_init__(self) -> None:
         if not 0 < self.probability <= 1:
-            raise ValueError(f"the masking probability must lie between 0 and 1, such as 0.15; got {self.probability}")
+            raise ValueError(f"the masking probability must be above 0 and at most 1; got {self.probability}")
         shares = (self.mask_fraction, self.random_fraction)
         # A sum slightly above 1 is rounding, for example if one share was computed from the other.
         if min(shares) < 0 or sum(shares) > 1 + 1e-9:

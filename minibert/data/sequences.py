@@ -147,6 +147,8 @@ class PairedSequences:
         """Return the pairs with these numbers (B,); the key decides all random choices."""
         split, tokenizer = self._split, self._tokenizer
         bits = random_bits(np.asarray(indices).astype(np.uint32), key, 6)  # (B, 6)
+        # The columns decide: 0 if the pair is shorter, 1 its shorter length, 2 if B is random, 3 where A ends, 4 and 5
+        # where a random B begins (two words, for texts of more than 2**32 tokens).
         uniform = bits / 2.0**32  # (B, 6) in [0, 1)
         shorter = 2 + np.floor(uniform[:, 1] * (self._text_length - 1)).astype(np.int64)  # 2 .. T - 3
         budget = np.where(uniform[:, 0] < self._short_probability, shorter, self._text_length)  # (B,)
