@@ -18,7 +18,7 @@ from backends.cuda.diagnosis import Finding, answers, diagnose
 from minibert.commands.parser import Parser
 from minibert.commands.process import FAILURE, SUCCESS, run_command
 from minibert.config import MiniBERTConfig
-from minibert.data.batch import Batch
+from minibert.data.batch_source import Batch
 from minibert.model import MiniBERT
 from minibert.ops import Dropout, dropout_mask
 from minibert.optimizer import AdamW

@@ -16,7 +16,7 @@ import pytest
 from minibert import MiniBERT
 from minibert.commands.embed import main
 from minibert.commands.input_lines import read_lines
-from minibert.data.tokenizer import Tokenizer, wordpiece
+from minibert.data.tokenizer import Tokenizer, build_wordpiece
 from minibert.errors import InferenceError
 from minibert.inference.embedding import EmbeddingWarning, SentenceEmbedder
 from minibert.inference.pooling import SentencePooling
@@ -31,7 +31,7 @@ def save(folder: Path, **modules: dict | None) -> Path:
     """A folder of sentence-transformers: `modules` maps the last word of a step's type to its files' content."""
     config = replace(CONFIG, vocab_size=len(WORDS), max_position_embeddings=8)
     MiniBERT(config, heads=("pooler",), seed=3).save_pretrained(folder)
-    Tokenizer(wordpiece({word: id_ for id_, word in enumerate(WORDS)})).save(folder, 8)
+    Tokenizer(build_wordpiece({word: id_ for id_, word in enumerate(WORDS)})).save(folder, 8)
     steps = []
     for number, (kind, content) in enumerate(modules.items()):
         path = "" if kind == "Transformer" else f"{number}_{kind}"
