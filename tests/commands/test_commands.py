@@ -15,7 +15,7 @@ from minibert import MiniBERT, MiniBERTConfig
 from minibert.commands import evaluate as evaluate_command
 from minibert.commands import fill_mask as fill_mask_command
 from minibert.commands import train as train_command
-from minibert.commands.screen import PlainDisplay
+from minibert.commands.screen import PlainScreen
 from minibert.training.log import METRICS_FILE, read_history
 from minibert.training.settings import option
 from minibert.training.trainer import Trainer
@@ -67,7 +67,7 @@ def test_training_ends_with_results_examples_and_what_to_try_next(corpus, tmp_pa
     assert train_command.main(options(corpus, output)) == 0
     text = capsys.readouterr().out
     for words in (
-        "evaluation loss", "unigram baseline", "under the baseline", "perplexity", "accuracy",
+        "evaluation loss", "unigram baseline", "nats above the unigram baseline", "perplexity", "accuracy",
         "speed", "peak memory", "[MASK]", "hidden word", "scripts/fill_mask.py --model", "scripts/evaluate.py --model",
     ):  # fmt: skip
         assert words in text
@@ -103,7 +103,7 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(corpus, tmp_path, capsy
 
     before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        patch.setattr(PlainDisplay, "report", press_ctrl_c)
+        patch.setattr(PlainScreen, "report", press_ctrl_c)
         assert train_command.main(options(corpus, output, report_every=1, dropout=0.1)) == 130
     assert signal.getsignal(signal.SIGINT) is before
     captured = capsys.readouterr()
@@ -131,7 +131,7 @@ def test_a_resume_on_another_device_or_with_other_threads_says_so(copied, capsys
 
 
 def test_ctrl_c_before_the_training_begins_ends_at_once(corpus, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(PlainDisplay, "preparing", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(PlainScreen, "preparing", lambda *_: signal.raise_signal(signal.SIGINT))
     assert train_command.main(options(corpus, tmp_path / "run")) == 130
     assert capsys.readouterr().err == "error: interrupted\n"
     assert not (tmp_path / "run").exists()
@@ -142,7 +142,7 @@ def test_a_second_ctrl_c_ends_at_once(corpus, tmp_path, capsys, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(PlainDisplay, "report", press_ctrl_c_twice)
+    monkeypatch.setattr(PlainScreen, "report", press_ctrl_c_twice)
     assert train_command.main(options(corpus, tmp_path / "run")) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "error: interrupted"
 

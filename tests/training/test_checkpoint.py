@@ -143,7 +143,7 @@ def test_a_folder_without_a_run_or_a_checkpoint_cannot_be_resumed(tmp_path):
     with pytest.raises(TrainingError, match="no run to resume"):
         go_on(tmp_path)
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(TrainingError, match=r"nothing to resume.*no checkpoint"):
+    with pytest.raises(TrainingError, match=r"no run to resume.*no checkpoint"):
         go_on(tmp_path)
 
 

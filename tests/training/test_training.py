@@ -155,13 +155,13 @@ def test_nothing_is_fetched_from_the_device_between_reports(corpus, cache):
     assert trainer.pending == 0
 
 
-def test_a_rehearsal_leaves_no_trace(corpus, cache):
+def test_a_dry_run_leaves_no_trace(corpus, cache):
     losses_of = []
-    for rehearsed in (True, False):
+    for with_dry_run in (True, False):
         settings, data, model = prepared(corpus, cache, dropout=0.1)
         trainer = Trainer(model, AdamW(model), accumulate=2)
-        if rehearsed:
-            trainer.rehearse(data.source.training_batch(5))
+        if with_dry_run:
+            trainer.dry_run(data.source.training_batch(5))
         assert trainer.pending == 0
         for step in range(2):
             trainer.step(data.source.training_batch(step), settings.learning_rate)
