@@ -1,4 +1,4 @@
-"""Runs that end before their time: by Ctrl-C, by a loss that breaks, by a reader of their output that goes away."""
+"""Runs that end early: by Ctrl-C, by a loss that is not finite, or because the reader of their output ends."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_run_that_still_goes_on_is_neither_started_again_nor_resumed(corpus: P
         run(corpus, early, learning_rate=1e30)
     for output, go in ((early, lambda: run(corpus, early)), (late, lambda: go_on(late, steps=7))):
         before = (output / METRICS_FILE).read_bytes()
-        with closing(RunLog(output / METRICS_FILE)):  # as the other process has it open
+        with closing(RunLog(output / METRICS_FILE)):  # like the log of another process
             with pytest.raises(TrainingError, match=f"another process is training in {output}"):
                 go()
             assert (output / METRICS_FILE).read_bytes() == before
@@ -176,7 +176,7 @@ def test_a_run_that_another_process_trained_while_the_text_was_prepared_is_not_o
 
 @pytest.mark.parametrize("errors_too", [False, True], ids=["stdout", "stdout and stderr"])
 def test_a_closed_pipe_ends_the_training_like_ctrl_c(corpus: Path, tmp_path: Path, errors_too: bool):
-    """As of `| head -4`, or of a `2>&1 | tee log` that the same Ctrl-C has ended."""
+    """The pipe is closed by `| head -4`, or by a `2>&1 | tee log` that the same Ctrl-C has ended."""
     output = tmp_path / "run"
     command = [sys.executable, str(SCRIPT), *options(corpus, output, steps=100_000, evaluate_every=1)]
     with (

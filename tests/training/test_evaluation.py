@@ -23,7 +23,7 @@ def cache(tmp_path_factory):
 
 
 def test_an_evaluation_is_the_mean_over_all_masked_tokens(corpus, cache):
-    """Against logits at every position, put together in plain NumPy."""
+    """The expected figures come from the logits at every position, in plain NumPy."""
     _, data, model = prepared(corpus, cache, dtype="float64")
     expected, right, labels = [], [], []
     for batch in data.evaluation_batches():

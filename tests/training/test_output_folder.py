@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -134,17 +133,15 @@ def test_where_there_are_no_locks_a_run_without_a_checkpoint_may_be_running(
 
 
 @without_locks
-def test_looking_at_a_folder_never_keeps_a_run_from_starting(begun: Path):
-    """Another process that looks holds the lock for a moment. Here it is a long moment."""
+def test_looking_at_a_folder_never_keeps_a_run_from_starting(begun: Path, monkeypatch: pytest.MonkeyPatch):
+    """`folder_state` in another process holds a shared lock for a moment. Here the moment ends at the first wait."""
     import fcntl
 
     with open(begun / METRICS_FILE, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         assert folder_state(begun) is FolderState.BEGUN  # two may look at the same time
-        release = threading.Timer(0.03, fcntl.flock, (file, fcntl.LOCK_UN))
-        release.start()
+        monkeypatch.setattr("minibert.training.log.time.sleep", lambda seconds: fcntl.flock(file, fcntl.LOCK_UN))
         RunLog(begun / METRICS_FILE).close()
-        release.join()
 
 
 def hugging_face_model(folder: Path) -> None:

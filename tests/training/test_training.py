@@ -1,4 +1,4 @@
-"""Training: steps, the loop around them, and what happens when the numbers break."""
+"""Training: steps, the loop around them, and what happens when numbers become infinite or NaN."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_a_dry_run_leaves_no_trace(corpus, cache):
 
 
 def test_figures_wait_unchanged_until_they_are_collected(corpus, cache):
-    """Arrays of a step that were used again by the next would give other numbers here."""
+    """If the next step overwrote the arrays of a step, the figures would differ here."""
     found = []
     for together in (True, False):
         _, data, model = prepared(corpus, cache)
@@ -210,7 +210,7 @@ def test_training_needs_no_more_memory_on_a_larger_corpus(tmp_path):
 
 
 def test_a_batch_is_prepared_only_from_its_step(corpus, cache):
-    """What a resume rests on: no state but the step, neither in the order nor in the masks."""
+    """A batch depends on the step alone: neither the order nor the masks have a state. Resuming needs this."""
     _, data, _ = prepared(corpus, cache)
     assert isinstance(data.source, BatchSource)
     late = data.source.training_batch(50)
