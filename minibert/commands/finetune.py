@@ -23,7 +23,8 @@ from minibert.huggingface.config_file import CONFIG_FILE
 from minibert.inference.loading import load_model
 from minibert.options import Check, Option, at_least
 from minibert.parameters import CLASSIFICATION_HEADS
-from minibert.training.log import METRICS_FILE, MetricsLog
+from minibert.training.log import METRICS_FILE, RunLog
+from minibert.training.output_folder import FolderState, folder_state
 
 TABLE_FILE, PICTURE_FILE = "confusion_matrix.txt", "confusion_matrix.png"
 
@@ -88,7 +89,7 @@ def _finetune(arguments: Sequence[str] | None) -> int:
 def _until_interrupted(arguments: Sequence[str] | None, interrupted: Callable[[], bool]) -> int:
     options = build_parser().parse_args(arguments)
     settings = FineTuning(**given_settings(options, FineTuning))
-    if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
+    if folder_state(options.output) is not FolderState.NEW:
         raise TrainingError(f"{options.output} is not an empty folder, and nothing is overwritten: give a new folder")
     columns = (options.text_column, options.label_column, options.text_pair_column)
     train = read_labelled_texts(options.data, *columns)
@@ -111,7 +112,7 @@ def _until_interrupted(arguments: Sequence[str] | None, interrupted: Callable[[]
 
     made = not options.output.exists()
     options.output.mkdir(parents=True, exist_ok=True)
-    log = MetricsLog(options.output / METRICS_FILE)
+    log = RunLog(options.output / METRICS_FILE)
 
     def report(epoch: Epoch) -> None:
         scores = epoch.evaluation
