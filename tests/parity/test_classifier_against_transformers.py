@@ -93,7 +93,7 @@ def test_a_classifier_of_theirs_comes_in_and_goes_out_bit_for_bit(config: MiniBE
         assert torch.equal(tensor, back.state_dict()[name]), name
 
 
-@pytest.mark.filterwarnings("ignore:.*left alone, constants that BERT computes. embeddings.position_ids")
+@pytest.mark.filterwarnings("ignore:.*ignored constants that BERT computes. embeddings.position_ids")
 def test_a_fine_tuned_folder_predicts_alike_in_transformers(minilm: Path, tmp_path: Path, capsys):
     """From real weights by the command, and back into transformers with its own tokenizer."""
     rows = [{"text": f"{word} again", "kind": kind} for kind, words in WORDS.items() for word in words]

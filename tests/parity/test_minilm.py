@@ -17,7 +17,7 @@ from minibert.data import stdlib_text
 from minibert.inference.embedding import SentenceEmbedder
 from minibert.inference.pooling import SentencePooling
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*left alone, constants that BERT computes. embeddings.position_ids")
+pytestmark = pytest.mark.filterwarnings("ignore:.*ignored constants that BERT computes. embeddings.position_ids")
 
 COSINE = 0.999999
 ROOT = Path(__file__).parent.parent.parent
