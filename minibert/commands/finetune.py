@@ -1,4 +1,4 @@
-"""The command line of `scripts/finetune.py`."""
+"""The command behind `scripts/finetune.py`: train a classifier of texts, evaluate it and save it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from minibert.commands.confusion_matrix import confusion_table, draw_confusion_matrix
 from minibert.commands.parser import Parser, add_threads
 from minibert.commands.process import INTERRUPTED, SUCCESS, polite_interrupts, run_command
 from minibert.errors import TrainingError
@@ -52,7 +53,7 @@ def build_parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Fine-tunes; returns the exit status."""
+    """Fine-tune a classifier; return the exit status."""
     return run_command(lambda: _finetune(arguments))
 
 
@@ -130,12 +131,12 @@ def _until_interrupted(arguments: Sequence[str] | None, interrupted: Callable[[]
 
 
 def _save(classifier: TextClassifier, output: Path, best: Epoch) -> None:
-    """The classifier in Hugging Face's format, and its confusion matrix."""
+    """Write the classifier in Hugging Face's format, and its confusion matrix; tell the user what is there."""
     classifier.model.save_pretrained(output)
     classifier.tokenizer.save(output, model_max_length=classifier.max_length)
-    table = best.evaluation.table()
+    table = confusion_table(best.evaluation)
     (output / TABLE_FILE).write_text(table + "\n", encoding="utf-8")
     print(f"\nbest epoch: {best.number}\n\n{table}\n")
-    if not best.evaluation.draw(output / PICTURE_FILE):
+    if not draw_confusion_matrix(best.evaluation, output / PICTURE_FILE):
         print(f"{PICTURE_FILE} was not drawn: Matplotlib is not installed (pip install '.[plot]')")
     print(f'The classifier is in {output}. Try next:\n  python scripts/classify.py --model {output} "a text"')

@@ -20,6 +20,7 @@ from minibert import AdamW, MiniBERT
 from minibert.commands import classify as classify_command
 from minibert.commands import embed as embed_command
 from minibert.commands import finetune as finetune_command
+from minibert.commands.confusion_matrix import confusion_table
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import TrainingError
 from minibert.finetuning.finetune import FineTuning, finetune
@@ -147,7 +148,7 @@ def test_a_training_that_fails_leaves_nothing_in_the_way(base, tmp_path, capsys)
 def test_a_folder_without_a_classifier_cannot_classify(base, capsys):
     assert classify_command.main(["--model", str(base), "the cat"]) == 2
     error = capsys.readouterr().err
-    assert error == f"error: the model in {base} has no classifier; make one from it with scripts/finetune.py\n"
+    assert error == f"error: the model in {base} has no classifier; train one from it with scripts/finetune.py\n"
 
 
 @pytest.mark.filterwarnings("default::minibert.huggingface.pretrained.PretrainedWarning")
@@ -161,7 +162,7 @@ def test_a_classifier_of_which_weights_are_missing_is_not_made_up(base, capsys):
     del tensors["classifier.weight"]
     save_file(tensors, base / "model.safetensors")
     assert classify_command.main(["--model", str(base), "the cat"]) == 2
-    assert "lack the classifier, and a random one predicts nothing" in capsys.readouterr().err
+    assert "lack the classifier, and random weights predict nothing" in capsys.readouterr().err
     assert bias.shape == (2,)
 
 
@@ -171,7 +172,10 @@ def test_other_kinds_of_classifiers_are_refused(base, tmp_path, capsys):
     fields = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**fields, "problem_type": "multi_label_classification"}))
     assert classify_command.main(["--model", str(base), "the cat"]) == 2
-    assert "no classifier of single labels (problem_type 'multi_label_classification'" in capsys.readouterr().err
+    assert (
+        "does not predict one label out of several (problem_type 'multi_label_classification'"
+        in capsys.readouterr().err
+    )
 
 
 def test_standard_input_is_classified_line_by_line(base, monkeypatch, capsys):
@@ -378,4 +382,4 @@ def test_scores_are_those_of_a_matrix_worked_out_by_hand():
     np.testing.assert_allclose(scores.f1, [4 / 7, 0.5, 0.0])
     assert scores.macro_f1 == pytest.approx((4 / 7 + 0.5) / 3)
     assert scores.loss == pytest.approx(-(3 * np.log(0.8) + 3 * np.log(0.1)) / 6)
-    assert scores.table().splitlines()[1].split() == ["a", "2", "1", "0", "0.571"]
+    assert confusion_table(scores).splitlines()[1].split() == ["a", "2", "1", "0", "0.571"]
