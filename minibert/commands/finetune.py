@@ -16,7 +16,7 @@ from minibert.finetuning.text_classifier import TextClassifier
 from minibert.huggingface.config_file import CONFIG_FILE
 from minibert.inference.loading import load_model
 from minibert.parameters import CLASSIFICATION_HEADS
-from minibert.training.log import METRICS_FILE, MetricsLog
+from minibert.training.log import METRICS_FILE, RunLog
 
 TABLE_FILE, PICTURE_FILE = "confusion_matrix.txt", "confusion_matrix.png"
 
@@ -100,7 +100,7 @@ def _until_interrupted(arguments: Sequence[str] | None, interrupted: Callable[[]
 
     made = not options.output.exists()
     options.output.mkdir(parents=True, exist_ok=True)
-    log = MetricsLog(options.output / METRICS_FILE)
+    log = RunLog(options.output / METRICS_FILE)
 
     def report(epoch: Epoch) -> None:
         scores = epoch.evaluation

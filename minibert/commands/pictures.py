@@ -13,7 +13,7 @@ def draw_loss_curve(history: Sequence[dict[str, Any]], path: Path) -> bool:
     """Draws training and evaluation loss against the step, and the unigram baseline.
 
     Args:
-        history: from `minibert.training.log.read_metrics`.
+        history: from `minibert.training.log.read_history`.
         path: of the PNG.
 
     Returns:

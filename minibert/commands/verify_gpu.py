@@ -18,7 +18,7 @@ from minibert.commands.parser import Parser
 from minibert.commands.process import FAILURE, SUCCESS, run_command
 from minibert.errors import TrainingError
 from minibert.files import write_text
-from minibert.training.log import METRICS_FILE, read_metrics
+from minibert.training.log import METRICS_FILE, read_history
 
 LOSS_TOLERANCE = 1e-4
 """Relative, of the losses of the first steps on both devices; rounding differs, and training makes it grow."""
@@ -108,7 +108,7 @@ def compare_losses(output: Path) -> tuple[bool, str]:
         path = output / name / METRICS_FILE
         if not path.exists():
             return False, f"there is no {path}"
-        entries = [entry for entry in read_metrics(path) if entry["kind"] == "train"]
+        entries = [entry for entry in read_history(path) if entry["kind"] == "train"]
         losses.append(np.array([entry["loss"] for entry in entries[:COMPARED_STEPS]]))
     if losses[0].shape != losses[1].shape or not losses[0].size:
         return False, "the two trainings did not report the same steps"

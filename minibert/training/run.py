@@ -14,14 +14,12 @@ from minibert.errors import NonFiniteError
 from minibert.model import MiniBERT
 from minibert.optimizer import AdamW, linear_schedule
 from minibert.training.budget import Budget
-from minibert.training.checkpoint import Progress, checkpoints, save_checkpoint
+from minibert.training.checkpoint import CHECKPOINTS_FOLDER, RunState, list_checkpoints, save_checkpoint
 from minibert.training.evaluation import Evaluation, evaluate
-from minibert.training.log import MetricsLog
+from minibert.training.log import RunLog
 from minibert.training.preparation import Data
 from minibert.training.settings import Settings
 from minibert.training.trainer import Trainer
-
-CHECKPOINTS_FOLDER = "checkpoints"
 
 BETAS = (0.9, 0.98)
 """Decay of AdamW's moments: RoBERTa's (Liu et al. 2019, section 3.1). BERT's second, 0.999, averages over more
@@ -71,7 +69,7 @@ class Run:
         model: MiniBERT,
         optimizer: AdamW,
         data: Data,
-        log: MetricsLog,
+        log: RunLog,
         display: Display,
         elapsed: float = 0.0,
         interrupted: Callable[[], bool] = lambda: False,
@@ -95,7 +93,7 @@ class Run:
         self._learning_rate = 0.0
         self._tokens = 0
         self._busy_seconds = 0.0  # spent on steps, in this session
-        self._saved_step = optimizer.steps if checkpoints(self.checkpoints) else -1
+        self._saved_step = optimizer.steps if list_checkpoints(self.checkpoints) else -1
 
     @property
     def step(self) -> int:
@@ -190,7 +188,7 @@ class Run:
         if self.step == self._saved_step:
             return
         self.trainer.check_parameters()
-        progress = Progress(
+        progress = RunState(
             self.step,
             self.elapsed,
             self.settings.to_dict(),
@@ -204,7 +202,7 @@ class Run:
     def _remedy(self) -> str:
         settings = self.settings
         advice = f"a lower --learning-rate (it was {self.highest_rate:g}) usually helps"
-        saved = checkpoints(self.checkpoints)
+        saved = list_checkpoints(self.checkpoints)
         if not saved:
             return (
                 f"No checkpoint had been written yet. Start again, the same --output will do: {advice}, so do a longer "

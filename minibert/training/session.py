@@ -20,10 +20,11 @@ from minibert.errors import TrainingError, explained
 from minibert.inference.examples import fill_mask_examples
 from minibert.model import MiniBERT
 from minibert.optimizer import AdamW
-from minibert.training.checkpoint import load_progress, never_written, restore
-from minibert.training.log import METRICS_FILE, MetricsLog, only_begun, read_metrics
+from minibert.training.checkpoint import CHECKPOINTS_FOLDER, read_newest_state, restore
+from minibert.training.log import METRICS_FILE, RunLog, read_history
+from minibert.training.output_folder import FolderState, folder_state
 from minibert.training.preparation import CACHE_FOLDER, Data, prepare_data
-from minibert.training.run import BETAS, CHECKPOINTS_FOLDER, Outcome, Run
+from minibert.training.run import BETAS, Outcome, Run
 from minibert.training.settings import Settings
 
 RUNS_FOLDER = Path("runs")
@@ -69,9 +70,9 @@ def start(
         optimizer = _optimizer(model, settings)
     output.mkdir(parents=True, exist_ok=True)
     again = any(output.iterdir())
-    with closing(MetricsLog(output / METRICS_FILE)) as log:
+    with closing(RunLog(output / METRICS_FILE)) as log:
         _refuse_used(output)  # another process may have trained there since
-        if again and not log.exclusive:
+        if again and folder_state(output, own_log_open=True) is FolderState.BEGUN_OR_RUNNING:
             raise TrainingError(
                 f"{output} holds a run without a checkpoint, and this system cannot tell whether it is still going "
                 "on: give another --output"
@@ -105,14 +106,14 @@ def resume(
         DataError: the corpus or the vocabulary cannot be read.
         BackendError: a device that this machine does not have.
     """
-    if _ended_early(output):
+    if folder_state(output) in (FolderState.BEGUN, FolderState.BEGUN_OR_RUNNING):
         raise TrainingError(
             f"the run in {output} ended before its first checkpoint, so there is nothing to resume: start it again, "
             "without --resume"
         )
     if not (output / CHECKPOINTS_FOLDER).is_dir():
         raise TrainingError(f"there is no run to resume in {output}: it has no folder {CHECKPOINTS_FOLDER}")
-    path, progress = load_progress(output / CHECKPOINTS_FOLDER)
+    path, progress = read_newest_state(output / CHECKPOINTS_FOLDER)
     settings = Settings.from_dict(progress.settings).resumed_with(given)
     if settings.steps is not None and settings.steps < progress.step:
         raise TrainingError(
@@ -148,14 +149,14 @@ def resume(
     before, now = _last_device(output), model.backend.description()
     if before not in (None, now):
         display.message(f"so far it was computed by {before}, now by {now}: equal but for rounding, not bit for bit")
-    with closing(MetricsLog(output / METRICS_FILE)) as log:
+    with closing(RunLog(output / METRICS_FILE)) as log:
         log.write("resumed", step=progress.step, started=_now(), **_description(settings, model, data))
         return _train(settings, output, model, optimizer, data, log, display, progress.elapsed, interrupted)
 
 
 def _refuse_used(output: Path) -> None:
     """That a run may be started in a folder without overwriting anything but what a new start makes anew."""
-    if not output.exists() or (output.is_dir() and (not any(output.iterdir()) or _ended_early(output))):
+    if folder_state(output) in (FolderState.NEW, FolderState.BEGUN, FolderState.BEGUN_OR_RUNNING, FolderState.IN_USE):
         return
     what = "holds another run" if (output / METRICS_FILE).exists() else "is not an empty folder"
     raise TrainingError(
@@ -163,19 +164,10 @@ def _refuse_used(output: Path) -> None:
     )
 
 
-def _ended_early(output: Path) -> bool:
-    """Whether a run began in this folder and ended, in whatever way, before its first checkpoint."""
-    return (
-        never_written(output / CHECKPOINTS_FOLDER)
-        and not (output / "config.json").exists()  # nor a model
-        and only_begun(output)
-    )
-
-
 def _last_device(output: Path) -> str | None:
     """What the run was last computed by: device, libraries and threads, all that its bits depend on."""
     try:
-        history = read_metrics(output / METRICS_FILE)
+        history = read_history(output / METRICS_FILE)
     except OSError:  # gone: nothing is known, and nothing depends on it
         return None
     return next((entry.get("device") for entry in reversed(history) if entry["kind"] in ("run", "resumed")), None)
@@ -221,7 +213,7 @@ def _train(
     model: MiniBERT,
     optimizer: AdamW,
     data: Data,
-    log: MetricsLog,
+    log: RunLog,
     display: Display,
     elapsed: float,
     interrupted: Interrupted,
@@ -260,7 +252,7 @@ def _train(
 def _finish(output: Path, model: MiniBERT, data: Data, display: Display, outcome: Outcome) -> None:
     """Saves the model and the loss curve, shows the results."""
     model.save_pretrained(output)
-    drawn = draw_loss_curve(read_metrics(output / METRICS_FILE), output / PLOT_FILE)
+    drawn = draw_loss_curve(read_history(output / METRICS_FILE), output / PLOT_FILE)
     show_results(display.console, outcome, model.backend.memory().peak)
     examples = fill_mask_examples(model, data.tokenizer, data.tokenized.evaluation)
     show_examples(display.console, examples)

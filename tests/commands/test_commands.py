@@ -16,7 +16,7 @@ from minibert.commands import evaluate as evaluate_command
 from minibert.commands import fill_mask as fill_mask_command
 from minibert.commands import train as train_command
 from minibert.commands.screen import PlainDisplay
-from minibert.training.log import METRICS_FILE, read_metrics
+from minibert.training.log import METRICS_FILE, read_history
 from minibert.training.settings import option
 from minibert.training.trainer import Trainer
 from tests.support.small_run import SMALL, losses, of_kind, write_text
@@ -78,7 +78,7 @@ def test_training_ends_with_results_examples_and_what_to_try_next(corpus, tmp_pa
 @pytest.mark.parametrize(("name", "value"), [("weight_decay", 5.0), ("clip_norm", 1e-3)])
 def test_the_options_of_the_optimizer_reach_it(trained, corpus, tmp_path, name, value):
     assert train_command.main(options(corpus, tmp_path / "run", **{name: value})) == 0
-    found, usual = (losses(read_metrics(output / METRICS_FILE)) for output in (tmp_path / "run", trained))
+    found, usual = (losses(read_history(output / METRICS_FILE)) for output in (tmp_path / "run", trained))
     assert len(found) == len(usual) > 1
     assert found[-1] != usual[-1]
 
@@ -117,7 +117,7 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(corpus, tmp_path, capsy
 
     assert train_command.main(["--output", str(output), "--resume"]) == 0
     assert "so far it was computed by" not in capsys.readouterr().out
-    assert losses(read_metrics(output / METRICS_FILE)) == losses(read_metrics(whole / METRICS_FILE))
+    assert losses(read_history(output / METRICS_FILE)) == losses(read_history(whole / METRICS_FILE))
     assert (output / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
@@ -226,7 +226,7 @@ def test_evaluating_a_run_gives_the_figures_it_ended_with(trained, capsys):
     capsys.readouterr()
     assert evaluate_command.main(["--model", str(trained), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    (result,) = of_kind(read_metrics(trained / METRICS_FILE), "result")
+    (result,) = of_kind(read_history(trained / METRICS_FILE), "result")
     assert figures == {name: result[name] for name in figures}
     assert figures["predictions"] > 50
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from minibert import MiniBERT
 from minibert.commands.screen import PlainDisplay
-from minibert.training.log import METRICS_FILE, read_metrics
+from minibert.training.log import METRICS_FILE, read_history
 from minibert.training.preparation import Data, prepare_data
 from minibert.training.session import resume, start
 from minibert.training.settings import Settings
@@ -73,14 +73,14 @@ def run(corpus: Path, output: Path, *, stop_after: int | None = None, **changes:
     """Trains on a corpus; returns the metrics."""
     interrupted = (lambda: False) if stop_after is None else StopAfter(stop_after)
     start(small_settings(corpus, **changes), output, display(), interrupted=interrupted)
-    return read_metrics(output / METRICS_FILE)
+    return read_history(output / METRICS_FILE)
 
 
 def go_on(output: Path, *, stop_after: int | None = None, **given: Any) -> list[dict[str, Any]]:
     """Resumes the run in a folder; returns the metrics."""
     interrupted = (lambda: False) if stop_after is None else StopAfter(stop_after)
     resume(given, output, display(), interrupted=interrupted)
-    return read_metrics(output / METRICS_FILE)
+    return read_history(output / METRICS_FILE)
 
 
 def of_kind(history: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:

@@ -15,8 +15,8 @@ import pytest
 from minibert.commands import train as train_command
 from minibert.commands.screen import PlainDisplay
 from minibert.errors import NonFiniteError, TrainingError
-from minibert.training.checkpoint import checkpoints
-from minibert.training.log import METRICS_FILE, MetricsLog, read_metrics, read_run_description
+from minibert.training.checkpoint import list_checkpoints
+from minibert.training.log import METRICS_FILE, RunLog, read_history, read_run_description
 from minibert.training.settings import option
 from tests.support.small_run import SMALL, go_on, losses, of_kind, run, write_text
 
@@ -65,7 +65,7 @@ def test_ctrl_c_while_warming_up_leaves_a_folder_in_which_the_same_command_start
 
     assert train_command.main(options(corpus, output)) == 0
     assert "starting again in its place" in capsys.readouterr().out
-    assert losses(read_metrics(output / METRICS_FILE)) == losses(read_metrics(trained / METRICS_FILE))
+    assert losses(read_history(output / METRICS_FILE)) == losses(read_history(trained / METRICS_FILE))
     assert (output / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
     assert (output / "notes.txt").read_text() == "mine"
 
@@ -132,7 +132,7 @@ def test_a_run_that_still_goes_on_is_neither_started_again_nor_resumed(corpus: P
         run(corpus, early, learning_rate=1e30)
     for output, go in ((early, lambda: run(corpus, early)), (late, lambda: go_on(late, steps=7))):
         before = (output / METRICS_FILE).read_bytes()
-        with closing(MetricsLog(output / METRICS_FILE)):  # as the other process has it open
+        with closing(RunLog(output / METRICS_FILE)):  # as the other process has it open
             with pytest.raises(TrainingError, match=f"another process is training in {output}"):
                 go()
             assert (output / METRICS_FILE).read_bytes() == before
@@ -142,7 +142,7 @@ def test_a_run_that_still_goes_on_is_neither_started_again_nor_resumed(corpus: P
 def test_where_it_cannot_be_told_whether_a_run_goes_on_it_is_not_started_again(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("minibert.training.log._lock", lambda file: False)
+    monkeypatch.setattr("minibert.training.log._lock", lambda *_, **__: False)
     output = tmp_path / "run"
     with pytest.raises(NonFiniteError):
         run(corpus, output, learning_rate=1e30)
@@ -173,7 +173,7 @@ def test_a_closed_pipe_ends_the_training_like_ctrl_c(corpus: Path, tmp_path: Pat
             training.kill()  # where it has not ended
         told = (tmp_path / "stderr").read_text(encoding="utf-8")
     assert status == 130
-    (saved,) = checkpoints(output / "checkpoints")
+    (saved,) = list_checkpoints(output / "checkpoints")
     step = int(saved.name.removeprefix("step-"))
     assert not (output / "model.safetensors").exists()
     if not errors_too:

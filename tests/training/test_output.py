@@ -14,7 +14,7 @@ from minibert.errors import DataError, TrainingError
 from minibert.inference.examples import fill_mask_examples
 from minibert.inference.fill_mask import fill_mask
 from minibert.inference.loading import load_model
-from minibert.training.log import METRICS_FILE, MetricsLog, read_metrics
+from minibert.training.log import METRICS_FILE, RunLog, read_history
 from minibert.training.preparation import CACHE_FOLDER, prepare_data
 from minibert.training.session import start
 from tests.support import small_run
@@ -101,7 +101,7 @@ def test_metrics_are_json_lines_that_describe_the_run_and_every_report(trained):
 
 
 def test_nan_never_reaches_the_metrics(tmp_path):
-    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log = RunLog(tmp_path / "metrics.jsonl")
     with pytest.raises(ValueError, match="not JSON compliant"):
         log.write("train", loss=math.nan)
     log.close()
@@ -111,18 +111,18 @@ def test_nan_never_reaches_the_metrics(tmp_path):
 def test_a_metrics_line_cut_short_by_a_crash_is_dropped_when_the_run_goes_on(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"kind": "run"}\n{"kind": "train", "st')
-    log = MetricsLog(path)
+    log = RunLog(path)
     log.write("train", step=2)
     log.close()
     assert path.read_text() == '{"kind": "run"}\n{"kind": "train", "step": 2}\n'
 
 
 def test_steps_done_twice_count_once_in_the_history(tmp_path):
-    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log = RunLog(tmp_path / "metrics.jsonl")
     for kind, step in (("run", None), ("train", 2), ("train", 4), ("resumed", 2), ("train", 3)):
         log.write(kind, **({} if step is None else {"step": step}))
     log.close()
-    history = read_metrics(tmp_path / "metrics.jsonl")
+    history = read_history(tmp_path / "metrics.jsonl")
     assert [(entry["kind"], entry.get("step")) for entry in history] == [
         ("run", None), ("train", 2), ("resumed", 2), ("train", 3),
     ]  # fmt: skip
