@@ -17,6 +17,7 @@ from minibert.huggingface.config_file import CONFIG_FILE
 from minibert.inference.loading import load_model
 from minibert.parameters import CLASSIFICATION_HEADS
 from minibert.training.log import METRICS_FILE, RunLog
+from minibert.training.output_folder import FolderState, folder_state
 
 TABLE_FILE, PICTURE_FILE = "confusion_matrix.txt", "confusion_matrix.png"
 
@@ -73,8 +74,10 @@ def _until_interrupted(arguments: Sequence[str] | None, interrupted: Callable[[]
         patience=options.patience,
         seed=options.seed,
     )
-    if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
-        raise TrainingError(f"{options.output} is not an empty folder, and nothing is overwritten")
+    if folder_state(options.output) is not FolderState.NEW:
+        raise TrainingError(
+            f"{options.output} is not an empty folder, and nothing is overwritten; give another --output"
+        )
     if not 0.0 < options.evaluation_share < 1.0:
         raise TrainingError(f"--evaluation-share must be between 0 and 1, not {options.evaluation_share}")
     if options.max_length < 8:

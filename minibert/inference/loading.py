@@ -9,6 +9,7 @@ from pathlib import Path
 from backends import Backend
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import TrainingError, explained
+from minibert.huggingface.config_file import CONFIG_FILE
 from minibert.huggingface.pretrained import PretrainedWarning
 from minibert.model import MiniBERT
 from minibert.parameters import PRETRAINING_HEADS
@@ -38,17 +39,15 @@ def load_model(
         seed: of a new classifier, and of dropout.
 
     Raises:
-        TrainingError: the folder is missing or has no model; the model lacks the masked-language-model head or the
-            labels of a classifier, and the head is asked for; the vocabulary is missing or belongs to another model.
+        TrainingError: the folder is missing or has no model, perhaps because its run is not finished; the model lacks
+            the masked-language-model head or the labels of a classifier, and the head is asked for; the vocabulary is
+            missing or belongs to another model.
         BackendError: this machine does not have the device.
     """
     if not folder.is_dir():
         raise TrainingError(f"there is no folder {folder}; give the output folder of a finished run")
-    if not (folder / "config.json").exists() and (folder / "checkpoints").is_dir():
-        raise TrainingError(
-            f"the run in {folder} is not finished: it has checkpoints but no model yet. Continue it with "
-            f"scripts/train.py --output {folder} --resume"
-        )
+    if not (folder / CONFIG_FILE).exists():
+        _check_run_is_finished(folder)
     with explained(), warnings.catch_warnings():
         # without the head for masked words there is an error below, so the warning that it is random says too much
         warnings.filterwarnings("ignore", message=".* has no masked-language-model head", category=PretrainedWarning)
@@ -62,6 +61,30 @@ def load_model(
             f"the model in {folder} has no masked-language-model head: it can embed texts, but not predict words"
         )
     return model, tokenizer
+
+
+def _check_run_is_finished(folder: Path) -> None:
+    """Refuse a folder without a model in which a run is under way or was interrupted.
+
+    Raises:
+        TrainingError: says how to get a model.
+    """
+    # loaded only for an error, since commands that use a model should start fast
+    from minibert.training.output_folder import FolderState, folder_state
+
+    state = folder_state(folder)
+    if state is FolderState.RESUMABLE:
+        raise TrainingError(
+            f"the run in {folder} is not finished: it has checkpoints but no model yet; continue it with "
+            f"scripts/train.py --output {folder} --resume"
+        )
+    if state is FolderState.IN_USE:
+        raise TrainingError(f"the run in {folder} is still training and has no model yet; wait for its end")
+    if state in (FolderState.BEGUN, FolderState.BEGUN_OR_RUNNING):
+        raise TrainingError(
+            f"the run in {folder} has neither a model nor a checkpoint; start it again with scripts/train.py "
+            f"--output {folder}"
+        )
 
 
 def _check_vocabulary(folder: Path, model: MiniBERT, tokenizer: Tokenizer) -> None:
