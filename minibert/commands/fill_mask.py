@@ -34,7 +34,7 @@ def build_parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Fills masks; returns the exit status."""
+    """Run the command and return its exit status."""
     return run_command(lambda: _fill_mask(arguments))
 
 
@@ -53,7 +53,7 @@ def _fill_mask(arguments: Sequence[str] | None) -> int:
 
 
 def table(candidates: Sequence[Candidate]) -> str:
-    """Tokens and probabilities in two columns, with a line of heads above."""
+    """Return a table with two columns, token and probability, and a title line."""
     width = max(len("token"), *(len(candidate.token) for candidate in candidates))
     rows = [f"  {candidate.token:<{width}}  {candidate.probability:11.2%}" for candidate in candidates]
     return "\n".join([f"  {'token':<{width}}  probability", *rows])

@@ -10,8 +10,8 @@ from minibert.commands.confusion_matrix import confusion_table, draw_confusion_m
 from minibert.commands.parser import Parser, add_threads
 from minibert.commands.process import INTERRUPTED, SUCCESS, polite_interrupts, run_command
 from minibert.errors import TrainingError
-from minibert.finetuning.finetune import Epoch, FineTuning, check_labels, finetune
-from minibert.finetuning.labelled_texts import hold_out, labels_of, read_labelled_texts
+from minibert.finetuning.finetune import Epoch, FineTuning, FineTuningResult, check_labels, finetune
+from minibert.finetuning.labelled_texts import LabelledText, hold_out, labels_of, read_labelled_texts
 from minibert.finetuning.text_classifier import TextClassifier
 from minibert.huggingface.config_file import CONFIG_FILE
 from minibert.inference.loading import load_model
@@ -54,7 +54,7 @@ def build_parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Fine-tune a classifier; return the exit status."""
+    """Run the command and return its exit status."""
     return run_command(lambda: _finetune(arguments))
 
 
@@ -75,9 +75,7 @@ def _until_interrupted(arguments: Sequence[str] | None, interrupted: Callable[[]
         seed=options.seed,
     )
     if folder_state(options.output) is not FolderState.NEW:
-        raise TrainingError(
-            f"{options.output} is not an empty folder, and nothing is overwritten; give another --output"
-        )
+        raise TrainingError(f"{options.output} is not an empty folder, and nothing is overwritten: give a new folder")
     if not 0.0 < options.evaluation_share < 1.0:
         raise TrainingError(f"--evaluation-share must be between 0 and 1, not {options.evaluation_share}")
     if options.max_length < 8:
@@ -101,9 +99,22 @@ def _until_interrupted(arguments: Sequence[str] | None, interrupted: Callable[[]
     classifier = TextClassifier(model, tokenizer, options.max_length)
     print(f"{len(train):,} texts to train on, {len(evaluation):,} to evaluate on, {len(labels)} classes", flush=True)
 
-    made = not options.output.exists()
-    options.output.mkdir(parents=True, exist_ok=True)
-    log = RunLog(options.output / METRICS_FILE)
+    result = _train_and_save(classifier, train, evaluation, settings, options.output, interrupted)
+    return SUCCESS if result.finished else INTERRUPTED
+
+
+def _train_and_save(
+    classifier: TextClassifier,
+    train: Sequence[LabelledText],
+    evaluation: Sequence[LabelledText],
+    settings: FineTuning,
+    output: Path,
+    interrupted: Callable[[], bool],
+) -> FineTuningResult:
+    """Train the classifier, report and log every epoch, and save the best one; without one, leave no files behind."""
+    created = not output.exists()
+    output.mkdir(parents=True, exist_ok=True)
+    log = RunLog(output / METRICS_FILE)
 
     def report(epoch: Epoch) -> None:
         scores = epoch.evaluation
@@ -115,26 +126,26 @@ def _until_interrupted(arguments: Sequence[str] | None, interrupted: Callable[[]
         )
 
     try:
-        outcome = finetune(classifier, train, evaluation, settings, report, interrupted)
-        if outcome.best is None:
+        result = finetune(classifier, train, evaluation, settings, report, interrupted)
+        if result.best is None:
             print("interrupted before the first epoch was finished: nothing was saved", file=sys.stderr)
         else:
-            if not outcome.finished:
-                print("interrupted: the best of the epochs that were finished is saved", file=sys.stderr)
-            best = outcome.best
-            log.write("result", epoch=best.number, finished=outcome.finished, **best.evaluation.to_dict())
-            _save(classifier, options.output, best)
+            if not result.finished:
+                print("interrupted: the best of the finished epochs is saved", file=sys.stderr)
+            best = result.best
+            log.write("result", epoch=best.number, finished=result.finished, **best.evaluation.to_dict())
+            _save(classifier, output, best)
     finally:
         log.close()
-        if not (options.output / CONFIG_FILE).exists():  # no classifier, nothing to keep: it may be given again
-            (options.output / METRICS_FILE).unlink()
-            if made and not any(options.output.iterdir()):
-                options.output.rmdir()
-    return SUCCESS if outcome.finished else INTERRUPTED
+        if not (output / CONFIG_FILE).exists():  # without a classifier, the folder is left as it was
+            (output / METRICS_FILE).unlink()
+            if created and not any(output.iterdir()):
+                output.rmdir()
+    return result
 
 
 def _save(classifier: TextClassifier, output: Path, best: Epoch) -> None:
-    """Write the classifier in Hugging Face's format, and its confusion matrix; tell the user what is there."""
+    """Save the classifier in Hugging Face's format, and its confusion matrix as text and picture."""
     classifier.model.save_pretrained(output)
     classifier.tokenizer.save(output, model_max_length=classifier.max_length)
     table = confusion_table(best.evaluation)

@@ -59,7 +59,7 @@ def test_an_interrupted_training_saves_its_best_epoch(base, data, tmp_path, monk
     out, err = capsys.readouterr()
     assert err == (
         "\nfinishing this step and saving the best epoch so far (again to stop at once)\n"
-        "interrupted: the best of the epochs that were finished is saved\n"
+        "interrupted: the best of the finished epochs is saved\n"
     )
     assert "Try next" in out
     *history, result = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
