@@ -15,7 +15,7 @@ import pytest
 from backends import get_backend
 from backends.cpu.backend import NumpyBackend
 from backends.cuda import diagnosis
-from minibert.commands import doctor
+from minibert.commands import device_checks, doctor
 from minibert.ops import DEFINITIONS
 from minibert.twin_check import ComparingKernels, compare_twins
 
@@ -46,18 +46,18 @@ def test_a_wrong_twin_fails_the_check(name: str):
 
     backend = NumpyBackend()
     backend.twins = {name: wrong}
-    with pytest.raises(doctor.CheckError, match=f"{name} is off by"):
-        doctor.twins(backend)
+    with pytest.raises(device_checks.CheckError, match=f"{name} is off by"):
+        device_checks.check_twins(backend)
 
 
 def test_a_twin_that_was_never_called_does_not_pass_as_right(monkeypatch: pytest.MonkeyPatch):
     """Its error is NaN, of which every comparison is false."""
     backend = NumpyBackend()
     backend.twins = {"linear_forward": DEFINITIONS["linear_forward"]}
-    assert "1 twins" in doctor.twins(backend)
+    assert "1 twins" in device_checks.check_twins(backend)
     monkeypatch.setattr("minibert.twin_check._errors_of_a_step", lambda *_: iter(()))
-    with pytest.raises(doctor.CheckError, match="linear_forward is off by nan"):
-        doctor.twins(backend)
+    with pytest.raises(device_checks.CheckError, match="linear_forward is off by nan"):
+        device_checks.check_twins(backend)
 
 
 NAN, INF = math.nan, math.inf
@@ -93,19 +93,19 @@ def test_a_wrong_gradient_does_not_hide_behind_its_smallness():
 
     backend = NumpyBackend()
     backend.twins = {"attention_backward": wrong}
-    with pytest.raises(doctor.CheckError, match="attention_backward is off by"):
-        doctor.twins(backend)
+    with pytest.raises(device_checks.CheckError, match="attention_backward is off by"):
+        device_checks.check_twins(backend)
 
 
 def test_other_masks_fail_the_check(monkeypatch: pytest.MonkeyPatch):
     backend = NumpyBackend()
     backend.twins = {"dropout_forward": lambda backend, x, dropout: x * (np.arange(x.size).reshape(x.shape) % 9 > 0)}
-    with pytest.raises(doctor.CheckError, match="of 300000 elements differ"):
-        doctor.masks(backend)
+    with pytest.raises(device_checks.CheckError, match="of 300000 elements differ"):
+        device_checks.check_dropout_masks(backend)
 
 
 def test_another_loss_fails_the_check_and_the_command(monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(doctor, "LOSS_TOLERANCE", -1.0)
+    monkeypatch.setattr(device_checks, "LOSS_TOLERANCE", -1.0)
     assert doctor.main(["--device", "cpu", "--quick"]) == 1
     output = capsys.readouterr().out
     assert "1 check(s) failed" in output
