@@ -145,14 +145,15 @@ def format_report(description: str, results: Sequence[PartResult], losses: tuple
     """
     rows = [(result.part.name, result.passed, f"{result.seconds:.0f} s") for result in results]
     rows.append((f"the same losses on both devices (tolerance {LOSS_TOLERANCE})", *losses))
-    table = "\n".join(f"| {name} | {'pass' if passed else 'FAIL'} | {detail} |" for name, passed, detail in rows)
+    lines = "\n".join(f"| {name} | {'pass' if passed else 'FAIL'} | {detail} |" for name, passed, detail in rows)
     details = "\n".join(
         f"## {result.part.name}\n\n`{' '.join(result.part.command[1:])}`\n\n"
         f"```\n{result.output[-_TAIL:].strip()}\n```\n"
         for result in results
     )
     when = datetime.now().astimezone().isoformat(timespec="minutes")
-    return f"# Mini-BERT on {description}\n\n{when}\n\n| part | result | detail |\n| --- | --- | --- |\n{table}\n\n{details}"
+    table = f"| part | result | detail |\n| --- | --- | --- |\n{lines}"
+    return f"# Mini-BERT on {description}\n\n{when}\n\n{table}\n\n{details}"
 
 
 def build_parser() -> Parser:
