@@ -1,4 +1,4 @@
-"""Fine-tuning that is interrupted, and output that is not UTF-8: no work is lost, and nothing is in the way."""
+"""Interrupted fine-tuning, and output that is not UTF-8: no work is lost, and no files block the next start."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def signal_after(monkeypatch, steps: int, *numbers: int) -> None:
-    """The signals come while that step is taken."""
+    """Send signals to this process during an optimizer step."""
     step = AdamW.step
 
     def counted(self, gradients, rate):

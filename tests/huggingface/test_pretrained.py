@@ -1,4 +1,4 @@
-"""Folders in Hugging Face's format: written, read back bit for bit, and refused when they are damaged."""
+"""Checkpoint folders in Hugging Face's format: written, read back bit for bit, and refused when damaged."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_bare_encoder_is_read_without_its_prefix_and_its_heads_are_drawn(folde
     np.testing.assert_array_equal(model.forward(INPUT_IDS)[1].pooled_output, expected.pooled_output)
 
 
-def test_unknown_tensors_are_left_alone_and_reported_once(folder: Path):
+def test_unknown_tensors_are_ignored_and_reported_once(folder: Path):
     rewrite(folder, lambda tensors: {**tensors, "qa_outputs.weight": np.ones((2, 12), np.float32)})
     with pytest.warns(
         PretrainedWarning, match=r"ignored tensors that BERT does not have: qa_outputs\.weight"
@@ -231,7 +231,7 @@ def test_two_names_of_one_parameter_must_hold_the_same(folder: Path):
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
-def test_numbers_that_are_none_are_named_with_their_tensor(folder: Path, wrong: float):
+def test_nan_and_infinity_are_named_with_their_tensor(folder: Path, wrong: float):
     def spoil(tensors):
         tensors["bert.encoder.layer.1.output.dense.bias"][3] = wrong
         return tensors
@@ -407,7 +407,7 @@ def test_a_head_that_is_there_in_part_is_damage(classifier_folder: Path):
         MiniBERT.from_pretrained(classifier_folder)
 
 
-def test_weights_that_are_no_floating_numbers_are_named(folder: Path):
+def test_weights_that_are_not_floating_point_are_named(folder: Path):
     name = "bert.pooler.dense.bias"
     rewrite(folder, lambda tensors: {**tensors, name: np.ones(12, np.int8)})
     with pytest.raises(PretrainedError, match=rf"model\.safetensors: the tensor {re.escape(name)} is stored as I8"):

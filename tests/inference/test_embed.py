@@ -1,4 +1,4 @@
-"""Sentence embeddings: the vectors of the definition, in the order of the texts, as the folder's files say."""
+"""Sentence embeddings equal their definition, come in the order of the texts, and follow the folder's files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "embed.py"
 
 
 def save(folder: Path, **modules: dict | None) -> Path:
-    """A folder of sentence-transformers: `modules` maps the last word of a step's type to its files' content."""
+    """Write a folder of sentence-transformers; `modules` maps the last word of a step's type to its file's content."""
     config = replace(CONFIG, vocab_size=len(WORDS), max_position_embeddings=8)
     MiniBERT(config, heads=("pooler",), seed=3).save_pretrained(folder)
     Tokenizer(wordpiece({word: id_ for id_, word in enumerate(WORDS)})).save(folder, 8)
@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def one_by_one(folder: Path, pooling: str, normalize: bool, longest: int = 8) -> np.ndarray:
-    """By the definition: every text alone, without padding, from the hidden states."""
+    """Compute the vectors by their definition: every text alone, without padding, from the hidden states."""
     model, tokenizer = MiniBERT.from_pretrained(folder, heads=()), Tokenizer.load(folder)
     vectors = []
     for text in TEXTS:
@@ -70,7 +70,7 @@ def one_by_one(folder: Path, pooling: str, normalize: bool, longest: int = 8) ->
     ("batch_tokens", "batches"),
     [
         (7, [(1, 4), (1, 4), (1, 4), (1, 4), (1, 3)]),
-        (8, [(2, 4), (2, 4), (1, 3)]),  # two texts of 4 tokens fill a batch to the last
+        (8, [(2, 4), (2, 4), (1, 3)]),  # two texts of 4 tokens fill a batch exactly
         (11, [(2, 4), (2, 4), (1, 3)]),
         (12, [(3, 4), (2, 4)]),
         (19, [(4, 4), (1, 3)]),

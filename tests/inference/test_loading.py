@@ -1,4 +1,4 @@
-"""Loading a model: a folder in which a run is not finished says so, and what to do."""
+"""Loading a model from a folder whose run is not finished: the error says so, and what to do."""
 
 from __future__ import annotations
 
