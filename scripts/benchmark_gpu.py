@@ -18,7 +18,7 @@ import numpy as np
 from backends import BackendError, get_backend
 from minibert import MiniBERT, MiniBERTConfig
 from minibert.commands.parser import Parser
-from minibert.data.batch import Batch
+from minibert.data.batch_source import Batch
 from minibert.optimizer import AdamW
 from minibert.training.trainer import Trainer
 

@@ -29,8 +29,8 @@ from benchmarks.embeddings import packaged_minilm
 
 from backends.cpu.threads import set_threads
 from minibert.data import stdlib_text
+from minibert.data.corpus import split_sentences
 from minibert.data.permutation import permute
-from minibert.data.sentences import split_sentences
 from minibert.data.tokenizer import Tokenizer
 from minibert.finetuning.finetune import Epoch, FineTuning, finetune
 from minibert.finetuning.labelled_texts import LabelledText

@@ -13,7 +13,7 @@ import numpy as np
 from backends import Backend, get_backend
 from backends.cuda.diagnosis import Finding, answers, diagnose
 from minibert.config import MiniBERTConfig
-from minibert.data.batch import Batch
+from minibert.data.batch_source import Batch
 from minibert.model import MiniBERT
 from minibert.ops import Dropout, dropout_mask
 from minibert.optimizer import AdamW

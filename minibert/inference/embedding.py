@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from backends import Backend
-from minibert.data.batch import pad_batch
-from minibert.data.tokenizer import Tokenizer
+from minibert.data.tokenizer import Tokenizer, pad_batch
 from minibert.errors import InferenceError
 from minibert.inference.batches import batches_by_length
 from minibert.inference.loading import load_model

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from backends import Array
-from minibert.data.batch import Batch, unigram_cross_entropy
+from minibert.data.batch_source import Batch
+from minibert.data.masking import unigram_cross_entropy
 from minibert.errors import TrainingError
 from minibert.model import MiniBERT
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import tokenizers
 
-from minibert.data.batch import Batch
-from minibert.data.batch_source import BatchSource, build_batch_source, evaluation_batches
+from minibert.data.batch_source import Batch, BatchSource, build_batch_source, evaluation_batches
 from minibert.data.corpus import Corpus, open_corpus
 from minibert.data.masking import MaskingRule
 from minibert.data.sequences import Sequences

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from backends import Array
-from minibert.data.batch import Batch
+from minibert.data.batch_source import Batch
 from minibert.errors import NonFiniteError
 from minibert.gradient_accumulator import GradientAccumulator
 from minibert.gradients import MiniBERTGradients

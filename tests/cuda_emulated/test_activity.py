@@ -13,7 +13,7 @@ import pytest
 
 from backends import Backend, cupy_backend, get_backend
 from minibert import MiniBERT, MiniBERTConfig
-from minibert.data.batch import Batch
+from minibert.data.batch_source import Batch
 from minibert.gradients import MiniBERTGradients
 from minibert.kernels import Kernels
 from minibert.optimizer import AdamW

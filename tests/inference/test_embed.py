@@ -15,8 +15,8 @@ import pytest
 
 from minibert import MiniBERT
 from minibert.commands.embed import main
-from minibert.commands.pipes import read_lines
-from minibert.data.tokenizer import Tokenizer, wordpiece
+from minibert.commands.input_lines import read_lines
+from minibert.data.tokenizer import Tokenizer, build_wordpiece
 from minibert.errors import InferenceError
 from minibert.inference.embedding import EmbeddingWarning, SentenceEmbedder
 from minibert.inference.pooling import SentencePooling
@@ -31,7 +31,7 @@ def save(folder: Path, **modules: dict | None) -> Path:
     """Write a folder of sentence-transformers; `modules` maps the last word of a step's type to its file's content."""
     config = replace(CONFIG, vocab_size=len(WORDS), max_position_embeddings=8)
     MiniBERT(config, heads=("pooler",), seed=3).save_pretrained(folder)
-    Tokenizer(wordpiece({word: id_ for id_, word in enumerate(WORDS)})).save(folder, 8)
+    Tokenizer(build_wordpiece({word: id_ for id_, word in enumerate(WORDS)})).save(folder, 8)
     steps = []
     for number, (kind, content) in enumerate(modules.items()):
         path = "" if kind == "Transformer" else f"{number}_{kind}"
@@ -105,9 +105,9 @@ def test_every_text_gets_its_own_vector_however_it_is_batched(folder, pooling, n
 def test_padding_is_neither_computed_nor_batched_with_long_texts(folder, monkeypatch):
     embedder = SentenceEmbedder.load(folder, batch_tokens=12)
     rows: list[int] = []
-    linear = embedder.model.kernels._functions["linear_forward"]
-    monkeypatch.setitem(
-        embedder.model.kernels._functions,
+    linear = embedder.model.kernels.linear_forward
+    monkeypatch.setattr(
+        embedder.model.kernels,
         "linear_forward",
         lambda x, *rest: (rows.append(x.shape[0]), linear(x, *rest))[1],
     )
@@ -263,7 +263,7 @@ def test_many_texts_are_taken_chunk_by_chunk(folder, tmp_path, monkeypatch):
         (["--output", "vectors.txt"], "write to a file that ends in .npy or .jsonl"),
         (["--batch-tokens", "0"], "--batch-tokens must be at least 1"),
         (["absent.txt"], "absent.txt: No such file"),
-        (["--pooling", "max"], "invalid choice: 'max'"),
+        (["--pooling", "max"], "--pooling must be one of mean, cls, not 'max'"),
         (["--text", "hi", "absent.txt"], "give texts by --text or the file absent.txt, not both"),
         (["--text", "a\udcff"], "this is not Unicode text: 'a\\udcff'"),
         (["absent.txt", "--output", "no/where.npy"], "--output no/where.npy: there is no folder no"),

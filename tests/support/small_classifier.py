@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from minibert import MiniBERT, MiniBERTConfig
-from minibert.data.tokenizer import Tokenizer, wordpiece
+from minibert.data.tokenizer import Tokenizer, build_wordpiece
 from minibert.finetuning.labelled_texts import LabelledText
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -38,7 +38,7 @@ def save_base(folder: Path) -> Path:
         max_position_embeddings=16,
     )
     MiniBERT(config).save_pretrained(folder)
-    Tokenizer(wordpiece({word: id_ for id_, word in enumerate(words)})).save(folder, 16)
+    Tokenizer(build_wordpiece({word: id_ for id_, word in enumerate(words)})).save(folder, 16)
     return folder
 
 
