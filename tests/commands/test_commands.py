@@ -322,8 +322,8 @@ def test_a_vocabulary_of_another_model_is_one_line(copied, capsys):
         MiniBERT(MiniBERTConfig.preset("tiny", vocab_size=vocab_size)).save_pretrained(copied)
         return fill_mask_command.main(["--model", str(copied), "the [MASK] fox"])
 
-    assert_one_error(capsys, fill(size - 1), f"{size} tokens", f"the model {size - 1}")
-    assert_one_error(capsys, fill(size + 200), f"{size} tokens", f"the model {size + 200}")
+    assert_one_error(capsys, fill(size - 1), f"{size} tokens", f"the model has {size - 1}")
+    assert_one_error(capsys, fill(size + 200), f"{size} tokens", f"the model has {size + 200}")
     assert fill(size + 11) == 0  # rounded up, as many tables are
 
 
