@@ -38,7 +38,7 @@ def adamw_update(
     """One AdamW step, block by block and without temporaries: the definition reads memory a dozen times more."""
     dtype, shape = parameters.dtype, parameters.shape
     moments = ("first_moment", first_moment, shape), ("second_moment", second_moment, shape)
-    checks.same_kind(
+    checks.check_arrays(
         "adamw_update", dtype, ("gradients", gradients, shape), *moments, ("gradient_scale", gradient_scale, ())
     )
     gradient_scale = dtype.type(gradient_scale)

@@ -50,9 +50,9 @@ def adamw_update(
 ) -> None:
     """One AdamW step, in place."""
     dtype, shape = parameters.dtype, parameters.shape
-    checks.vector_of_floats("adamw_update", "parameters", parameters)
+    checks.check_vector("adamw_update", "parameters", parameters)
     moments = ("first_moment", first_moment, shape), ("second_moment", second_moment, shape)
-    checks.same_kind(
+    checks.check_arrays(
         "adamw_update", dtype, ("gradients", gradients, shape), *moments, ("gradient_scale", gradient_scale, ())
     )
     scalar = dtype.type

@@ -61,27 +61,23 @@ def _backward(logits, labels, bound, scale, losses, dlogits):
             dlogits[i, :] = 0
 
 
-def _checked(labels: Array, logits: Array) -> Array:
-    """Compiled code indexes without a check.
+def _check(operation: str, logits: Array, labels: Array) -> None:
+    """Check logits (M, V) and labels (M,), since compiled code indexes without a check.
 
     Raises:
         IndexError: a label for which there is no logit.
         ValueError: not one label for every row, or logits of another shape than (M, V).
         TypeError: labels that are no integers, or logits that are no float32 or float64.
     """
-    checks.matrix_of_floats("cross_entropy", "logits", logits)
-    if labels.shape != logits.shape[:1]:
-        raise ValueError(f"logits of the shape {logits.shape} need {logits.shape[0]} labels, not {labels.shape}")
-    if labels.dtype.kind not in "iu":
-        raise TypeError(f"cross_entropy: labels must be integers, not {labels.dtype}")
-    if labels.size and int(labels.max()) >= logits.shape[1]:
-        raise IndexError(f"the label {int(labels.max())} has no logit: there are {logits.shape[1]}")
-    return labels
+    rows, columns = checks.check_matrix(operation, "logits", logits)
+    checks.check_integers(operation, "labels", labels, (rows,))
+    if rows and int(labels.max()) >= columns:
+        raise IndexError(f"{operation}: the label {int(labels.max())} has no logit; there are {columns} in each row")
 
 
 def cross_entropy_forward(backend: Backend, logits: Array, labels: Array) -> Array:
     """-log softmax(logits)[label]; zero where the label is negative."""
-    labels = _checked(labels, logits)
+    _check("cross_entropy_forward", logits, labels)
     losses = backend.empty((logits.shape[0],), logits.dtype)
     _forward(np.ascontiguousarray(logits), labels, losses)
     return losses
@@ -89,7 +85,7 @@ def cross_entropy_forward(backend: Backend, logits: Array, labels: Array) -> Arr
 
 def cross_entropy_backward(backend: Backend, logits: Array, labels: Array, scale: float) -> tuple[Array, Array]:
     """The losses, and dlogits of scale * sum(losses)."""
-    labels = _checked(labels, logits)
+    _check("cross_entropy_backward", logits, labels)
     losses, dlogits = backend.empty((logits.shape[0],), logits.dtype), backend.empty(logits.shape, logits.dtype)
     _backward(
         np.ascontiguousarray(logits),

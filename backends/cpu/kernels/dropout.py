@@ -40,7 +40,7 @@ def plan(operation: str, dropout: DropoutPlan | None, rows: int, dtype: Any) -> 
     """
     if dropout is None:
         return _NO_ROWS, (np.uint32(0), np.uint32(0), np.uint32(0), dtype.type(1.0))
-    checks.row_numbers(operation, dropout.row_numbers, rows)
+    checks.check_row_numbers(operation, dropout.row_numbers, rows)
     row_key, column_key = dropout.key
     factor = dtype.type(dropout.keep_scale)
     factors = np.uint32(dropout.threshold), np.uint32(row_key), np.uint32(column_key), factor
@@ -65,7 +65,7 @@ def dropout_forward(backend: Backend, x: Array, dropout: DropoutPlan | None) -> 
     """y = x * mask; without dropout, x itself."""
     if dropout is None:
         return x
-    rows, _ = checks.matrix_of_floats("dropout", "the array", x)
+    rows, _ = checks.check_matrix("dropout", "x", x)
     numbers, factors = plan("dropout", dropout, rows, x.dtype)
     y = backend.empty(x.shape, x.dtype)
     _drop(np.ascontiguousarray(x), factors, numbers, y)

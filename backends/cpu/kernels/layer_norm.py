@@ -149,14 +149,14 @@ def _check_backward(
     operation: str, name: str, x: Array, dy: Array, statistics: Statistics, *vectors: tuple[str, Array]
 ) -> None:
     """Everything fits x, what the norm was taken of. Raises as `checks` does."""
-    rows, columns = checks.matrix_of_floats(operation, name, x)
+    rows, columns = checks.check_matrix(operation, name, x)
     mean, inverse = statistics
-    checks.same_kind(
+    checks.check_arrays(
         operation,
         x.dtype,
         ("dy", dy, (rows, columns)),
-        ("the mean", mean, (rows, 1)),
-        ("1 / deviation", inverse, (rows, 1)),
+        ("mean", mean, (rows, 1)),
+        ("inverse_deviation", inverse, (rows, 1)),
         *((of, vector, (columns,)) for of, vector in vectors),
     )
 
@@ -165,8 +165,8 @@ def layer_norm_forward(
     backend: Backend, x: Array, weight: Array, bias: Array, eps: float
 ) -> tuple[Array, tuple[Array, Array]]:
     """Layer normalisation over the last axis."""
-    _, columns = checks.matrix_of_floats("layer_norm_forward", "x", x)
-    checks.same_kind("layer_norm_forward", x.dtype, ("weight", weight, (columns,)), ("bias", bias, (columns,)))
+    _, columns = checks.check_matrix("layer_norm_forward", "x", x)
+    checks.check_arrays("layer_norm_forward", x.dtype, ("weight", weight, (columns,)), ("bias", bias, (columns,)))
     y, statistics = _room(backend, x)
     _norm_forward(np.ascontiguousarray(x), weight, bias, x.dtype.type(eps), y, *statistics)
     return y, statistics
@@ -204,9 +204,9 @@ def dropout_add_layer_norm_forward(
 ) -> tuple[Array, Array, tuple[Array, Array]]:
     """The end of every sub-layer: y = layer_norm(residual + dropout(x + bias))."""
     operation = "dropout_add_layer_norm_forward"
-    rows, columns = checks.matrix_of_floats(operation, "x", x)
+    rows, columns = checks.check_matrix(operation, "x", x)
     parameters = ("bias", bias), ("weight", weight), ("norm_bias", norm_bias)
-    checks.same_kind(
+    checks.check_arrays(
         operation,
         x.dtype,
         ("residual", residual, (rows, columns)),

@@ -10,15 +10,9 @@ from backends.cpu.kernels.blas import multiply
 from backends.cpu.kernels.sums import column_sums
 
 
-def _check_matrices(operation: str, **arrays: Array) -> None:
-    """They are matrices; how they fit each other is `multiply`'s to check. Raises as `checks` does."""
-    for name, array in arrays.items():
-        checks.matrix_of_floats(operation, name, array)
-
-
 def linear_forward(backend: Backend, x: Array, weight: Array, bias: Array | None = None) -> Array:
     """y = x @ weight.T + bias."""
-    _check_matrices("linear_forward", x=x, weight=weight)
+    checks.check_linear_forward(x, weight, bias)
     y = backend.empty((x.shape[0], weight.shape[0]), x.dtype)
     multiply(x, weight, y, transpose_b=True, bias=bias)
     return y
@@ -40,9 +34,7 @@ def linear_backward(
 
 def linear_backward_weight(backend: Backend, dy: Array, x: Array, dweight: Array, dbias: Array | None = None) -> None:
     """Writes dweight and dbias."""
-    _check_matrices("linear_backward_weight", dy=dy, x=x, dweight=dweight)
-    if dbias is not None:
-        checks.same_kind("linear_backward_weight", dy.dtype, ("dbias", dbias, dy.shape[1:]))
+    checks.check_linear_backward_weight(dy, x, dweight, dbias)
     multiply(dy, x, dweight, transpose_a=True)
     if dbias is not None:
         column_sums(backend, np.ascontiguousarray(dy), dbias)
@@ -50,7 +42,7 @@ def linear_backward_weight(backend: Backend, dy: Array, x: Array, dweight: Array
 
 def linear_backward_input(backend: Backend, dy: Array, weight: Array, add_to: Array | None = None) -> Array:
     """Returns dx, or add_to + dx in the memory of add_to."""
-    _check_matrices("linear_backward_input", dy=dy, weight=weight)
+    checks.check_linear_backward_input(dy, weight, add_to)
     dx = backend.empty((dy.shape[0], weight.shape[1]), dy.dtype) if add_to is None else add_to
     multiply(dy, weight, dx, accumulate=add_to is not None)
     return dx
