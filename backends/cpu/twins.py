@@ -36,16 +36,21 @@ def adamw_update(
     step: int,
 ) -> None:
     """One AdamW step, block by block and without temporaries: the definition reads memory a dozen times more."""
-    dtype, shape = parameters.dtype, parameters.shape
-    moments = ("first_moment", first_moment, shape), ("second_moment", second_moment, shape)
+    operation, dtype = "adamw_update", parameters.dtype
+    size = checks.check_vector(operation, "parameters", parameters)
     checks.check_arrays(
-        "adamw_update", dtype, ("gradients", gradients, shape), *moments, ("gradient_scale", gradient_scale, ())
+        operation,
+        dtype,
+        ("gradients", gradients, (size,)),
+        ("first_moment", first_moment, (size,)),
+        ("second_moment", second_moment, (size,)),
+        ("gradient_scale", gradient_scale, ()),
     )
     gradient_scale = dtype.type(gradient_scale)
     root_correction = 1.0 / math.sqrt(1.0 - beta2**step)
     step_size = learning_rate / (1.0 - beta1**step)
-    buffers = np.empty((2, min(_BLOCK, parameters.size)), dtype=parameters.dtype)
-    for start in range(0, parameters.size, _BLOCK):
+    buffers = np.empty((2, min(_BLOCK, size)), dtype=dtype)
+    for start in range(0, size, _BLOCK):
         block = slice(start, start + _BLOCK)
         p, m, v = parameters[block], first_moment[block], second_moment[block]
         g, scratch = buffers[0, : p.size], buffers[1, : p.size]

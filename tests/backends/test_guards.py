@@ -1,7 +1,9 @@
-"""Every array that a twin receives, made shorter, longer or of another dtype: the twin refuses, or is right all the same.
+"""A twin refuses arrays that do not match each other: too short, too long, of another dtype or another shape.
 
-Compiled kernels read and write by address, so an array that does not match would be read or written beyond its end. The
-same misfits (tests/support/misfits.py) run on every set of twins of the device under test: NumPy's and Numba's on a
+Compiled kernels read and write by address, so an array that does not match would be read or written beyond its end. A
+twin that does not refuse such an array must compute what the definition computes from it.
+
+The same misfits (tests/support/misfits.py) run on every set of twins of the device under test: NumPy's and Numba's on a
 CPU, the CUDA twins with `--device cuda` or `--device cuda-emulated`.
 
 On a CPU the arrays lie between guards, and so do those that twins ask the backend for; the emulated device has guards
@@ -11,14 +13,13 @@ of its own. A twin that reads or writes beyond an array thus fails a test here, 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 
 from backends import Backend, get_backend
-from backends.cpu.backend import NumpyBackend
 from backends.cpu.twins import NUMPY_TWINS, numba_kernels
 from minibert.ops import DEFINITIONS
 from tests.support.misfits import (
@@ -36,8 +37,15 @@ from tests.support.misfits import (
 )
 
 _REFUSALS = (ValueError, TypeError, IndexError)
-_SAVED_BY_THE_TWIN = {"attention_forward", "attention_backward"}
-"""What these keep between forward and backward differs from twin to twin, so it has no definition to compare with."""
+_ONLY_VALUES_TELL = {
+    ("embedding_forward", 0, "shortened along axis 0"),
+    ("cross_entropy_forward", 0, "shortened along axis 1"),
+    ("cross_entropy_backward", 0, "shortened along axis 1"),
+}
+"""Operation, argument, change: a table loses a row that an id names, or the logits lose a label's column. All shapes
+still match. CUDA twins cannot see this, since reading ids would make the host wait; the host checks ids and labels before
+the transfer.
+"""
 
 
 class _NumpyTwinsBackend(GuardedNumpyBackend):
@@ -76,11 +84,6 @@ def make_backend(twins: str, device: str) -> Callable[[], Backend]:
 
 
 @functools.cache
-def _recorded(make_backend: Callable[[], Backend]) -> list[Call]:
-    return recorded_calls(make_backend())
-
-
-@functools.cache
 def _calls(twins: str, device: str) -> list[Call]:
     backend = _sets_of_twins(device)[twins]()
     recorded = recorded_calls(backend)
@@ -109,7 +112,8 @@ def _assert_same(operation: str, found: list[np.ndarray], expected: list[np.ndar
     for number, (one, other) in enumerate(zip(found, expected, strict=True)):
         if given_up and number == 2:  # dy, whose memory a twin may take
             continue
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+        tolerance = 4e-3 if other.dtype == np.float16 else 1e-4
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
 
 
 def _assert_refused_or_right(backend: Backend, operation: str, arguments: tuple[Any, ...]) -> bool:
@@ -117,7 +121,8 @@ def _assert_refused_or_right(backend: Backend, operation: str, arguments: tuple[
     found = _result(backend.twins[operation], backend, arguments)
     if isinstance(found, Exception):
         return True
-    assert operation != "attention_backward", "was computed, though nothing matches the rest"
+    # What attention's forward pass saves differs from twin to twin, so there is no definition to compare with here.
+    assert operation != "attention_backward", "was computed, though an array does not match the others"
     expected = _result(DEFINITIONS[operation], GuardedNumpyBackend(), arguments)
     assert not isinstance(expected, Exception), f"was computed, though the definition says {expected}"
     _assert_same(operation, found, expected)
@@ -133,8 +138,8 @@ def test_a_twin_refuses_what_its_definition_refuses(
             continue
         for path, array in arrays_in(call.arguments):
             for what, change in changes_of(array):
-                if operation == "attention_backward" and what == "as int64":
-                    continue  # places of the layout, which are right in any integer dtype that a kernel reads
+                if twins == "cuda" and (operation, path[0], what) in _ONLY_VALUES_TELL:
+                    continue
                 try:
                     changed = changed_at(call.arguments, path, change)
                     refused += _assert_refused_or_right(make_backend(), operation, changed)
@@ -145,7 +150,7 @@ def test_a_twin_refuses_what_its_definition_refuses(
     assert refused, "nothing was refused: the probes are not what they should be"
 
 
-def test_an_array_with_gaps_is_refused_or_gives_the_same_results(
+def test_gaps_and_wider_integers_are_refused_or_change_nothing(
     twins: str, operation: str, device: str, make_backend: Callable[[], Backend]
 ):
     """Kernels that read and write without gaps need a copy of such an input, and cannot write to such an output."""
@@ -153,13 +158,14 @@ def test_an_array_with_gaps_is_refused_or_gives_the_same_results(
         if call.operation != operation:
             continue
         expected = _result(make_backend().twins[operation], make_backend(), call.arguments)
-        for path, _ in arrays_in(call.arguments):
-            found = _result(make_backend().twins[operation], make_backend(), changed_at(call.arguments, path, strided))
+        for path, array in arrays_in(call.arguments):
+            change = strided if array.dtype.kind == "f" else lambda a: strided(a).astype(np.int64)
+            found = _result(make_backend().twins[operation], make_backend(), changed_at(call.arguments, path, change))
             if not isinstance(found, Exception):
                 try:
                     _assert_same(operation, found, expected)
                 except AssertionError as error:
-                    raise AssertionError(f"{call.case}: {operation}, argument {path} with gaps: {error}") from error
+                    raise AssertionError(f"{call.case}: {operation}, argument {path}: {error}") from error
 
 
 def test_what_matches_is_accepted(twins: str, operation: str, device: str, make_backend: Callable[[], Backend]):
@@ -232,9 +238,8 @@ def test_a_twin_without_checks_is_found_out():
         return DEFINITIONS["bias_relu_forward"](backend, x, read)
 
     class Careless(GuardedNumpyBackend):
-        twins = {"bias_relu_forward": careless}
+        twins: Mapping[str, Any] = {"bias_relu_forward": careless}
 
     arguments = np.ones((3, 4), np.float32), np.ones(3, np.float32)
     with pytest.raises(AssertionError, match="was computed, though the definition says"):
         _assert_refused_or_right(Careless(), "bias_relu_forward", arguments)
-    assert isinstance(Careless(), NumpyBackend)

@@ -49,6 +49,7 @@ def embedding_forward(backend: Backend, tables: tuple[Array, ...], ids: tuple[Ar
     for number, (table, rows) in enumerate(zip(tables, ids, strict=True)):
         shape = *table.shape[:1], columns
         checks.check_arrays("embedding_forward", tables[0].dtype, (f"tables[{number}]", table, shape))
+        checks.check_integers("embedding_forward", f"ids[{number}]", rows, (ids[0].size,), ids[0].dtype)
         checks.check_indices("embedding_forward", f"ids[{number}]", rows, ids[0].size, table.shape[0])
     y = backend.empty((ids[0].shape[0], tables[0].shape[1]), tables[0].dtype)
     contiguous = tuple(np.ascontiguousarray(table) for table in tables)
