@@ -42,9 +42,10 @@ _ONLY_VALUES_TELL = {
     ("cross_entropy_forward", 0, "shortened along axis 1"),
     ("cross_entropy_backward", 0, "shortened along axis 1"),
 }
-"""Operation, argument, change: a table loses a row that an id names, or the logits lose a label's column. All shapes
-still match. CUDA twins cannot see this, since reading ids would make the host wait; the host checks ids and labels before
-the transfer.
+"""Operation, argument, change: a table loses a row that an id names, or the logits lose a label's column.
+
+All shapes still match. CUDA twins cannot see this fault, since reading ids would make the host wait for the device. The
+host checks ids and labels before it transfers them.
 """
 
 
