@@ -105,9 +105,9 @@ def test_every_text_gets_its_own_vector_however_it_is_batched(folder, pooling, n
 def test_padding_is_neither_computed_nor_batched_with_long_texts(folder, monkeypatch):
     embedder = SentenceEmbedder.load(folder, batch_tokens=12)
     rows: list[int] = []
-    linear = embedder.model.kernels._functions["linear_forward"]
-    monkeypatch.setitem(
-        embedder.model.kernels._functions,
+    linear = embedder.model.kernels.linear_forward
+    monkeypatch.setattr(
+        embedder.model.kernels,
         "linear_forward",
         lambda x, *rest: (rows.append(x.shape[0]), linear(x, *rest))[1],
     )
