@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from backends import checks
-from backends.base import Array, score_bound
+from backends.base import Array, adamw_factors, score_bound
 from backends.cuda.attention import attention_backward, attention_forward, attention_weights
 from backends.cuda.launch import (
     COLUMN_TILE,
@@ -310,14 +310,7 @@ def adamw_update(
     output(dtype, (size,), parameters, first_moment, second_moment)
     checks.same_kind("adamw_update", dtype, ("gradients", gradients, (size,)), ("gradient_scale", gradient_scale, ()))
     gradients, gradient_scale = checked(dtype, gradients, gradient_scale)
-    factors = (
-        beta1,
-        beta2,
-        epsilon,
-        learning_rate / (1.0 - beta1**step),
-        1.0 / math.sqrt(1.0 - beta2**step),
-        1.0 - learning_rate * weight_decay,
-    )
+    factors = beta1, beta2, epsilon, *adamw_factors(learning_rate, beta1, beta2, weight_decay, step)
     arrays = parameters, gradients, first_moment, second_moment, gradient_scale
     backend.kernels.launch(
         "adamw_update", dtype, (-(-size // 256),), (256,), (*arrays, *map(np.float64, factors), np.int64(size))

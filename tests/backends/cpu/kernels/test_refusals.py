@@ -1,4 +1,4 @@
-"""What compiled kernels refuse: they read and write by address, so nothing that does not fit may reach them."""
+"""Arguments that compiled kernels refuse: kernels read and write by address, so all arrays must fit."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def ones(*shape: int, dtype: str = "float32") -> np.ndarray:
         (ones(6, 3), ones(4, 3), ones(3), ValueError, r"bias \(3,\)"),
     ],
 )
-def test_a_product_of_what_does_not_fit(x, weight, bias, error, message):
+def test_a_product_of_arrays_that_do_not_fit_is_refused(x, weight, bias, error, message):
     with pytest.raises(error, match=message):
         KERNELS.linear_forward(x, weight, bias)
 
 
-def test_a_gradient_is_only_added_to_what_is_contiguous_and_has_its_shape():
+def test_a_gradient_is_only_added_to_a_contiguous_array_of_its_shape():
     wide = ones(6, 8)
     with pytest.raises(ValueError, match="must be contiguous"):
         KERNELS.linear_backward_input(ones(6, 4), ones(4, 3), add_to=wide[:, :3])
@@ -57,21 +57,21 @@ def test_a_gradient_is_only_added_to_what_is_contiguous_and_has_its_shape():
 @pytest.mark.parametrize(
     ("queries", "keys", "values", "error", "message"),
     [
-        (ones(6, 8), ones(6, 8), ones(6, 4), ValueError, "do not fit an attention of 2 heads"),
-        (ones(6, 8), ones(6, 6), ones(6, 6), ValueError, "do not fit an attention of 2 heads"),
-        (ones(6, 7), ones(6, 7), ones(6, 7), ValueError, "do not fit an attention of 2 heads"),
+        (ones(6, 8), ones(6, 8), ones(6, 4), ValueError, "do not fit an attention with 2 attention heads"),
+        (ones(6, 8), ones(6, 6), ones(6, 6), ValueError, "do not fit an attention with 2 attention heads"),
+        (ones(6, 7), ones(6, 7), ones(6, 7), ValueError, "do not fit an attention with 2 attention heads"),
         (ones(5, 8), ones(6, 8), ones(6, 8), ValueError, "5 rows of queries, but the layout has 6"),
         (ones(6, 8), ones(7, 8), ones(7, 8), ValueError, "7 rows of keys, but the layout has 6"),
         (ones(6, 8), ones(6, 8, dtype="float64"), ones(6, 8), TypeError, "float32, float64"),
     ],
 )
-def test_an_attention_of_what_does_not_fit(queries, keys, values, error, message):
+def test_an_attention_of_arrays_that_do_not_fit_is_refused(queries, keys, values, error, message):
     rows = Rows(2, 3)
     with pytest.raises(error, match=message):
         KERNELS.attention_forward(queries, keys, values, AttentionLayout(rows, rows, None, 2), None)
 
 
-def test_a_label_without_a_logit():
+def test_a_label_without_a_logit_is_refused():
     labels = np.asarray([0, 5], dtype=np.int32)
     for arguments in ((KERNELS.cross_entropy_forward, ()), (KERNELS.cross_entropy_backward, (1.0,))):
         function, rest = arguments
@@ -82,7 +82,7 @@ def test_a_label_without_a_logit():
 
 
 def test_every_twin_is_reached_by_a_case():
-    """So that the comparison with the definitions, `tests/ops/test_twins.py`, leaves none out."""
+    """The comparison with the definitions, `tests/ops/test_twins.py`, then leaves no twin out."""
     called: set[str] = set()
 
     class Tracing(Kernels):
@@ -93,7 +93,7 @@ def test_every_twin_is_reached_by_a_case():
     kernels = Tracing(get_backend("cpu"))
     for case in CASES:
         run(case, kernels, get_backend("cpu"), "float64")
-    assert set(TWINS) - called == {"adamw_update", "squared_norm"}  # which have tests of their own there
+    assert set(TWINS) - called == {"adamw_update", "squared_norm"}  # which have their own tests in that file
 
 
 _NO_CACHE = """
@@ -109,7 +109,7 @@ print(*(str(warning.message) for warning in caught))
 """
 
 
-def test_without_a_place_for_compiled_code_it_says_what_to_do_and_goes_on():
+def test_without_a_place_for_compiled_code_a_warning_says_what_to_do_and_numpy_goes_on():
     done = subprocess.run([sys.executable, "-c", _NO_CACHE], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "cannot be used (cannot cache function" in done.stdout
