@@ -169,9 +169,9 @@ extern "C" __global__ void attention_softmax_forward(
     }
 }
 
-// dqk = (dweights - dweights_weights_sum) * weights * score_scale, a warp per row, where
-// dweights = ddropped_weights * weights_dropout_mask. dqk comes as ddropped_weights and is overwritten. Writes
-// dropped_weights once more, for dvalues.
+// dqk = dscores * score_scale with dscores = weights * (dweights - dweights_weights_sum) and dweights = ddropped_weights
+// * weights_dropout_mask, a warp per row. dqk comes as ddropped_weights and is overwritten. Writes dropped_weights once
+// more, for dvalues.
 extern "C" __global__ void attention_softmax_backward(
     stored* dqk, const stored* weights, double score_scale, DROPOUT, const int* query_row_of_slot, int query_count,
     int batch, int attention_heads, int slots, int columns, stored* dropped_weights) {

@@ -271,7 +271,7 @@ def _check(layout: Any, queries: Array, keys: Array, values: Array, *gradients: 
         checks.same_kind("attention", queries.dtype, ("the mask", layout.mask, shape))
     for gradient in gradients[1:]:  # BLAS would write to a read-only array without an error
         if not gradient.flags.writeable:
-            raise ValueError("attention_backward: dqueries, dkeys and dvalues must be arrays that can be written to")
+            raise ValueError("attention_backward: dqueries, dkeys and dvalues must be writeable arrays")
 
 
 def _scratch(backend: Backend, dtype: Any, layout: Any, keys: int, arrays: int) -> Array:

@@ -1,10 +1,11 @@
-"""Every array that a twin is handed, made shorter, longer or of another dtype: it refuses, or is right all the same.
+"""A twin gets each argument shorter, longer or of another dtype: it must refuse, or compute the right result.
 
-The definition says which: where it raises, the twin must raise; where it computes, the twin may compute the same. The
-arguments come from the cases of tests/support/op_cases.py, so a new operation is covered by having a case.
+The definition decides which. Where the definition raises, the twin must raise; where the definition computes, the twin
+may compute the same. The arguments come from the cases of tests/support/op_cases.py, so a new operation is covered as
+soon as it has a case.
 
-Arrays lie between guards, as do those that twins ask the backend for. A twin that reads or writes beyond an array thus
-fails a test, here, instead of ending the process somewhere else.
+All arrays lie between guards, also those that twins ask the backend for. So a twin that reads or writes beyond an array
+fails a test here, instead of ending the process somewhere else.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _REFUSALS = (ValueError, TypeError, IndexError)
 
 
 class GuardedBackend(NumpyBackend):
-    """NumPy whose arrays lie between guards of NaN, or of zeros, which are ids that exist."""
+    """NumPy whose arrays lie between guards: NaN, or for integers zeros, which are valid ids."""
 
     def __init__(self) -> None:
         self._blocks: list[np.ndarray] = []
@@ -43,7 +44,7 @@ class GuardedBackend(NumpyBackend):
         return block[_GUARD : _GUARD + size].reshape(shape)
 
     def placed(self, array: np.ndarray) -> np.ndarray:
-        """A copy between guards."""
+        """Return a copy that lies between guards."""
         place = self.empty(array.shape, array.dtype)
         place[...] = array
         return place
@@ -55,7 +56,7 @@ class GuardedBackend(NumpyBackend):
 
 
 def arrays_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], np.ndarray]]:
-    """Every array within arguments: in tuples and in the fields of dataclasses."""
+    """Yield the path and the array of every array within arguments, in tuples and in the fields of dataclasses."""
     if isinstance(value, np.ndarray):
         yield path, value
     elif isinstance(value, tuple | list):
@@ -63,12 +64,12 @@ def arrays_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[An
             yield from arrays_in(part, (*path, index))
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
-            if field.name != "row_of_slot":  # which only definitions read
+            if field.name != "row_of_slot":  # only definitions read it
                 yield from arrays_in(getattr(value, field.name), (*path, field.name))
 
 
 def changed(value: Any, change: Callable[[tuple[Any, ...], np.ndarray], np.ndarray], path: tuple[Any, ...] = ()) -> Any:
-    """The arguments with every array replaced by what `change` makes of it."""
+    """Return the arguments with every array replaced by the result of `change`."""
     if isinstance(value, np.ndarray):
         return change(path, value)
     if isinstance(value, tuple | list):
@@ -81,7 +82,7 @@ def changed(value: Any, change: Callable[[tuple[Any, ...], np.ndarray], np.ndarr
 
 
 def _calls() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
-    """Case, operation and arguments, as they were, of every call of a twin in the cases."""
+    """Yield case, operation and a copy of the arguments of every call of a twin in the cases."""
     calls: list[tuple[str, str, tuple[Any, ...]]] = []
 
     class Recording(Kernels):
@@ -90,7 +91,7 @@ def _calls() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
 
             def recorded(*arguments: Any, **named: Any) -> Any:
                 if name in TWINS:
-                    all_of_them = *arguments, *named.values()  # the one named argument of the cases is the last
+                    all_of_them = *arguments, *named.values()  # the cases name only the last argument
                     calls.append((case.name, name, copy.deepcopy(all_of_them)))
                 return function(*arguments, **named)
 
@@ -129,20 +130,20 @@ def _changes(array: np.ndarray) -> Iterator[tuple[str, Callable[[np.ndarray], np
 
 
 def _outcome(function: Callable[..., Any], backend: GuardedBackend, arguments: tuple[Any, ...]) -> Any:
-    """What it returned and left in its arguments, or the exception."""
+    """Return the function's results and its arguments after the call, or the exception that it raised."""
     try:
         with np.errstate(all="ignore"):
             returned = function(backend, *arguments)
     except _REFUSALS as error:
         return error
     backend.assert_nothing_was_written_beside_an_array()
-    if isinstance(returned, np.generic):  # what NumPy makes of a 0-d array
+    if isinstance(returned, np.generic):  # NumPy returns 0-d arrays as scalars
         returned = np.asarray(returned)
     return [np.array(array) for _, array in arrays_in((returned, arguments))]
 
 
 def _assert_refused_or_right(operation: str, arguments: tuple[Any, ...]) -> bool:
-    """Whether the twin refused; arrays that the definition is not given to compare with, it must refuse."""
+    """Check that the twin refused, or computed what the definition computes; return True if it refused."""
     results = []
     for function in (TWINS[operation], DEFINITIONS[operation]):
         backend = GuardedBackend()
@@ -150,9 +151,10 @@ def _assert_refused_or_right(operation: str, arguments: tuple[Any, ...]) -> bool
     twin, definition = results
     if isinstance(twin, Exception):
         return True
-    assert operation != "attention_backward", "was computed, though nothing fits the rest"  # whose `saved` is its own
-    assert not isinstance(definition, Exception), f"was computed, though the definition says {definition}"
-    if operation == "attention_forward":  # likewise
+    # the definition cannot use what the twin's forward pass saved, so there is nothing to compare with
+    assert operation != "attention_backward", "the twin computed, though an argument does not fit the others"
+    assert not isinstance(definition, Exception), f"the twin computed, though the definition raises {definition}"
+    if operation == "attention_forward":  # twin and definition save different things for the backward pass
         twin, definition = [*twin[:1], *twin[2:]], [*definition[:1], *definition[2:]]
     for found, expected in zip(twin, definition, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
@@ -176,13 +178,13 @@ def test_a_twin_refuses_what_its_definition_refuses(operation: str):
                 except AssertionError as error:
                     raise AssertionError(f"{case}: {operation}, argument {path} {what}: {error}") from error
                 probes += 1
-    assert probes, "no case calls it"
-    assert refused, "nothing was refused: the probes are not what they should be"
+    assert probes, "no case calls the operation"
+    assert refused, "no probe was refused: the probes are wrong"
 
 
 @pytest.mark.parametrize("operation", sorted(TWINS))
-def test_what_fits_is_taken(operation: str):
-    """Otherwise a twin that refuses everything would pass."""
+def test_a_twin_accepts_arguments_that_fit(operation: str):
+    """Without this test, a twin that refuses everything would pass."""
     for _, called, arguments in CALLS:
         if called == operation:
             backend = GuardedBackend()
@@ -234,11 +236,11 @@ def test_an_id_outside_its_table_is_an_error(wrong: int):
     backend.assert_nothing_was_written_beside_an_array()
 
 
-def test_a_gradient_that_may_not_be_written_to_is_refused():
-    """Its address would do, whatever NumPy says."""
+def test_a_read_only_gradient_is_refused():
+    """BLAS would write to its address without an error."""
     (arguments,) = [a for case, name, a in CALLS if (case, name) == ("attention:plain", "attention_backward")]
     arguments[-1].flags.writeable = False
-    with pytest.raises(ValueError, match="must be arrays that can be written to"):
+    with pytest.raises(ValueError, match="must be writeable arrays"):
         TWINS["attention_backward"](NumpyBackend(), *arguments)
 
 
@@ -266,7 +268,7 @@ def test_the_guards_see_a_twin_that_writes_beyond_an_array():
         backend.assert_nothing_was_written_beside_an_array()
 
 
-def test_dropout_draws_from_words_only():
+def test_dropout_needs_row_numbers_of_uint32():
     x, numbers = np.ones((3, 4), np.float32), np.arange(3, dtype=np.int64)
     with pytest.raises(TypeError, match="row_numbers of dropout must be uint32, not int64"):
         TWINS["dropout_forward"](NumpyBackend(), x, Dropout(0.5, (1, 2), numbers))
