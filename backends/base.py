@@ -8,10 +8,11 @@ namespace. Nothing here knows what BERT is.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -131,6 +132,29 @@ def score_bound(xp: Any, dtype: Any) -> float:
     Two scores within the bound, or a score and a mask of twice the bound, never overflow when they meet.
     """
     return float(xp.finfo(dtype).max) / 4
+
+
+class AdamWFactors(NamedTuple):
+    """The numbers that AdamW derives once per step (Loshchilov & Hutter 2017, algorithm 2; docs/gradients.md).
+
+    Attributes:
+        step_size: learning_rate / (1 - beta1**step), the learning rate with the bias correction of the first moment.
+        root_correction: 1 / sqrt(1 - beta2**step), the bias correction of the second moment's square root.
+        decay: 1 - learning_rate * weight_decay, the factor on the parameters.
+    """
+
+    step_size: float
+    root_correction: float
+    decay: float
+
+
+def adamw_factors(learning_rate: float, beta1: float, beta2: float, weight_decay: float, step: int) -> AdamWFactors:
+    """Return the factors of AdamW's step number `step` (the first is 1), for the definition and for every twin."""
+    return AdamWFactors(
+        step_size=learning_rate / (1.0 - beta1**step),
+        root_correction=1.0 / math.sqrt(1.0 - beta2**step),
+        decay=1.0 - learning_rate * weight_decay,
+    )
 
 
 def segment_sums(xp: Any, indices: Array, rows: Array) -> tuple[Array, Array]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from backends import checks
-from backends.base import Array, Backend
+from backends.base import Array, Backend, adamw_factors
 
 _BLOCK = 1 << 15  # elements of one pass: the seven arrays of an AdamW step then stay in a core's second-level cache
 
@@ -47,8 +46,7 @@ def adamw_update(
         ("gradient_scale", gradient_scale, ()),
     )
     gradient_scale = dtype.type(gradient_scale)
-    root_correction = 1.0 / math.sqrt(1.0 - beta2**step)
-    step_size = learning_rate / (1.0 - beta1**step)
+    step_size, root_correction, decay = adamw_factors(learning_rate, beta1, beta2, weight_decay, step)
     buffers = np.empty((2, min(_BLOCK, size)), dtype=dtype)
     for start in range(0, size, _BLOCK):
         block = slice(start, start + _BLOCK)
@@ -67,7 +65,7 @@ def adamw_update(
         g += epsilon
         np.divide(m, g, out=g)
         g *= step_size
-        p *= 1.0 - learning_rate * weight_decay
+        p *= decay
         p -= g
 
 

@@ -167,11 +167,11 @@ def dropout_arguments(operation: str, dropout: Any, rows: int) -> tuple[Any, ...
     if dropout is None:
         return NULL, np.uint32(0), np.uint32(0), np.uint32(0), np.float64(0.0)
     checks.check_row_numbers(operation, dropout.row_numbers, rows)
-    key_low, key_high = dropout.key
+    row_key, column_key = dropout.key
     return (
         contiguous(dropout.row_numbers),
-        np.uint32(key_low),
-        np.uint32(key_high),
+        np.uint32(row_key),
+        np.uint32(column_key),
         np.uint32(dropout.threshold),
         np.float64(dropout.keep_scale),
     )

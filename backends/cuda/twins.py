@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from backends import checks
-from backends.base import Array, score_bound
+from backends.base import Array, adamw_factors, score_bound
 from backends.cuda.attention import attention_backward, attention_forward, attention_weights
 from backends.cuda.launch import (
     COLUMN_TILE,
@@ -169,7 +169,7 @@ def _dtype_of_statistics(dtype: Any) -> Any:
 
 
 def _empty_statistics(backend: Any, x: Array) -> tuple[Array, Array]:
-    """Return uninitialised arrays for the mean and inverse_deviation of every row of x, each (N, 1)."""
+    """Return uninitialised arrays for x_mean and inverse_deviation of every row of x, each (N, 1)."""
     shape, dtype = (x.shape[0], 1), _dtype_of_statistics(x.dtype)
     return backend.cupy.empty(shape, dtype), backend.cupy.empty(shape, dtype)
 
@@ -198,12 +198,12 @@ def _check_layer_norm_backward(
         ValueError, TypeError: as the functions of `checks`.
     """
     rows, columns = checks.check_matrix(operation, name, x, FLOATS)
-    mean, inverse_deviation = statistics
+    x_mean, inverse_deviation = statistics
     checks.check_arrays(operation, x.dtype, ("dy", dy, (rows, columns)))
     checks.check_arrays(
         operation,
         _dtype_of_statistics(x.dtype),
-        ("mean", mean, (rows, 1)),
+        ("x_mean", x_mean, (rows, 1)),
         ("inverse_deviation", inverse_deviation, (rows, 1)),
     )
     checks.check_arrays(operation, x.dtype, ("weight", weight, (columns,)))
@@ -273,8 +273,8 @@ def layer_norm_backward(
     block = column_block(rows, least=WARP // COLUMN_TILE)  # whole warps
     row_blocks = -(-rows // (block[0] * block[1] // WARP))
     column_blocks = -(-columns // block[0])
-    mean, inverse_deviation = statistics
-    inputs = contiguous(dy), contiguous(x), contiguous(weight), contiguous(mean), contiguous(inverse_deviation)
+    x_mean, inverse_deviation = statistics
+    inputs = contiguous(dy), contiguous(x), contiguous(weight), contiguous(x_mean), contiguous(inverse_deviation)
     arguments = *inputs, int32(rows), int32(columns), int32(row_blocks), dx, dweight, dbias
     backend.kernels.launch(operation, dtype, (row_blocks + column_blocks,), block, arguments, shared_bytes(block))
     return dx
@@ -299,12 +299,12 @@ def dropout_add_layer_norm_backward(
     dtotal = backend.cupy.empty(total.shape, dtype)
     dx = dtotal if dropout is None else backend.cupy.empty(total.shape, dtype)
     dy, total, weight = contiguous(dy), contiguous(total), contiguous(weight)
-    mean, inverse_deviation = contiguous(statistics[0]), contiguous(statistics[1])
+    x_mean, inverse_deviation = contiguous(statistics[0]), contiguous(statistics[1])
     sizes = int32(rows), int32(columns)
     written_dx = NULL if dropout is None else dx
-    of_rows = dy, total, weight, mean, inverse_deviation, *mask, *sizes, dtotal, written_dx
+    of_rows = dy, total, weight, x_mean, inverse_deviation, *mask, *sizes, dtotal, written_dx
     backend.kernels.by_row("dropout_add_layer_norm_backward_rows", dtype, rows, of_rows)
-    of_columns = dy, total, mean, inverse_deviation, dx, *sizes, dweight, dnorm_bias, dbias
+    of_columns = dy, total, x_mean, inverse_deviation, dx, *sizes, dweight, dnorm_bias, dbias
     backend.kernels.by_column("dropout_add_layer_norm_backward_columns", dtype, rows, columns, of_columns)
     return dx, dtotal
 
@@ -392,11 +392,9 @@ def adamw_update(
     )
     outputs = ("parameters", parameters), ("first_moment", first_moment), ("second_moment", second_moment)
     checks.check_contiguous(operation, *outputs)
-    step_size = learning_rate / (1.0 - beta1**step)
-    root_correction = 1.0 / math.sqrt(1.0 - beta2**step)
-    decay = 1.0 - learning_rate * weight_decay
     arrays = parameters, contiguous(gradients), first_moment, second_moment, gradient_scale
-    factors = map(np.float64, (beta1, beta2, epsilon, step_size, root_correction, decay))
+    derived = adamw_factors(learning_rate, beta1, beta2, weight_decay, step)
+    factors = map(np.float64, (beta1, beta2, epsilon, *derived))
     grid = (-(-size // _ADAMW_THREADS),)
     backend.kernels.launch(operation, dtype, grid, (_ADAMW_THREADS,), (*arrays, *factors, np.int64(size)))
 

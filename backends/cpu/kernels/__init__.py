@@ -1,7 +1,8 @@
 """Fast twins for the NumPy backend, compiled by Numba: operation name -> a faster function of the same meaning.
 
-One module per topic. The definition of every operation is in `minibert/ops/`; docs/performance.md says what
-each twin saves. This package is imported only when twins are asked for, since importing Numba takes time.
+Each module has the name of the module in `minibert/ops/` whose operations it computes, and uses the same names for the
+same things. docs/performance.md says what each twin saves. This package is imported on first use of a twin, since
+importing Numba takes time.
 """
 
 from __future__ import annotations

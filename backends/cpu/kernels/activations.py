@@ -1,6 +1,7 @@
 """Bias + activation and its gradient, one pass over the array each.
 
-All three activations share the kernels; which one it is, is asked once a row, so that the loops have no branch.
+All three activations share the kernels. The choice between them is made once a row, so that the loops have no branch.
+The names are those of docs/gradients.md, section "Activations".
 """
 
 from __future__ import annotations
@@ -10,7 +11,14 @@ from numba import prange
 
 from backends import checks
 from backends.base import Array, Backend
-from backends.cpu.kernels.elementary import gelu, gelu_and_slope, gelu_new, gelu_new_and_slope, relu, relu_and_slope
+from backends.cpu.kernels.elementary import (
+    gelu,
+    gelu_and_derivative,
+    gelu_new,
+    gelu_new_and_derivative,
+    relu,
+    relu_and_derivative,
+)
 from backends.cpu.kernels.jit import BLOCK_ROWS, elementwise, parallel
 from backends.cpu.kernels.sums import add_blocks, add_row
 
@@ -32,18 +40,19 @@ def _forward_row(kind, x, bias, y):
 
 @elementwise
 def _backward_row(kind, dy, x, bias, y):
+    """Write y, and dx in the place of dy: dx = dy * derivative."""
     if kind == _GELU:
         for j in range(x.shape[0]):
-            y[j], slope = gelu_and_slope(x[j] + bias[j])
-            dy[j] *= slope
+            y[j], derivative = gelu_and_derivative(x[j] + bias[j])
+            dy[j] *= derivative
     elif kind == _GELU_NEW:
         for j in range(x.shape[0]):
-            y[j], slope = gelu_new_and_slope(x[j] + bias[j])
-            dy[j] *= slope
+            y[j], derivative = gelu_new_and_derivative(x[j] + bias[j])
+            dy[j] *= derivative
     else:
         for j in range(x.shape[0]):
-            y[j], slope = relu_and_slope(x[j] + bias[j])
-            dy[j] *= slope
+            y[j], derivative = relu_and_derivative(x[j] + bias[j])
+            dy[j] *= derivative
 
 
 @parallel
@@ -63,7 +72,7 @@ def _backward(kind, dy, x, bias, y, partial_dbias):
 
 
 def _bias_activation_forward(operation: str, kind: int, backend: Backend, x: Array, bias: Array) -> Array:
-    """Return y = activation(x + bias)."""
+    """Return y = activation(x + bias): (N, I), (I,) -> (N, I). Raises as `checks` does."""
     _, columns = checks.check_matrix(operation, "x", x)
     checks.check_arrays(operation, x.dtype, ("bias", bias, (columns,)))
     y = backend.empty(x.shape, x.dtype)
@@ -74,7 +83,10 @@ def _bias_activation_forward(operation: str, kind: int, backend: Backend, x: Arr
 def _bias_activation_backward(
     operation: str, kind: int, backend: Backend, dy: Array, x: Array, bias: Array, dbias: Array
 ) -> tuple[Array, Array]:
-    """Write dbias; return dx, in the memory of dy, which is in the cache already, and y."""
+    """Write dbias (I,); return dx and y (N, I). Raises as `checks` does.
+
+    dx takes the memory of dy, which is in the processor's cache already.
+    """
     rows, columns = checks.check_matrix(operation, "x", x)
     vectors = ("bias", bias, (columns,)), ("dbias", dbias, (columns,))
     checks.check_arrays(operation, x.dtype, ("dy", dy, (rows, columns)), *vectors)
