@@ -316,7 +316,7 @@ def embedding_forward(backend: Any, tables: tuple[Array, ...], ids: tuple[Array,
     """Add up the rows of all tables in one launch.
 
     The values of the ids are not checked here, because reading them would make the host wait for the device. The host
-    checks them before it transfers them.
+    checks them before the transfer.
 
     Raises:
         ValueError: more than BERT's three tables, or shapes that do not match.

@@ -46,7 +46,7 @@ def ones(*shape: int, dtype: str = "float32") -> np.ndarray:
         (ones(6, 3), ones(4, 3), ones(3), ValueError, r"bias \(3,\)"),
     ],
 )
-def test_a_product_of_matrices_that_do_not_match(x, weight, bias, error, message):
+def test_a_product_of_matrices_that_do_not_match_is_refused(x, weight, bias, error, message):
     with pytest.raises(error, match=message):
         multiply(x, weight, ones(6, 4), transpose_b=True, bias=bias)
 
@@ -80,13 +80,13 @@ def test_a_gradient_is_only_added_to_a_contiguous_array_of_its_shape():
         (ones(6, 8), ones(6, 8, dtype="float64"), ones(6, 8), TypeError, "keys is float64 beside float32"),
     ],
 )
-def test_an_attention_of_arrays_that_do_not_match(queries, keys, values, error, message):
+def test_an_attention_of_arrays_that_do_not_match_is_refused(queries, keys, values, error, message):
     rows = Rows(2, 3)
     with pytest.raises(error, match=message):
         KERNELS.attention_forward(queries, keys, values, AttentionLayout(rows, rows, None, 2), None)
 
 
-def test_a_label_without_a_logit():
+def test_a_label_without_a_logit_is_refused():
     labels = np.asarray([0, 5], dtype=np.int32)
     for arguments in ((KERNELS.cross_entropy_forward, ()), (KERNELS.cross_entropy_backward, (1.0,))):
         function, rest = arguments
@@ -127,7 +127,7 @@ def test_an_id_far_outside_its_table_is_an_error_and_not_the_end_of_the_process(
 
 
 @pytest.mark.parametrize("wrong", [4, 9, -1])
-def test_an_id_outside_its_table_is_an_error(wrong: int):
+def test_an_id_outside_its_table_is_refused(wrong: int):
     backend = GuardedNumpyBackend()
     table, dy = backend.asarray(np.ones((4, 5), np.float32)), backend.asarray(np.ones((3, 5), np.float32))
     ids = backend.asarray(np.where(IDS == 3, np.int32(wrong), IDS))
@@ -143,10 +143,10 @@ def test_an_id_outside_its_table_is_an_error(wrong: int):
 
 
 def test_a_gradient_that_may_not_be_written_to_is_refused():
-    """Its address would do, whatever NumPy says."""
+    """BLAS would write to its address without an error."""
     arguments = _attention_call("attention:plain", "attention_backward").arguments
     arguments[-1].flags.writeable = False
-    with pytest.raises(ValueError, match="must be arrays that can be written to"):
+    with pytest.raises(ValueError, match="must be writeable arrays"):
         TWINS["attention_backward"](NumpyBackend(), *arguments)
 
 
@@ -164,7 +164,7 @@ def test_queries_and_keys_of_different_numbers_of_sequences_are_refused():
             )
 
 
-def test_dropout_draws_from_words_only():
+def test_row_numbers_that_are_not_uint32_are_refused():
     x, numbers = np.ones((3, 4), np.float32), np.arange(3, dtype=np.int64)
     with pytest.raises(TypeError, match="row_numbers of dropout must be uint32, not int64"):
         TWINS["dropout_forward"](NumpyBackend(), x, Dropout(0.5, (1, 2), numbers))
@@ -183,7 +183,7 @@ print(*(str(warning.message) for warning in caught))
 """
 
 
-def test_without_a_place_for_compiled_code_it_says_what_to_do_and_goes_on():
+def test_without_a_place_for_compiled_code_a_warning_says_what_to_do_and_numpy_goes_on():
     done = subprocess.run([sys.executable, "-c", _NO_CACHE], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "cannot be used (cannot cache function" in done.stdout
