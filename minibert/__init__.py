@@ -31,9 +31,9 @@ _MODULE_OF = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is used when it is used: command lines answer before NumPy is loaded.
+    """Import a name when it is first used.
 
-    And so the module of the accumulator can also be run with `python -m`.
+    Command lines answer before NumPy is loaded, and `python -m minibert.gradient_accumulator` runs its module once.
     """
     if name in _MODULE_OF:
         return getattr(import_module(f"minibert.{_MODULE_OF[name]}"), name)

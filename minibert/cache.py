@@ -1,8 +1,8 @@
-"""What the forward pass leaves for the backward pass, and for a curious reader.
+"""The cache: what the forward pass saves for the backward pass, and for a curious reader.
 
-Internally activations are rows (see `minibert.rows`); the properties show them per sequence and position, as
-in the papers: `cache.hidden_states[2]` is (B, T, H), `cache.layers[0].attention_weights` is (B, A, T, T).
-Positions that were not computed (left-out padding, the pruned last layer) show as zeros.
+Activations are saved as rows (see `minibert.rows`). The properties show them per sequence and position, as the
+papers do: `cache.hidden_states[2]` is (B, T, H), `cache.layers[0].attention_weights` is (B, A, T, T). Positions
+that were not computed (padding that was left out, the pruned last layer) show as zeros.
 """
 
 from __future__ import annotations
@@ -18,103 +18,175 @@ from minibert.rows import Rows, from_slots, to_slots
 
 @dataclass
 class EmbeddingsCache:
-    """Of the embeddings; rows (N, H)."""
+    """Saved by the embeddings.
 
-    total: Array  # the sum of the three embeddings
-    statistics: tuple[Array, Array]  # of its layer norm
+    Attributes:
+        total: (N, H), the sum of the three embeddings.
+        statistics: mean and inverse deviation of every row of `total`, each (N, 1).
+        dropout: of the output; None without dropout.
+    """
+
+    total: Array
+    statistics: tuple[Array, Array]
     dropout: Dropout | None
 
 
 @dataclass
-class LayerCache:
-    """Of one encoder layer. `x` has N rows; everything from the queries on has Nq (N unless pruned).
+class AttentionCache:
+    """Saved by the attention half of a layer. `x` has N rows; everything from the queries on has Nq.
 
-    Attributes (rows):
-        x: (N, H), the layer's input; `query_x` (Nq, H) its rows that become queries.
+    Nq is N, except in a pruned last layer.
+
+    Attributes:
+        layout: which query may attend to which key.
+        x: (N, H), the layer's input.
+        query_x: (Nq, H), the rows of `x` that become queries.
         queries, keys, values: (Nq or N, H), the projections.
+        saved: what `attention_forward` saved for its backward pass.
         context: (Nq, H), the weighted values of all attention heads side by side.
-        attention_total: (Nq, H), residual + attention output, before the layer norm.
-        attention_output: (Nq, H), after it.
-        intermediate_input: (Nq, I), before bias and activation; what follows them is computed again.
-        output_total: (Nq, H), residual + feed-forward output, before the layer norm.
+        total: (Nq, H), residual + projected context, before the layer norm.
+        statistics: mean and inverse deviation of every row of `total`, each (Nq, 1).
+        weights_dropout: of the attention weights; None without dropout.
+        output_dropout: of the projected context; None without dropout.
     """
 
-    backend: Backend
     layout: AttentionLayout
-    host_query_positions: Array  # (Nq,) on the host, the flat position b * T + t of every query
     x: Array
     query_x: Array
     queries: Array
     keys: Array
     values: Array
+    saved: Array
     context: Array
-    saved_attention: Array
-    attention_total: Array
-    attention_statistics: tuple[Array, Array]
-    attention_output: Array
-    intermediate_input: Array
-    output_total: Array
-    output_statistics: tuple[Array, Array]
-    attention_dropout: Dropout | None
-    attention_output_dropout: Dropout | None
+    total: Array
+    statistics: tuple[Array, Array]
+    weights_dropout: Dropout | None
     output_dropout: Dropout | None
+
+
+@dataclass
+class FeedForwardCache:
+    """Saved by the feed-forward half of a layer.
+
+    Attributes:
+        x: (Nq, H), the output of the attention half.
+        intermediate_input: (Nq, I), before bias and activation. The backward pass computes the activation again,
+            because keeping it would cost the largest array of a step.
+        total: (Nq, H), residual + feed-forward output, before the layer norm.
+        statistics: mean and inverse deviation of every row of `total`, each (Nq, 1).
+        output_dropout: of the feed-forward output; None without dropout.
+    """
+
+    x: Array
+    intermediate_input: Array
+    total: Array
+    statistics: tuple[Array, Array]
+    output_dropout: Dropout | None
+
+
+@dataclass
+class LayerCache:
+    """Saved by one encoder layer, in two halves.
+
+    Attributes:
+        backend: where the arrays live.
+        host_query_positions: (Nq,) int64 on the host, the flat position b * T + t of every query.
+        attention: the attention half.
+        feed_forward: the feed-forward half.
+    """
+
+    backend: Backend
+    host_query_positions: Array
+    attention: AttentionCache
+    feed_forward: FeedForwardCache
 
     @property
     def attention_weights(self) -> Array:
         """(B, A, T, T): how much every query (third axis) attends to every key (last axis), before dropout."""
-        xp, queries = self.backend.xp, self.layout.queries
-        weights = attention_weights(self.backend, self.queries, self.keys, self.layout)  # (B, A, slots, T)
-        batch, attention_heads, slots, length = weights.shape
-        if queries.row_of_slot is None:
+        xp, layout = self.backend.xp, self.attention.layout
+        weights = attention_weights(self.backend, self.attention.queries, self.attention.keys, layout)
+        batch, attention_heads, slots, length = weights.shape  # (B, A, Q, T)
+        if layout.queries.row_of_slot is None:
             return weights  # every position is a query
-        weights = xp.reshape(xp.permute_dims(weights, (0, 2, 1, 3)), (batch, slots, attention_heads * length))
-        rows = from_slots(xp, weights, queries)  # (Nq, A T)
-        weights = to_slots(xp, rows, Rows.at(self.backend, batch, length, self.host_query_positions))  # (B, T, A T)
-        return xp.permute_dims(xp.reshape(weights, (batch, length, attention_heads, length)), (0, 2, 1, 3))
+        weights = xp.permute_dims(weights, (0, 2, 1, 3))  # (B, Q, A, T)
+        weights = xp.reshape(weights, (batch, slots, attention_heads * length))  # (B, Q, A T)
+        rows = from_slots(xp, weights, layout.queries)  # (Nq, A T)
+        positions = Rows.at(self.backend, batch, length, self.host_query_positions)
+        weights = to_slots(xp, rows, positions)  # (B, T, A T)
+        weights = xp.reshape(weights, (batch, length, attention_heads, length))  # (B, T, A, T)
+        return xp.permute_dims(weights, (0, 2, 1, 3))  # (B, A, T, T)
 
 
 @dataclass
 class HeadCache:
-    """Of the masked-language-model head; M rows."""
+    """Saved by the masked-language-model head.
 
-    x: Array  # (M, H), the final hidden states at the predicted positions
-    dense: Array  # (M, H), before bias and activation
-    activated: Array  # (M, H), after them
+    Attributes:
+        x: (M, H), the final hidden states at the predicted positions.
+        dense: (M, H), before bias and activation.
+        activated: (M, H), after bias and activation.
+        statistics: mean and inverse deviation of every row of `activated`, each (M, 1).
+        normalised: (M, H), after the layer norm.
+        logits: (M, V).
+    """
+
+    x: Array
+    dense: Array
+    activated: Array
     statistics: tuple[Array, Array]
-    normalised: Array  # (M, H), after the layer norm
-    logits: Array  # (M, V)
+    normalised: Array
+    logits: Array
 
 
 @dataclass
 class PoolerCache:
-    """Of the pooler; B rows."""
+    """Saved by the pooler.
 
-    x: Array  # (B, H), the final hidden states at the first positions
-    output: Array  # (B, H), tanh of the dense layer
+    Attributes:
+        x: (B, H), the final hidden states at the first positions.
+        output: (B, H), tanh of the dense layer.
+    """
+
+    x: Array
+    output: Array
 
 
 @dataclass
 class ClassifierCache:
-    """Of the classifier; B rows."""
+    """Saved by the classifier.
 
-    x: Array  # (B, H), the pooled output after dropout
+    Attributes:
+        x: (B, H), the pooled output after dropout.
+        dropout: of the pooled output; None without dropout.
+        logits: (B, C).
+    """
+
+    x: Array
     dropout: Dropout | None
-    logits: Array  # (B, C)
+    logits: Array
 
 
 @dataclass
 class Cache:
-    """Everything that one forward pass computed.
+    """Everything that one forward pass saved.
 
     Attributes:
+        backend: where the arrays live.
+        parameters: the model's. The backward pass refuses a cache of other parameters.
         inputs: the batch as the model saw it.
-        layers: one `LayerCache` per encoder layer; none if there will be no backward pass.
-        next_sentence_logits: (B, 2): column 0 for "B follows A", column 1 for "B is random"; None where not asked
-            for.
+        embeddings: saved by the embeddings.
+        hidden_rows: L + 1 arrays: the embeddings (N, H), then the output of every layer, (N, H) or (Nq, H). Only
+            the last one if there will be no backward pass.
+        layers: one `LayerCache` per encoder layer; empty if there will be no backward pass.
+        head: saved by the masked-language-model head; None if it was not computed.
+        pooler: saved by the pooler; None if it was not computed.
+        next_sentence_logits: (B, 2), column 0 for "B follows A", column 1 for "B is random"; None if they were not
+            computed.
+        classifier: saved by the classifier; None if it was not computed.
     """
 
     backend: Backend
-    parameters: NamedArrays  # of the model; the backward pass makes sure that it differentiates the same
+    parameters: NamedArrays
     inputs: Inputs
     embeddings: EmbeddingsCache
     hidden_rows: list[Array] = field(default_factory=list)
@@ -132,11 +204,11 @@ class Cache:
 
     @property
     def pooled_output(self) -> Array | None:
-        """(B, H), the pooler's output; None where nothing that reads it was asked for."""
+        """(B, H), the pooler's output; None if the pooler was not computed."""
         return None if self.pooler is None else self.pooler.output
 
     def per_position(self, x: Array) -> Array:
-        """(Nq, C) rows of the last layer -> (B, T, C)."""
+        """Show rows of the last layer (Nq, C) per sequence and position: (B, T, C)."""
         return self._per_position(x, self.inputs.host_last_positions)
 
     def _per_position(self, x: Array, host_positions: Array) -> Array:

@@ -1,6 +1,6 @@
-"""The sizes of a BERT and everything else that tells one BERT from another.
+"""The configuration of a BERT: its sizes, its activation, its dropout, its labels.
 
-Fields have the names of Hugging Face's `config.json`, so that a file of theirs reads as a config of ours.
+The fields have the names of Hugging Face's `config.json`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 SINGLE_LABEL = "single_label_classification"
 PROBLEM_TYPES = (SINGLE_LABEL, "multi_label_classification", "regression")
-"""Values of `problem_type`: which loss belongs to a classifier's logits."""
+"""Values of `problem_type`: the kind of loss that a classifier was trained with."""
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
-"""Values of `hidden_act`: exact (erf) GELU as in BERT, its tanh approximation, rectified linear."""
+"""Values of `hidden_act`: exact GELU (with erf) as in BERT, its tanh approximation, rectified linear."""
 
 _PRESETS: dict[str, dict[str, int]] = {  # Turc et al. 2019 (arXiv:1908.08962), table 1; base: Devlin et al. 2018
     "tiny": {"num_hidden_layers": 2, "hidden_size": 128},
@@ -29,31 +29,30 @@ PRESETS = tuple(_PRESETS)
 
 @dataclass(frozen=True)
 class MiniBERTConfig:
-    """What a BERT is made of; the defaults are BERT-Mini's.
+    """The sizes and choices that define a BERT; the defaults are BERT-Mini's.
 
     Attributes:
         vocab_size: V, the number of token ids.
         hidden_size: H, the width of the hidden states; a multiple of `num_attention_heads`.
-        num_hidden_layers: L, the encoder layers.
-        num_attention_heads: A; a head is D = H / A wide.
+        num_hidden_layers: L, the number of encoder layers.
+        num_attention_heads: A; each attention head has width D = H / A.
         intermediate_size: I, the width of the feed-forward layer.
         max_position_embeddings: the longest sequence, in tokens.
         type_vocab_size: the number of segments that `token_type_ids` can name.
         hidden_dropout_prob: dropout of the embeddings and of every sub-layer's output, in training.
         attention_probs_dropout_prob: dropout of the attention weights, in training.
-        classifier_dropout: dropout of the pooled output before the classifier, in training; None for
+        classifier_dropout: dropout of the pooled output before the classifier, in training; None for the value of
             `hidden_dropout_prob`.
         layer_norm_eps: added to the variance in layer normalisation.
         hidden_act: one of `ACTIVATIONS`.
-        initializer_range: standard deviation of the freshly drawn weights.
+        initializer_range: standard deviation of freshly drawn weights.
         pad_token_id: the id that fills up short sequences.
-        labels: names of the classes that a classifier tells apart, C of them (Hugging Face's `id2label`); empty
-            without a classifier.
-        problem_type: one of `PROBLEM_TYPES`, or None: a single label if there are several classes. Logits are the
-            same for all; Mini-BERT has the loss of single labels only.
+        labels: names of the classifier's C classes (Hugging Face's `id2label`); empty without a classifier.
+        problem_type: one of `PROBLEM_TYPES`; None means a single label if there are several classes. The logits do
+            not depend on it. Mini-BERT trains classifiers with single labels only.
 
     Raises:
-        ValueError: sizes that make no BERT; the message names the field.
+        ValueError: a value that is not possible; the message names the field.
     """
 
     vocab_size: int = 30522
@@ -84,7 +83,7 @@ class MiniBERTConfig:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be divisible by num_attention_heads "
-                f"({self.num_attention_heads}): every head gets an equal share of the hidden states"
+                f"({self.num_attention_heads}): every attention head gets an equal share of the hidden states"
             )
         if self.pad_token_id >= self.vocab_size:
             raise ValueError(f"pad_token_id ({self.pad_token_id}) must be below vocab_size ({self.vocab_size})")
@@ -99,7 +98,7 @@ class MiniBERTConfig:
         if self.problem_type not in (None, *PROBLEM_TYPES):
             raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, not {self.problem_type!r}")
         if len(set(self.labels)) != len(self.labels):
-            raise ValueError(f"labels must be names that differ, not {', '.join(map(repr, self.labels))}")
+            raise ValueError(f"labels must all differ; got {', '.join(map(repr, self.labels))}")
 
     @property
     def head_size(self) -> int:
@@ -108,14 +107,14 @@ class MiniBERTConfig:
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> MiniBERTConfig:
-        """One of Google's published sizes, with fields changed as asked.
+        """Return one of Google's published sizes, with some fields changed.
 
         Args:
             name: "tiny" (L2 H128), "mini" (L4 H256), "small" (L4 H512), "medium" (L8 H512), "base" (L12 H768).
-            changes: fields that shall differ, e.g. `vocab_size=8192`.
+            changes: fields to change, e.g. `vocab_size=8192`.
 
         Raises:
-            ValueError: another name, or changes that make no BERT.
+            ValueError: an unknown name, or a value that is not possible.
         """
         if name not in _PRESETS:
             raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
@@ -126,11 +125,11 @@ class MiniBERTConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> MiniBERTConfig:
-        """From the content of a `config.json`; fields that Mini-BERT does not have are left out."""
+        """Make a config from the content of a `config.json`; fields that Mini-BERT lacks are ignored."""
         known = {field.name for field in dataclasses.fields(cls)}
         values = {name: value for name, value in fields.items() if name in known}
         return cls(**{**values, "labels": tuple(values.get("labels", ()))})
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, ready for JSON."""
+        """Return all fields as values that JSON can hold."""
         return {**dataclasses.asdict(self), "labels": list(self.labels)}

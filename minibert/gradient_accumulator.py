@@ -1,6 +1,6 @@
-"""GradientAccumulator: a large batch in small parts, in buffers that are allocated once.
+"""GradientAccumulator: adds up the gradients of micro-batches, in buffers that are allocated once.
 
-Run `python -m minibert.gradient_accumulator` to see it at work.
+`python -m minibert.gradient_accumulator` shows it at work.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _BLOCK = 1 << 18  # elements scaled at a time: 1 MiB of float32 stays in a core'
 class GradientAccumulator:
     """Adds up gradients, in place.
 
-    Mean gradients of parts of a batch, weighted by how many predictions each was the mean of, average to the
-    gradient of the whole batch, even when the parts differ in size:
+    The gradients of micro-batches are means over their predictions. Weighted by their numbers of predictions, they
+    average to the gradient of the whole batch, even if the micro-batches differ in size:
 
         accumulator = GradientAccumulator(model)
         for part in parts:
@@ -32,15 +32,15 @@ class GradientAccumulator:
             accumulator.add(gradients.gradients, weight=part.number_of_predictions)
         accumulator.average()
 
-    That holds for a loss that is one mean. With the next-sentence loss on top there are two counts, and no one
-    weight is right: divide by the totals of the whole step instead (`MiniBERTGradients.backward`), and simply
-    add up. So does the trainer, always.
+    This holds for a loss that is one mean. The next-sentence loss is a second mean with a count of its own, so no
+    single weight is right for both. Then pass the totals of the whole step to `MiniBERTGradients.backward` and add
+    with weight 1, as the trainer always does.
 
     Args:
-        model: whose parameters the gradients belong to.
+        model: the gradients of this model's parameters are added up.
 
     Attributes:
-        gradients: mapping from parameter name to accumulated gradient; `gradients.flat` is all of them.
+        gradients: mapping from parameter name to accumulated gradient; `gradients.flat` holds all of them.
         total_weight: the sum of the weights since the last reset; 1 after `average`.
     """
 
@@ -51,11 +51,11 @@ class GradientAccumulator:
         self.total_weight = 0.0
 
     def add(self, gradients: Mapping[str, Array], weight: float = 1.0) -> None:
-        """Add weight * gradients, in place and without allocating anything.
+        """Add weight * gradients, in place and without allocating memory.
 
         Args:
-            gradients: of the same parameters, e.g. `MiniBERTGradients.gradients`.
-            weight: not negative, e.g. the number of predictions that the gradients are the mean of.
+            gradients: name -> array, for the same parameters; e.g. `MiniBERTGradients.gradients`.
+            weight: at least 0; e.g. the number of predictions of the micro-batch.
 
         Raises:
             ValueError: a negative, infinite or NaN weight, or gradients of another model.
@@ -72,22 +72,21 @@ class GradientAccumulator:
         self.total_weight += weight
 
     def _add_scaled(self, total: Array, values: Array, weight: float) -> None:
-        """Total += weight * values, block by block, since the standard has no `out=` for the product."""
+        """Add weight * values to total, block by block: the standard has no `out=` for the product."""
         size = total.shape[0]
         for start in range(0, size, _BLOCK):
-            stop = min(start + _BLOCK, size)
-            block, source = total[start:stop], values[start:stop]
-            if weight == 1.0:
-                block += source
-                continue
-            scaled = self._scratch[: stop - start]
-            scaled[...] = source
-            scaled *= weight
-            block += scaled
+            stop = min(start + _BLOCK, size)  # the standard does not allow a slice beyond the end
+            block, added = total[start:stop], values[start:stop]
+            if weight != 1.0:
+                scaled = self._scratch[: added.shape[0]]
+                scaled[...] = added
+                scaled *= weight
+                added = scaled
+            block += added
 
     def _check_names_and_shapes(self, gradients: Mapping[str, Array]) -> None:
         if different := sorted(set(gradients) ^ set(self.gradients)):
-            raise ValueError(f"the gradients are of another model: {', '.join(different[:5])} is in only one of them")
+            raise ValueError(f"the gradients are of another model: only one of the two has {', '.join(different[:5])}")
         for name, accumulated in self.gradients.items():
             if gradients[name].shape != accumulated.shape:
                 raise ValueError(
@@ -96,20 +95,20 @@ class GradientAccumulator:
                 )
 
     def average(self) -> None:
-        """Divide by the total weight, in place; zero gradients stay zero when nothing was predicted."""
+        """Divide by the total weight, in place; without any weight the gradients stay zero."""
         if self.total_weight > 0.0:
             flat = self.gradients.flat
             flat *= 1.0 / self.total_weight
             self.total_weight = 1.0
 
     def reset(self) -> None:
-        """Back to zero, in place, for the next step."""
+        """Set the gradients and the total weight to zero, in place, for the next step."""
         self.gradients.flat[...] = 0.0
         self.total_weight = 0.0
 
 
 def _demonstration() -> None:
-    """Show that unequal parts of a batch average to its gradient, and that nothing is allocated."""
+    """Show that unequal micro-batches average to the gradient of the batch, without allocating memory."""
     import tracemalloc
 
     from minibert.config import MiniBERTConfig

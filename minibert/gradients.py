@@ -1,11 +1,11 @@
 """MiniBERTGradients: the backward pass of BERT, by hand, in the reverse order of `minibert/model.py`.
 
-Each function here undoes the function of the same name there. The gradient of the loss with respect to `x`
-is called `dx`. Derivations that take more than a line are in docs/gradients.md.
+Each function here differentiates the function of the same name in `minibert/model.py`, and quotes the forward
+lines that it undoes. `dx` is the gradient of the loss with respect to `x`. docs/gradients.md derives every formula.
 
-Losses and gradients are sums over predictions, divided once by their total number. For a micro-batch the
-caller passes the totals of the whole step, and then the micro-batches' gradients simply add up to the
-gradient of the whole batch, however it was split.
+Losses and gradients are sums over predictions, divided once by the total number of predictions. For a micro-batch
+the caller passes the totals of the whole step. The gradients of the micro-batches then add up to the gradient of
+the whole batch, however the batch was split.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from __future__ import annotations
 from typing import Any
 
 from backends import Array
-from minibert.cache import Cache, ClassifierCache, LayerCache, PoolerCache
+from minibert.cache import AttentionCache, Cache, ClassifierCache, FeedForwardCache, LayerCache, PoolerCache
 from minibert.config import SINGLE_LABEL
-from minibert.inputs import host_integers
-from minibert.model import QKV, MiniBERT
+from minibert.inputs import Inputs, host_integers
+from minibert.model import KEY_VALUE, QUERY_KEY_VALUE, MiniBERT, split_columns
 from minibert.parameters import NamedArrays, head_of
 
 IGNORED = -100
@@ -24,14 +24,14 @@ IGNORED = -100
 
 
 class MiniBERTGradients:
-    """The gradients of a model's loss, in pretraining or in classification.
+    """Computes the gradients of a model's loss, in pretraining or in classification.
 
     Args:
-        model: whose parameters to differentiate by.
+        model: the loss is differentiated with respect to this model's parameters.
 
     Attributes:
-        gradients: mapping from parameter name to gradient; `gradients.flat` is all of them. `backward`
-            overwrites them.
+        gradients: mapping from parameter name to gradient; `gradients.flat` holds all of them in one array. Each
+            call of `backward` overwrites them.
         masked_language_model_loss, next_sentence_loss: 0-d arrays, the two parts of the last loss.
     """
 
@@ -58,26 +58,28 @@ class MiniBERTGradients:
 
         Args:
             cache: from `MiniBERT.forward`, of the same model with the same parameters.
-            labels: (B, T) token ids, -100 where nothing is predicted; (M,) if the forward pass was given
-                `prediction_positions`.
-            next_sentence_labels: (B,), 0 if segment B follows A, 1 if it is random, -100 to leave out; None
-                to leave the next-sentence loss out.
-            total_predictions: what to divide by; the number of predictions in `labels` if None.
-            total_sequences: likewise for `next_sentence_labels`.
+            labels: (B, T) token ids, -100 where nothing is predicted. If the forward pass was given
+                `prediction_positions`: (M,), one for each of these positions.
+            next_sentence_labels: (B,), 0 if segment B follows A, 1 if it is random, -100 to leave a sequence out;
+                None to leave the next-sentence loss out.
+            total_predictions: divides the loss of the predictions; None for the number of predictions in `labels`.
+            total_sequences: divides the next-sentence loss; None for the number of labels that are not negative.
 
         Returns:
             The loss, a 0-d array on the device. Without any prediction the loss and all gradients are zero.
 
         Raises:
             ValueError: labels of another shape, outside the vocabulary, or where nothing was computed; a cache
-                of another model.
+                from another model's forward pass.
         """
         self._check_cache(cache)
         dlogits, self.masked_language_model_loss = self._masked_language_model_loss(cache, labels, total_predictions)
-        dhidden = self._head(cache, dlogits)
+        dhidden = self._masked_language_model_head(cache, dlogits)
         del dlogits  # (M, V): its memory is free for the layers below
-        dpooler, self.next_sentence_loss = self._next_sentence_loss(cache, next_sentence_labels, total_sequences)
-        self._next_sentence(cache, dpooler, dhidden)
+        dnext_sentence_logits, self.next_sentence_loss = self._next_sentence_loss(
+            cache, next_sentence_labels, total_sequences
+        )
+        self._next_sentence_head(cache, dnext_sentence_logits, dhidden)
         self._zero("classifier")
         self._encoder(cache, dhidden)
         return self.masked_language_model_loss + self.next_sentence_loss
@@ -89,15 +91,15 @@ class MiniBERTGradients:
 
         Args:
             cache: from `MiniBERT.classify`, of the same model with the same parameters.
-            labels: (B,), the number of each sequence's class; -100 to leave it out.
-            total_sequences: what to divide by; the number of labelled sequences if None.
+            labels: (B,), the number of each sequence's class; -100 to leave a sequence out.
+            total_sequences: divides the loss; None for the number of labelled sequences.
 
         Returns:
             The loss, a 0-d array on the device.
 
         Raises:
-            ValueError: labels of another shape or without a class; a forward pass without the classifier, or
-                that kept nothing for the backward pass.
+            ValueError: labels of another shape or outside the classes; the cache has no classifier, or holds
+                nothing for the backward pass.
         """
         self._check_cache(cache)
         model, classifier, pooler = self.model, cache.classifier, cache.pooler
@@ -106,10 +108,10 @@ class MiniBERTGradients:
         classes = len(model.config.labels)
         if classes < 2 or model.config.problem_type not in (None, SINGLE_LABEL):
             raise ValueError(
-                f"the loss is that of one label out of several; this classifier has {classes} labels and the "
+                f"the loss needs one correct label out of several, but this classifier has {classes} labels and the "
                 f"problem_type {model.config.problem_type!r}"
             )
-        host_labels = self._checked_labels(labels, (cache.inputs.batch_size,), classes, "labels")
+        host_labels = self._check_labels(labels, (cache.inputs.batch_size,), classes, "labels")
         dlogits, loss = self._cross_entropy(classifier.logits, host_labels, total_sequences)
         dhidden = model.backend.xp.zeros_like(cache.hidden_rows[-1])  # (Nq, H)
         self._classifier(cache, classifier, dlogits, dhidden)
@@ -121,26 +123,20 @@ class MiniBERTGradients:
 
     def _check_cache(self, cache: Cache) -> None:
         if cache.parameters is not self.model.parameters:
-            raise ValueError("the cache is of another model's forward pass: give backward() this model's own")
-
-    def _encoder(self, cache: Cache, dhidden: Array) -> None:
-        """From the gradient of the last hidden states (Nq, H) to that of all the encoder's parameters."""
-        for n in reversed(range(len(cache.layers))):
-            dhidden = self._layer(n, dhidden, cache.layers[n], cache)
-        self._embeddings(dhidden, cache)
+            raise ValueError("the cache is from another model's forward pass: pass the cache of this model")
 
     def _zero(self, *heads: str) -> None:
-        """No loss depends on these heads."""
+        """Set the gradients of these heads to zero: no loss depends on them."""
         for name, gradient in self.gradients.items():
             if head_of(name) in heads:
                 gradient[...] = 0.0
 
-    # --- losses ----------------------------------------------------------------------------------------------
+    # --- losses -----------------------------------------------------------------------------------------------
 
     def _masked_language_model_loss(
         self, cache: Cache, labels: Any, total_predictions: int | None
     ) -> tuple[Array, Array]:
-        """The gradient of the logits (M, V), and the loss."""
+        """Return the gradient of the logits (M, V), and the loss."""
         if cache.head is None:
             raise ValueError("the gradient of the pretraining loss needs the cache of MiniBERT.forward")
         return self._cross_entropy(cache.head.logits, self._label_rows(cache, labels), total_predictions)
@@ -148,58 +144,55 @@ class MiniBERTGradients:
     def _next_sentence_loss(
         self, cache: Cache, next_sentence_labels: Any, total_sequences: int | None
     ) -> tuple[Array | None, Array]:
-        """The gradient of the next-sentence logits (B, 2) or None, and the loss."""
+        """Return the gradient of the next-sentence logits (B, 2), or None without labels, and the loss."""
         model = self.model
         if next_sentence_labels is None:
             return None, model.backend.xp.zeros((), dtype=model.dtype, device=model.backend.device)
         if cache.next_sentence_logits is None:
             raise ValueError("next_sentence_labels were given, but the forward pass had next_sentence=False")
-        labels = self._checked_labels(next_sentence_labels, (cache.inputs.batch_size,), 2, "next_sentence_labels")
+        labels = self._check_labels(next_sentence_labels, (cache.inputs.batch_size,), 2, "next_sentence_labels")
         return self._cross_entropy(cache.next_sentence_logits, labels, total_sequences)
 
     def _cross_entropy(self, logits: Array, host_labels: Array, total: int | None) -> tuple[Array, Array]:
-        """Of host labels (M,): the gradient of the logits (M, V), and the loss."""
+        """Return (dlogits (M, V), loss) for logits (M, V) and host labels (M,)."""
         backend, kernels = self.model.backend, self.model.kernels
         if total is None:
             total = int((host_labels >= 0).sum())
         if total < 0:
-            raise ValueError(f"the total to divide by is a number of predictions, 0 or more, not {total}")
-        scale = 1.0 / max(total, 1)  # no prediction, no loss
-        host_labels = host_labels.clip(min=IGNORED)  # any negative one, and none may wrap around in 32 bits
+            raise ValueError(f"the loss is divided by a number of predictions, 0 or more, not by {total}")
+        scale = 1.0 / max(total, 1)  # without predictions the sum is 0 already
+        host_labels = host_labels.clip(min=IGNORED)  # a very negative label must not wrap around in 32 bits
         labels = backend.asarray(host_labels, dtype=backend.xp.int32)
         losses, dlogits = kernels.cross_entropy_backward(logits, labels, scale)
         return dlogits, backend.xp.sum(losses) * scale
 
-    def _checked_labels(self, labels: Any, shape: tuple[int, ...], classes: int, what: str) -> Array:
-        """The labels on the host, all below `classes`."""
+    def _check_labels(self, labels: Any, shape: tuple[int, ...], classes: int, what: str) -> Array:
+        """Return the labels on the host; all are below `classes`."""
         host = host_integers(self.model.backend, labels, what)
         if host.shape != shape:
             raise ValueError(f"{what} must have the shape {shape}, not {host.shape}")
         if bool((host >= classes).any()):
-            raise ValueError(f"{what} contains {int(host.max())}, but must be below {classes} (negative: ignored)")
+            raise ValueError(
+                f"{what} contains {int(host.max())}, but labels must be below {classes} (negative ones are ignored)"
+            )
         return host
 
     def _label_rows(self, cache: Cache, labels: Any) -> Array:
-        """(M,) labels on the host, one per row of logits."""
+        """Return the labels on the host, one for each row of logits: (M,)."""
         inputs = cache.inputs
         vocabulary = self.model.config.vocab_size
         if inputs.host_prediction_positions is not None:
-            return self._checked_labels(labels, inputs.host_prediction_positions.shape, vocabulary, "labels")
-        host = self._checked_labels(labels, (inputs.batch_size, inputs.seq_length), vocabulary, "labels").reshape(-1)
+            return self._check_labels(labels, inputs.host_prediction_positions.shape, vocabulary, "labels")
+        host = self._check_labels(labels, (inputs.batch_size, inputs.seq_length), vocabulary, "labels").reshape(-1)
         rows = host[inputs.host_last_positions]
         if int((rows >= 0).sum()) != int((host >= 0).sum()):
             raise ValueError("labels ask for a prediction at padding, which unpad=True left out")
         return rows
 
-    # --- heads -----------------------------------------------------------------------------------------------
+    # --- heads ------------------------------------------------------------------------------------------------
 
-    def _activation(self, dy: Array, x: Array, bias: Array, dbias: Array) -> tuple[Array, Array]:
-        """The gradient of x, in whose place dy is given up, and the activation's output again."""
-        name = f"bias_{self.model.config.hidden_act}_backward"
-        return getattr(self.model.kernels, name)(dy, x, bias, dbias)  # type: ignore[no-any-return]
-
-    def _head(self, cache: Cache, dlogits: Array) -> Array:
-        """From the gradient of the logits to that of the last layer's output, (Nq, H)."""
+    def _masked_language_model_head(self, cache: Cache, dlogits: Array) -> Array:
+        """Return the gradient of the last layer's output (Nq, H), given that of the logits (M, V)."""
         head = cache.head
         assert head is not None
         p, d, kernels = self.model.parameters, self.gradients, self.model.kernels
@@ -207,7 +200,8 @@ class MiniBERTGradients:
         # here; `_embeddings` adds the other part
         dnormalised = kernels.linear_backward(
             dlogits, head.normalised, p["token_embeddings"], d["token_embeddings"], d["mlm.bias"]
-        )
+        )  # (M, H)
+        # normalised = layer_norm(activated)
         dactivated = kernels.layer_norm_backward(
             dnormalised,
             head.activated,
@@ -216,13 +210,21 @@ class MiniBERTGradients:
             d["mlm.layer_norm.weight"],
             d["mlm.layer_norm.bias"],
         )
-        ddense, _ = self._activation(dactivated, head.dense, p["mlm.dense.bias"], d["mlm.dense.bias"])
+        # activated = activation(dense + dense.bias)
+        activation_backward = kernels.activation_backward(self.model.config.hidden_act)
+        ddense, _ = activation_backward(dactivated, head.dense, p["mlm.dense.bias"], d["mlm.dense.bias"])
+        # dense = x @ dense.weight.T
         dx = kernels.linear_backward(ddense, head.x, p["mlm.dense.weight"], d["mlm.dense.weight"])  # (M, H)
         # x = hidden[prediction_rows]
-        return self._scattered(dx, cache.inputs.prediction_rows, cache.hidden_rows[-1])
+        rows = cache.inputs.prediction_rows
+        if rows is None:  # all of them
+            return dx
+        dhidden = self.model.backend.xp.zeros_like(cache.hidden_rows[-1])  # (Nq, H)
+        kernels.embedding_backward(dx, (rows,), (dhidden,))
+        return dhidden
 
-    def _next_sentence(self, cache: Cache, dlogits: Array | None, dhidden: Array) -> None:
-        """Adds the next-sentence head's part to dhidden (Nq, H), in place."""
+    def _next_sentence_head(self, cache: Cache, dlogits: Array | None, dhidden: Array) -> None:
+        """Add the next-sentence head's part to dhidden (Nq, H), in place."""
         p, d, kernels = self.model.parameters, self.gradients, self.model.kernels
         if dlogits is None or cache.pooler is None:
             self._zero("pooler", "next_sentence")
@@ -234,7 +236,7 @@ class MiniBERTGradients:
         self._pooler(cache, cache.pooler, doutput, dhidden)
 
     def _classifier(self, cache: Cache, classifier: ClassifierCache, dlogits: Array, dhidden: Array) -> None:
-        """Adds the classifier's part to dhidden (Nq, H), in place."""
+        """Add the classifier's part to dhidden (Nq, H), in place."""
         p, d, kernels = self.model.parameters, self.gradients, self.model.kernels
         assert cache.pooler is not None
         # logits = x @ weight.T + bias
@@ -245,116 +247,129 @@ class MiniBERTGradients:
         self._pooler(cache, cache.pooler, kernels.dropout_backward(dx, classifier.dropout), dhidden)
 
     def _pooler(self, cache: Cache, pooler: PoolerCache, doutput: Array, dhidden: Array) -> None:
-        """From the gradient of the pooled output (B, H); adds the pooler's part to dhidden (Nq, H), in place."""
+        """Add the pooler's part to dhidden (Nq, H), in place, given the gradient of the pooled output (B, H)."""
         p, d, kernels = self.model.parameters, self.gradients, self.model.kernels
         # output = tanh(dense)
         ddense = doutput * (1.0 - pooler.output * pooler.output)
+        # dense = x @ weight.T + bias
         dx = kernels.linear_backward(ddense, pooler.x, p["pooler.weight"], d["pooler.weight"], d["pooler.bias"])
         # x = hidden[first_token_rows]
         kernels.embedding_backward(dx, (cache.inputs.first_token_rows,), (dhidden,))
 
-    def _scattered(self, dx: Array, rows: Array | None, like: Array) -> Array:
-        """The gradient of x = y[rows], with the shape of y; `rows` None means all of them."""
-        if rows is None:
-            return dx
-        dy = self.model.backend.xp.zeros_like(like)
-        self.model.kernels.embedding_backward(dx, (rows,), (dy,))
-        return dy
+    # --- encoder ----------------------------------------------------------------------------------------------
 
-    # --- encoder ---------------------------------------------------------------------------------------------
+    def _encoder(self, cache: Cache, dhidden: Array) -> None:
+        """Write the gradients of all the encoder's parameters, given that of the last hidden states (Nq, H)."""
+        for n in reversed(range(len(cache.layers))):
+            dhidden = self._layer(n, dhidden, cache.layers[n], cache.inputs)
+        self._embeddings(cache, dhidden)
 
-    def _layer(self, n: int, dy: Array, layer: LayerCache, cache: Cache) -> Array:
-        """From the gradient of a layer's output (Nq, H) to that of its input (N, H)."""
-        p, d, kernels, xp = self.model.parameters, self.gradients, self.model.kernels, self.model.backend.xp
-        attention, feed_forward = f"layers.{n}.attention", f"layers.{n}"
+    def _layer(self, n: int, dy: Array, layer: LayerCache, inputs: Inputs) -> Array:
+        """Return the gradient of the input (N, H) of encoder layer n, given that of its output (Nq, H)."""
+        dattention_output = self._feed_forward(n, dy, layer.feed_forward)  # (Nq, H)
+        return self._attention(n, dattention_output, layer.attention, inputs)  # (N, H)
 
-        # y = layer_norm(attention_output + dropout(intermediate @ output.weight.T + output.bias))
-        doutput, dattention_output = kernels.dropout_add_layer_norm_backward(
+    def _feed_forward(self, n: int, dy: Array, cache: FeedForwardCache) -> Array:
+        """Return dx (Nq, H) of the feed-forward half of layer n, given dy (Nq, H)."""
+        p, d, kernels = self.model.parameters, self.gradients, self.model.kernels
+        name = f"layers.{n}"
+        # y = layer_norm(x + dropout(intermediate @ output.weight.T + output.bias))
+        doutput, dx = kernels.dropout_add_layer_norm_backward(
             dy,
-            layer.output_total,
-            layer.output_statistics,
-            p[f"{feed_forward}.output.layer_norm.weight"],
-            layer.output_dropout,
-            d[f"{feed_forward}.output.bias"],
-            d[f"{feed_forward}.output.layer_norm.weight"],
-            d[f"{feed_forward}.output.layer_norm.bias"],
-        )
-        # intermediate = activation(attention_output @ intermediate.weight.T + intermediate.bias)
-        dintermediate_input, intermediate = self._activation(
-            kernels.linear_backward_input(doutput, p[f"{feed_forward}.output.weight"]),  # (Nq, I)
-            layer.intermediate_input,
-            p[f"{feed_forward}.intermediate.bias"],
-            d[f"{feed_forward}.intermediate.bias"],
-        )
-        kernels.linear_backward_weight(doutput, intermediate, d[f"{feed_forward}.output.weight"])
+            cache.total,
+            cache.statistics,
+            p[f"{name}.output.layer_norm.weight"],
+            cache.output_dropout,
+            d[f"{name}.output.bias"],
+            d[f"{name}.output.layer_norm.weight"],
+            d[f"{name}.output.layer_norm.bias"],
+        )  # both (Nq, H)
+        # intermediate = activation(intermediate_input + intermediate.bias)
+        activation_backward = kernels.activation_backward(self.model.config.hidden_act)
+        dintermediate_input, intermediate = activation_backward(
+            kernels.linear_backward_input(doutput, p[f"{name}.output.weight"]),
+            cache.intermediate_input,
+            p[f"{name}.intermediate.bias"],
+            d[f"{name}.intermediate.bias"],
+        )  # both (Nq, I)
+        kernels.linear_backward_weight(doutput, intermediate, d[f"{name}.output.weight"])
         del doutput, intermediate  # their memory is free for what follows
-        dattention_output = kernels.linear_backward(
+        # intermediate_input = x @ intermediate.weight.T
+        return kernels.linear_backward(
             dintermediate_input,
-            layer.attention_output,
-            p[f"{feed_forward}.intermediate.weight"],
-            d[f"{feed_forward}.intermediate.weight"],
-            add_to=dattention_output,
-        )  # (Nq, H)
-        del dintermediate_input
-
-        # attention_output = layer_norm(query_x + dropout(context @ output.weight.T + output.bias))
-        dprojected, dquery_x = kernels.dropout_add_layer_norm_backward(
-            dattention_output,
-            layer.attention_total,
-            layer.attention_statistics,
-            p[f"{attention}.layer_norm.weight"],
-            layer.attention_output_dropout,
-            d[f"{attention}.output.bias"],
-            d[f"{attention}.layer_norm.weight"],
-            d[f"{attention}.layer_norm.bias"],
+            cache.x,
+            p[f"{name}.intermediate.weight"],
+            d[f"{name}.intermediate.weight"],
+            add_to=dx,
         )
+
+    def _attention(self, n: int, dy: Array, cache: AttentionCache, inputs: Inputs) -> Array:
+        """Return dx (N, H) of the attention half of layer n, given dy (Nq, H)."""
+        p, d, kernels, backend = self.model.parameters, self.gradients, self.model.kernels, self.model.backend
+        name = f"layers.{n}.attention"
+        # y = layer_norm(query_x + dropout(context @ output.weight.T + output.bias))
+        dprojected, dquery_x = kernels.dropout_add_layer_norm_backward(
+            dy,
+            cache.total,
+            cache.statistics,
+            p[f"{name}.layer_norm.weight"],
+            cache.output_dropout,
+            d[f"{name}.output.bias"],
+            d[f"{name}.layer_norm.weight"],
+            d[f"{name}.layer_norm.bias"],
+        )  # both (Nq, H)
         dcontext = kernels.linear_backward(
-            dprojected, layer.context, p[f"{attention}.output.weight"], d[f"{attention}.output.weight"]
+            dprojected, cache.context, p[f"{name}.output.weight"], d[f"{name}.output.weight"]
         )  # (Nq, H)
 
-        # context = attention(queries, keys, values); the gradients go side by side, as the projections do
-        pruned = layer.query_x is not layer.x
-        width = self.model.config.hidden_size
-        parts = QKV[1:] if pruned else QKV
-        dpacked = self.model.backend.empty((layer.x.shape[0], width * len(parts)), dy.dtype)
-        dqueries = xp.empty_like(dcontext) if pruned else dpacked[:, :width]
+        # context = attention(queries, keys, values); the gradients stand side by side, as the projections do
+        pruned = cache.query_x is not cache.x
+        parts = KEY_VALUE if pruned else QUERY_KEY_VALUE
+        dpacked = backend.empty((cache.x.shape[0], len(parts) * dcontext.shape[1]), dcontext.dtype)  # (N, 2H or 3H)
+        if pruned:
+            dqueries = backend.xp.empty_like(dcontext)  # (Nq, H)
+            dkeys, dvalues = split_columns(dpacked, 2)  # views (N, H)
+        else:
+            dqueries, dkeys, dvalues = split_columns(dpacked, 3)  # views (N, H)
         kernels.attention_backward(
             dcontext,
-            layer.queries,
-            layer.keys,
-            layer.values,
-            layer.saved_attention,
-            layer.layout,
-            layer.attention_dropout,
+            cache.queries,
+            cache.keys,
+            cache.values,
+            cache.saved,
+            cache.layout,
+            cache.weights_dropout,
             dqueries,
-            dpacked[:, -2 * width : -width],
-            dpacked[:, -width:],
+            dkeys,
+            dvalues,
         )
+
         # packed = x @ weights.T + biases
         dx = kernels.linear_backward(
             dpacked,
-            layer.x,
-            p.packed(attention, parts, "weight"),
-            d.packed(attention, parts, "weight"),
-            d.packed(attention, parts, "bias"),
+            cache.x,
+            p.packed(name, parts, "weight"),
+            d.packed(name, parts, "weight"),
+            d.packed(name, parts, "bias"),
             add_to=None if pruned else dquery_x,
         )  # (N, H)
         if not pruned:
             return dx
-        # queries = query_x @ weight.T + bias; query_x = x[last_rows]
+        # queries = query_x @ query.weight.T + query.bias
         dquery_x = kernels.linear_backward(
             dqueries,
-            layer.query_x,
-            p[f"{attention}.query.weight"],
-            d[f"{attention}.query.weight"],
-            d[f"{attention}.query.bias"],
+            cache.query_x,
+            p[f"{name}.query.weight"],
+            d[f"{name}.query.weight"],
+            d[f"{name}.query.bias"],
             add_to=dquery_x,
-        )
-        kernels.embedding_backward(dquery_x, (cache.inputs.last_rows,), (dx,))
+        )  # (Nq, H)
+        # query_x = x[last_rows]
+        kernels.embedding_backward(dquery_x, (inputs.last_rows,), (dx,))
         return dx
 
-    def _embeddings(self, dy: Array, cache: Cache) -> None:
-        """From the gradient of the embeddings (N, H) to that of the three tables."""
+    def _embeddings(self, cache: Cache, dy: Array) -> None:
+        """Write the gradients of the three tables and the layer norm, given that of the embeddings (N, H)."""
         p, d, kernels = self.model.parameters, self.gradients, self.model.kernels
         embeddings, inputs = cache.embeddings, cache.inputs
         # y = dropout(layer_norm(total))
@@ -365,9 +380,9 @@ class MiniBERTGradients:
             embeddings.statistics,
             d["embeddings.layer_norm.weight"],
             d["embeddings.layer_norm.bias"],
-        )
-        # total = token_embeddings[ids] + position_embeddings[positions] + token_type_embeddings[segments]; the
-        # token embeddings already hold the tied decoder's part
+        )  # (N, H)
+        # total = token_embeddings[ids] + position_embeddings[positions] + token_type_embeddings[token_types]; the
+        # gradient of the token embeddings already holds the tied decoder's part
         d["position_embeddings"][...] = 0.0
         d["token_type_embeddings"][...] = 0.0
         kernels.embedding_backward(

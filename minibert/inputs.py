@@ -1,14 +1,14 @@
-"""From the user's ids and masks to what the model computes on: checked on the host, laid out, moved once.
+"""Prepares a batch for the model: checks it on the host, chooses the rows to compute, moves it to the device once.
 
-Everything that can be wrong with a batch is found here, before any transfer: a GPU would wrap an id that is
-out of range without a word. And every decision about which rows are computed is made here: with `unpad`,
-padding gets no row at all; with `prediction_positions`, the last layer computes those positions only.
+Every error in a batch is found here, before any transfer, because a GPU wraps an id that is out of range without
+an error. The rows to compute are chosen here too: with `unpad`, padding gets no row; with `prediction_positions`,
+the last layer computes only the positions that the heads read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from array_api_compat import is_array_api_obj, is_numpy_array
@@ -23,23 +23,23 @@ _HOST = get_backend("cpu")
 
 @dataclass(frozen=True)
 class Inputs:
-    """A batch on the device. N rows are computed in every layer but the last, which has Nq rows of queries.
+    """A batch on the device. Every layer computes N rows, but a pruned last layer only Nq.
 
     Attributes:
         batch_size: B.
         seq_length: T.
         token_ids, position_ids, token_type_ids: (N,) int32, the ids of every row.
-        row_numbers: (N,) uint32, unique within a training step; what dropout draws by.
-        attention: who attends to whom, in every layer but the last.
-        pruned: whether the last layer computes fewer query rows than N.
-        last_rows: (Nq,) int32, which of the N rows those are; None if all.
-        last_attention: who attends to whom in the last layer.
-        last_row_numbers: (Nq,) uint32.
-        prediction_rows: (M,) int32, which of the Nq rows get logits; None if all.
-        first_token_rows: (B,) int32, which of the Nq rows the pooler reads; None where it is not computed.
+        row_numbers: (N,) uint32, the number of every row, unique within a training step; dropout masks depend on it.
+        attention: which query may attend to which key, in every layer but the last.
+        pruned: the last layer computes fewer than N rows.
+        last_rows: (Nq,) int32, the rows that a pruned last layer computes; None if it computes all.
+        last_attention: which query may attend to which key in the last layer.
+        last_row_numbers: (Nq,) uint32, the numbers of the last layer's rows.
+        prediction_rows: (M,) int32, the rows of the last layer that get logits; None if all do.
+        first_token_rows: (B,) int32, the rows of the last layer that the pooler reads; None without the pooler.
         host_positions: (N,) int64 on the host, the flat position b * T + t of every row.
-        host_last_positions: (Nq,) int64 on the host, the same for the last layer.
-        host_prediction_positions: (M,) int64 on the host, or None when every position was asked for.
+        host_last_positions: (Nq,) int64 on the host, the flat position of every row of the last layer.
+        host_prediction_positions: (M,) int64 on the host; None if logits were asked for at every position.
     """
 
     batch_size: int
@@ -61,13 +61,13 @@ class Inputs:
 
 
 def host_integers(backend: Backend, values: Any, what: str, *, bools: bool = False) -> Array:
-    """Integers on the host, from lists, NumPy arrays or arrays of the backend.
+    """Return integers on the host, from lists, NumPy arrays or arrays of the backend.
 
     Args:
         backend: where `values` may live.
         values: integers of any shape.
-        what: the name of the argument, for the error.
-        bools: whether truth values will do as well, as in a mask.
+        what: the argument's name, for the error message.
+        bools: also accept truth values, as in a mask.
 
     Raises:
         TypeError: not integers.
@@ -77,10 +77,10 @@ def host_integers(backend: Backend, values: Any, what: str, *, bools: bool = Fal
     on_device = is_array_api_obj(values) and not is_numpy_array(values)
     try:
         array = backend.to_numpy(values) if on_device else _HOST.asarray(values)
-    except ValueError as error:  # NumPy's word for lists of different lengths is "inhomogeneous"
+    except ValueError as error:  # NumPy calls lists of different lengths "inhomogeneous"
         raise ValueError(
-            f"{what} must be a full rectangle of numbers; sequences of different lengths are filled up with the "
-            "padding id, and attention_mask says 0 there"
+            f"{what} must be a full rectangle of numbers: fill shorter sequences up with the padding id, and set "
+            "attention_mask to 0 there"
         ) from error
     if array.size == 0 and isinstance(values, list | tuple):  # an empty list has no dtype of its own
         array = xp.zeros(array.shape, dtype=xp.int64)
@@ -101,7 +101,7 @@ def _check_range(array: Array, size: int, what: str, of: str) -> None:
 def _check_batch(
     config: MiniBERTConfig, backend: Backend, input_ids: Any, attention_mask: Any, token_type_ids: Any
 ) -> tuple[Array, Array, Array]:
-    """Ids, mask (bool) and segments, each (B, T) on the host."""
+    """Return ids, mask (bool) and token types, each (B, T) on the host."""
     xp = _HOST.xp
     ids = host_integers(backend, input_ids, "input_ids")
     if ids.ndim != 2 or 0 in ids.shape:
@@ -111,8 +111,8 @@ def _check_batch(
         )
     if ids.shape[1] > config.max_position_embeddings:
         raise ValueError(
-            f"the sequences are {ids.shape[1]} tokens long, but this model has only "
-            f"max_position_embeddings = {config.max_position_embeddings}; shorten them or split them up"
+            f"the sequences are {ids.shape[1]} tokens long, but this model was made with "
+            f"max_position_embeddings = {config.max_position_embeddings}; shorten or split them"
         )
     _check_range(ids, config.vocab_size, "input_ids", "the vocabulary")
     mask = xp.ones(ids.shape, dtype=xp.bool)
@@ -120,19 +120,21 @@ def _check_batch(
         mask = host_integers(backend, attention_mask, "attention_mask", bools=True)
         if mask.shape != ids.shape:
             raise ValueError(
-                f"attention_mask has the shape {mask.shape}, input_ids {ids.shape}; it needs one 1 (token) or 0 "
-                "(padding) for every id"
+                f"attention_mask has the shape {mask.shape}, input_ids {ids.shape}; give one 1 (token) or 0 (padding) "
+                "for every id"
             )
         if bool(xp.any((mask != 0) & (mask != 1))):
             raise ValueError("attention_mask must contain only 1 (token) and 0 (padding)")
         mask = mask != 0
-    segments = xp.zeros(ids.shape, dtype=xp.int32)
+    token_types = xp.zeros(ids.shape, dtype=xp.int32)
     if token_type_ids is not None:
-        segments = host_integers(backend, token_type_ids, "token_type_ids")
-        if segments.shape != ids.shape:
-            raise ValueError(f"token_type_ids has the shape {segments.shape}, input_ids {ids.shape}; they must agree")
-        _check_range(segments, config.type_vocab_size, "token_type_ids", "the table of segments")
-    return ids, mask, segments
+        token_types = host_integers(backend, token_type_ids, "token_type_ids")
+        if token_types.shape != ids.shape:
+            raise ValueError(
+                f"token_type_ids has the shape {token_types.shape}, input_ids {ids.shape}; they must agree"
+            )
+        _check_range(token_types, config.type_vocab_size, "token_type_ids", "the table of token types")
+    return ids, mask, token_types
 
 
 def _check_positions(backend: Backend, prediction_positions: Any, total: int) -> Array:
@@ -159,63 +161,60 @@ def prepare_inputs(
     first_sequence: int,
     unpad: bool,
 ) -> Inputs:
-    """See `MiniBERT.forward`, which has these arguments; `pooler` says whether the first positions are read.
+    """Check a batch on the host, choose the rows to compute, and move everything to the device in one transfer.
+
+    Args:
+        config: the model's configuration.
+        backend: where to move the batch.
+        dtype: of the attention mask on the device.
+        input_ids: as in `MiniBERT.forward`.
+        attention_mask: as in `MiniBERT.forward`.
+        token_type_ids: as in `MiniBERT.forward`.
+        prediction_positions: as in `MiniBERT.forward`.
+        pooler: the pooler will read the first position of every sequence.
+        first_sequence: as in `MiniBERT.forward`.
+        unpad: as in `MiniBERT.forward`.
 
     Raises:
-        ValueError, TypeError: input that makes no sense for this model; the message says what and where.
+        ValueError, TypeError: input that does not fit this model; the message says what and where.
     """
     xp = _HOST.xp
     if first_sequence < 0:
         raise ValueError(f"first_sequence counts the sequences of a step from 0; got {first_sequence}")
-    ids, mask, segments = _check_batch(config, backend, input_ids, attention_mask, token_type_ids)
+    ids, mask, token_types = _check_batch(config, backend, input_ids, attention_mask, token_type_ids)
     batch, length = ids.shape
     predicted = None
     if prediction_positions is not None:
         predicted = _check_positions(backend, prediction_positions, batch * length)
-
-    needed = xp.ones((batch, length), dtype=xp.bool)
-    if unpad:
-        needed = xp.asarray(mask, copy=True)
-        needed[:, 0] = True  # the pooler reads every sequence's first position
-        if predicted is not None:
-            xp.reshape(needed, (-1,))[predicted] = True
-    (positions,) = xp.nonzero(xp.reshape(needed, (-1,)))  # (N,)
-
-    last_positions = positions
-    if predicted is not None:
-        wanted = xp.zeros(batch * length, dtype=xp.bool)
-        wanted[predicted] = True
-        if pooler:
-            wanted[xp.arange(batch) * length] = True
-        (last_positions,) = xp.nonzero(wanted)  # (Nq,)
+    positions = _positions_to_compute(mask, predicted, unpad)  # (N,)
+    last_positions = _positions_of_last_layer(positions, predicted, batch, length, pooler)  # (Nq,)
     pruned = last_positions.shape[0] != positions.shape[0]
 
     def int32(array: Array) -> Array:
         return xp.astype(array, xp.int32)
 
-    def numbers(of_positions: Array) -> Array:
-        sequence, position = of_positions // length, of_positions % length
+    def take_rows(array: Array) -> Array:  # (B, T) -> (N,)
+        return int32(xp.take(xp.reshape(array, (-1,)), positions))
+
+    def row_numbers(flat_positions: Array) -> Array:
+        sequence, position = flat_positions // length, flat_positions % length
         number = (first_sequence + sequence) * config.max_position_embeddings + position
         return xp.astype(number % 2**32, xp.uint32)
 
-    def pick(array: Array) -> Array:
-        return int32(xp.take(xp.reshape(array, (-1,)), positions))
-
     host = {
-        "token_ids": pick(ids),
+        "token_ids": take_rows(ids),
         "position_ids": int32(positions % length),
-        "token_type_ids": pick(segments),
-        "row_numbers": numbers(positions),
+        "token_type_ids": take_rows(token_types),
+        "row_numbers": row_numbers(positions),
     }
-    slots = length
     keys = Rows.index_arrays(batch, length, positions)
     host |= {f"keys.{name}": array for name, array in keys.items()}
-    queries: dict[str, Array] = {}
+    query_slots, queries = length, keys
     if pruned:
-        slots, slot_of_row = _side_by_side(last_positions, batch, length)
-        queries = Rows.index_arrays(batch, slots, slot_of_row)
+        query_slots, slot_of_row = _pack_slots(last_positions, batch, length)
+        queries = Rows.index_arrays(batch, query_slots, slot_of_row)
         host |= {f"queries.{name}": array for name, array in queries.items()}
-        host["last_row_numbers"] = numbers(last_positions)
+        host["last_row_numbers"] = row_numbers(last_positions)
         host["last_rows"] = int32(xp.searchsorted(positions, last_positions))
     if predicted is not None and predicted.shape != last_positions.shape:
         host["prediction_rows"] = int32(xp.searchsorted(last_positions, predicted))
@@ -224,18 +223,17 @@ def prepare_inputs(
     if not bool(xp.all(mask)):
         excluded = -2.0 * score_bound(backend.xp, dtype)
         floats = xp.float64 if dtype == backend.xp.float64 else xp.float32
-        host["mask"] = xp.astype(xp.where(mask, 0.0, excluded)[:, None, None, :], floats)
+        host["mask"] = xp.astype(xp.where(mask, 0.0, excluded)[:, None, None, :], floats)  # (B, 1, 1, T)
     device = backend.upload(host)
 
-    def rows(side: str, side_slots: int, names: Iterable[str]) -> Rows:
-        return Rows(batch, side_slots, **{name: device[f"{side}.{name}"] for name in names})
+    def rows_on_device(side: str, slots: int, names: Iterable[str]) -> Rows:
+        return Rows(batch, slots, **{name: device[f"{side}.{name}"] for name in names})
 
-    all_keys = rows("keys", length, keys)
-    attention = AttentionLayout(all_keys, all_keys, device.get("mask"), config.num_attention_heads)
+    key_rows = rows_on_device("keys", length, keys)
+    attention = AttentionLayout(key_rows, key_rows, device.get("mask"), config.num_attention_heads)
     last_attention = attention
     if pruned:
-        few_queries = rows("queries", slots, queries)
-        last_attention = AttentionLayout(few_queries, all_keys, device.get("mask"), config.num_attention_heads)
+        last_attention = replace(attention, queries=rows_on_device("queries", query_slots, queries))
     return Inputs(
         batch_size=batch,
         seq_length=length,
@@ -256,8 +254,38 @@ def prepare_inputs(
     )
 
 
-def _side_by_side(positions: Array, batch: int, length: int) -> tuple[int, Array]:
-    """Few positions in as few slots per sequence as hold the fullest one: the slots, and the slot of every row."""
+def _positions_to_compute(mask: Array, predicted: Array | None, unpad: bool) -> Array:
+    """Return the flat positions (N,) that get a row: all, or with `unpad` those that are no padding or are read."""
+    xp = _HOST.xp
+    needed = xp.ones_like(mask)
+    if unpad:
+        needed = xp.asarray(mask, copy=True)
+        needed[:, 0] = True  # the pooler reads every sequence's first position
+        if predicted is not None:
+            xp.reshape(needed, (-1,))[predicted] = True
+    (positions,) = xp.nonzero(xp.reshape(needed, (-1,)))
+    return positions
+
+
+def _positions_of_last_layer(positions: Array, predicted: Array | None, batch: int, length: int, pooler: bool) -> Array:
+    """Return the flat positions (Nq,) that the heads read, the only ones that the last layer computes."""
+    xp = _HOST.xp
+    if predicted is None:
+        return positions
+    read = xp.zeros(batch * length, dtype=xp.bool)
+    read[predicted] = True
+    if pooler:
+        read[xp.arange(batch) * length] = True
+    (last_positions,) = xp.nonzero(read)
+    return last_positions
+
+
+def _pack_slots(positions: Array, batch: int, length: int) -> tuple[int, Array]:
+    """Give every sequence as many slots as the sequence with the most positions needs.
+
+    Returns:
+        The slots of a sequence, and (Nq,) the slot of every position.
+    """
     xp = _HOST.xp
     sequences = positions // length
     starts = xp.searchsorted(sequences, xp.arange(batch + 1))  # (B + 1,) first row of every sequence

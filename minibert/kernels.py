@@ -1,13 +1,23 @@
-"""Chooses, for every operation, between its definition and the backend's faster twin."""
+"""Chooses, for every operation, between its definition in `minibert/ops` and the backend's faster twin.
+
+The model calls `kernels.layer_norm_backward(dy, x, ...)`. Each attribute below has the signature of its
+definition without the backend, so a type checker knows the arguments and an editor jumps to the definition.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Concatenate, ParamSpec, TypeVar
 
-from backends import Backend
-from minibert.ops import DEFINITIONS
+from backends import Array, Backend
+from minibert import ops
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+ActivationForward = Callable[[Array, Array], Array]
+ActivationBackward = Callable[[Array, Array, Array, Array], tuple[Array, Array]]
 
 CHOICES = ("auto", "reference")
 
@@ -17,26 +27,73 @@ class Kernels:
 
     Args:
         backend: where the arrays live, and whose twins are used.
-        choice: "auto" takes a twin wherever the backend has one, "reference" always the definition.
+        choice: "auto" takes the backend's twin of an operation where it has one, "reference" always takes the
+            definition.
+
+    Attributes:
+        choice: as given.
+        twins: the names of the operations that are computed by a twin, sorted.
 
     Raises:
-        ValueError: another choice, or a twin of an operation that does not exist.
+        ValueError: another choice, or the backend has a twin of an operation that does not exist.
     """
 
     def __init__(self, backend: Backend, choice: str = "auto") -> None:
         if choice not in CHOICES:
             raise ValueError(f"kernels must be one of {', '.join(CHOICES)}, not {choice!r}")
         twins = backend.twins if choice == "auto" else {}
-        if unknown := set(twins) - set(DEFINITIONS):
+        if unknown := set(twins) - set(ops.DEFINITIONS):
             raise ValueError(f"{backend.name} has twins of operations that minibert.ops lacks: {sorted(unknown)}")
         self.choice = choice
         self.twins = tuple(sorted(twins))
-        self._functions = {
-            name: partial(twins.get(name, definition), backend) for name, definition in DEFINITIONS.items()
-        }
+        self._backend = backend
+        self._twins = twins
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        try:
-            return self.__dict__["_functions"][name]  # type: ignore[no-any-return]
-        except KeyError:
-            raise AttributeError(f"no operation is called {name!r}") from None
+        self.adamw_update = self.bind(ops.adamw_update)
+        self.attention_backward = self.bind(ops.attention_backward)
+        self.attention_forward = self.bind(ops.attention_forward)
+        self.attention_weights = self.bind(ops.attention_weights)
+        self.bias_gelu_backward = self.bind(ops.bias_gelu_backward)
+        self.bias_gelu_forward = self.bind(ops.bias_gelu_forward)
+        self.bias_gelu_new_backward = self.bind(ops.bias_gelu_new_backward)
+        self.bias_gelu_new_forward = self.bind(ops.bias_gelu_new_forward)
+        self.bias_relu_backward = self.bind(ops.bias_relu_backward)
+        self.bias_relu_forward = self.bind(ops.bias_relu_forward)
+        self.cross_entropy_backward = self.bind(ops.cross_entropy_backward)
+        self.cross_entropy_forward = self.bind(ops.cross_entropy_forward)
+        self.dropout_add_layer_norm_backward = self.bind(ops.dropout_add_layer_norm_backward)
+        self.dropout_add_layer_norm_forward = self.bind(ops.dropout_add_layer_norm_forward)
+        self.dropout_backward = self.bind(ops.dropout_backward)
+        self.dropout_forward = self.bind(ops.dropout_forward)
+        self.dropout_mask = self.bind(ops.dropout_mask)
+        self.embedding_backward = self.bind(ops.embedding_backward)
+        self.embedding_forward = self.bind(ops.embedding_forward)
+        self.layer_norm_backward = self.bind(ops.layer_norm_backward)
+        self.layer_norm_forward = self.bind(ops.layer_norm_forward)
+        self.linear_backward = self.bind(ops.linear_backward)
+        self.linear_backward_input = self.bind(ops.linear_backward_input)
+        self.linear_backward_weight = self.bind(ops.linear_backward_weight)
+        self.linear_forward = self.bind(ops.linear_forward)
+        self.squared_norm = self.bind(ops.squared_norm)
+
+    def bind(self, definition: Callable[Concatenate[Backend, P], R]) -> Callable[P, R]:
+        """Return the twin of a definition, or the definition itself, with the backend as its first argument."""
+        return partial(self._twins.get(definition.__name__, definition), self._backend)
+
+    def activation_forward(self, hidden_act: str) -> ActivationForward:
+        """The operation y = activation(x + bias), for a value of `MiniBERTConfig.hidden_act`."""
+        operations: dict[str, ActivationForward] = {
+            "gelu": self.bias_gelu_forward,
+            "gelu_new": self.bias_gelu_new_forward,
+            "relu": self.bias_relu_forward,
+        }
+        return operations[hidden_act]
+
+    def activation_backward(self, hidden_act: str) -> ActivationBackward:
+        """The gradient of `activation_forward`: (dy, x, bias, dbias) -> (dx, y)."""
+        operations: dict[str, ActivationBackward] = {
+            "gelu": self.bias_gelu_backward,
+            "gelu_new": self.bias_gelu_new_backward,
+            "relu": self.bias_relu_backward,
+        }
+        return operations[hidden_act]

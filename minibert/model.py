@@ -6,8 +6,8 @@
     masked-language-model head on every (or every predicted) position; pooler and next-sentence head,
     or a classifier on the pooler instead
 
-The order of the residual and the layer norm is BERT's own ("post-layer-norm"). The gradients of all this
-are in `minibert/gradients.py`, function by function.
+The layer norm follows the residual sum, as in the original BERT ("post-layer-norm"). `minibert/gradients.py` has
+the gradients, function by function.
 """
 
 from __future__ import annotations
@@ -18,15 +18,25 @@ from os import PathLike
 from typing import Any
 
 from backends import Array, Backend, get_backend
-from minibert.cache import Cache, ClassifierCache, EmbeddingsCache, HeadCache, LayerCache, PoolerCache
+from minibert.cache import (
+    AttentionCache,
+    Cache,
+    ClassifierCache,
+    EmbeddingsCache,
+    FeedForwardCache,
+    HeadCache,
+    LayerCache,
+    PoolerCache,
+)
 from minibert.config import MiniBERTConfig
 from minibert.inputs import Inputs, prepare_inputs
 from minibert.kernels import Kernels
 from minibert.ops import Dropout
-from minibert.parameters import PRETRAINING_HEADS, Layout, NamedArrays, checked_heads, initialise
+from minibert.parameters import PRETRAINING_HEADS, Layout, NamedArrays, check_heads, initialise
 from minibert.random_bits import Stream, derive_key
 
-QKV = ("query", "key", "value")
+QUERY_KEY_VALUE, KEY_VALUE = ("query", "key", "value"), ("key", "value")
+"""Projections of attention whose weights lie side by side, so that one product computes them all."""
 
 
 class Site(IntEnum):
@@ -40,23 +50,22 @@ class Site(IntEnum):
 
 
 class MiniBERT:
-    """BERT: an encoder, and on it the heads for masked words, for the next sentence and for classes.
+    """BERT: an encoder, with heads for masked tokens, for the next sentence and for classes.
 
     Args:
-        config: the sizes; BERT-Mini's if None.
+        config: the sizes; None for those of BERT-Mini.
         backend: where to compute: a `Backend` or the name of a device ("cpu", "cuda", "cuda:1").
         dtype: "float32" or "float64".
-        seed: of the initial parameters and of dropout.
-        kernels: "auto" uses the backend's fast twins, "reference" the definitions only.
+        seed: decides the initial parameters and dropout.
+        kernels: "auto" uses the backend's fast twins, "reference" only the definitions in `minibert.ops`.
         initialised: False leaves all parameters zero, for loading a checkpoint.
-        heads: what stands on the encoder, from `minibert.parameters.HEADS`; BERT's pretraining heads unless
-            given. A classifier tells the classes `config.labels` apart.
+        heads: names from `minibert.parameters.HEADS`; BERT's pretraining heads by default. The classifier's
+            classes are `config.labels`.
 
     Attributes:
-        heads: as given, in a fixed order.
-        parameters: mapping from name to writable array; `parameters.flat` is all of them.
-        absent_heads: heads ("mlm", "pooler", "next_sentence") that the loaded checkpoint lacked, and that are
-            therefore untrained.
+        heads: as given, in the order of `minibert.parameters.HEADS`.
+        parameters: mapping from name to writable array; `parameters.flat` holds all of them in one array.
+        absent_heads: heads that the loaded checkpoint lacked. They were drawn at random and are untrained.
 
     Raises:
         ValueError: an unknown dtype, device or kind of kernels; heads that do not go together.
@@ -79,7 +88,7 @@ class MiniBERT:
         self.dtype = self.backend.dtype(dtype)
         self.seed = seed
         self.kernels = Kernels(self.backend, kernels)
-        self.heads = checked_heads(heads, self.config)
+        self.heads = check_heads(heads, self.config)
         self.parameters = NamedArrays.zeros(Layout.of(self.config, self.heads), self.backend, self.dtype)
         if initialised:
             initialise(self.parameters, self.config, self.backend, seed)
@@ -97,7 +106,7 @@ class MiniBERT:
         labels: Sequence[str] | None = None,
         seed: int = 0,
     ) -> MiniBERT:
-        """A model from a folder in Hugging Face's format; see `minibert.huggingface.pretrained.from_pretrained`."""
+        """Load a model from a folder in Hugging Face's format; see `minibert.huggingface.pretrained`."""
         from minibert.huggingface.pretrained import from_pretrained
 
         return from_pretrained(
@@ -131,21 +140,21 @@ class MiniBERT:
             token_type_ids: (B, T), the segment of every token; None for all 0.
             prediction_positions: increasing flat positions b * T + t, M of them: compute logits there only,
                 and the last layer only there (and at the first positions, for the next-sentence head).
-            next_sentence: whether to compute the pooler and the next-sentence logits (in the cache).
-            dropout_step: number of the training step, which dropout depends on; None for no dropout.
-            first_sequence: number of the first sequence within that step; micro-batches of one step pass
-                different numbers, and then draw the same dropout as the whole batch would.
-            unpad: leave padding out of all computation but attention; its logits and hidden states are zero.
+            next_sentence: also compute the pooler and the next-sentence logits (they are in the cache).
+            dropout_step: number of the training step, which decides the dropout masks; None for no dropout.
+            first_sequence: number of the first sequence within the step. Micro-batches of one step pass different
+                numbers, and so draw the same dropout masks as the whole batch.
+            unpad: compute no rows for padding, except in attention. Padding then has zero logits and hidden states.
 
         Returns:
             logits (B, T, V), or (M, V) with `prediction_positions`; and the cache for the backward pass.
 
         Raises:
-            ValueError: ids outside the tables, too long a sequence, shapes that do not fit; a model without the
-                heads.
+            ValueError: ids outside the tables, too long a sequence, shapes that do not fit each other, or a head
+                that this model lacks.
             TypeError: ids that are not integers.
         """
-        self._require("mlm", *(("next_sentence",) if next_sentence else ()))
+        self._check_heads("mlm", *(("next_sentence",) if next_sentence else ()))
         inputs = self._inputs(
             input_ids,
             attention_mask,
@@ -159,9 +168,7 @@ class MiniBERT:
         hidden = cache.hidden_rows[-1]
         if inputs.first_token_rows is not None:
             cache.pooler = self._pooler(hidden, inputs.first_token_rows)
-            cache.next_sentence_logits = self.kernels.linear_forward(
-                cache.pooler.output, self.parameters["next_sentence.weight"], self.parameters["next_sentence.bias"]
-            )  # (B, 2)
+            cache.next_sentence_logits = self._next_sentence_head(cache.pooler.output)  # (B, 2)
         cache.head = self._masked_language_model_head(hidden, inputs.prediction_rows)
         logits = cache.head.logits
         return (logits if prediction_positions is not None else cache.per_position(logits)), cache
@@ -179,7 +186,7 @@ class MiniBERT:
     ) -> tuple[Array, Cache]:
         """Compute logits for the classes of whole sequences, from the pooled output.
 
-        Only the first position is read, so the last layer computes that one only.
+        The pooler reads only the first position, so the last layer computes only that one.
 
         Args:
             input_ids: (B, T), as in `forward`, like all arguments but the last.
@@ -187,8 +194,8 @@ class MiniBERT:
             token_type_ids: (B, T).
             dropout_step: number of the training step.
             first_sequence: number of the first sequence within that step.
-            unpad: leave padding out of all computation but attention.
-            for_backward: False lets go of what only the backward pass needs, layer by layer.
+            unpad: compute no rows for padding, except in attention.
+            for_backward: False keeps nothing for a backward pass, which saves memory.
 
         Returns:
             logits (B, C), in the order of `config.labels`; and the cache for the backward pass.
@@ -196,7 +203,7 @@ class MiniBERT:
         Raises:
             ValueError, TypeError: as `forward`.
         """
-        self._require("classifier")
+        self._check_heads("classifier")
         inputs = self._inputs(
             input_ids, attention_mask, token_type_ids, [], pooler=True, first_sequence=first_sequence, unpad=unpad
         )
@@ -214,14 +221,14 @@ class MiniBERT:
         first_only: bool = False,
         unpad: bool = False,
     ) -> Array:
-        """Compute the last layer's hidden states and nothing else, keeping nothing for a backward pass.
+        """Compute the last layer's hidden states only; nothing is kept for a backward pass.
 
         Args:
             input_ids: (B, T), as in `forward`, like all arguments but `first_only`.
             attention_mask: (B, T).
             token_type_ids: (B, T).
             first_only: compute the last layer at every sequence's first position only.
-            unpad: leave padding out of all computation but attention; its hidden states are zero.
+            unpad: compute no rows for padding, except in attention. Padding then has zero hidden states.
 
         Returns:
             hidden states (B, T, H), or (B, H) with `first_only`.
@@ -242,16 +249,18 @@ class MiniBERT:
         return cache.hidden_rows[-1] if first_only else cache.per_position(cache.hidden_rows[-1])
 
     def _inputs(self, *batch: Any, **choices: Any) -> Inputs:
-        """The batch, checked and on the device; arguments as for `prepare_inputs`."""
+        """Check the batch and move it to the device; arguments as for `prepare_inputs`."""
         return prepare_inputs(self.config, self.backend, self.dtype, *batch, **choices)
 
-    def _require(self, *heads: str) -> None:
+    def _check_heads(self, *heads: str) -> None:
         if missing := [head for head in heads if head not in self.heads]:
             has = ", ".join(self.heads) or "none"
             raise ValueError(f"this model lacks the head {missing[0]}; its heads are: {has}")
 
+    # --- encoder: minibert/gradients.py has a function of the same name for each of these ---------------------
+
     def _encoder(self, inputs: Inputs, step: int | None, for_backward: bool = True) -> Cache:
-        """Embeddings and all layers; the cache holds the last hidden states only unless `for_backward`."""
+        """Embeddings and all layers. Without `for_backward`, the cache holds the last hidden states only."""
         hidden, embeddings = self._embeddings(inputs, step)
         cache = Cache(self.backend, self.parameters, inputs, embeddings, [hidden])
         for n in range(self.config.num_hidden_layers):
@@ -263,131 +272,151 @@ class MiniBERT:
                 cache.hidden_rows = [hidden]
         return cache
 
+    def _embeddings(self, inputs: Inputs, step: int | None) -> tuple[Array, EmbeddingsCache]:
+        """y = dropout(layer_norm(token + position + token type embeddings)): (N, H)."""
+        p, config, kernels = self.parameters, self.config, self.kernels
+        total = kernels.embedding_forward(
+            (p["token_embeddings"], p["position_embeddings"], p["token_type_embeddings"]),
+            (inputs.token_ids, inputs.position_ids, inputs.token_type_ids),
+        )  # (N, H)
+        normalised, statistics = kernels.layer_norm_forward(
+            total, p["embeddings.layer_norm.weight"], p["embeddings.layer_norm.bias"], config.layer_norm_eps
+        )
+        dropout = self._dropout(config.hidden_dropout_prob, step, 0, Site.EMBEDDINGS, inputs.row_numbers)
+        return kernels.dropout_forward(normalised, dropout), EmbeddingsCache(total, statistics, dropout)
+
+    def _layer(self, n: int, x: Array, inputs: Inputs, step: int | None) -> tuple[Array, LayerCache]:
+        """Encoder layer n: (N, H) -> (N, H), or (Nq, H) in a pruned last layer."""
+        pruned = inputs.pruned and n == self.config.num_hidden_layers - 1
+        attention_output, attention = self._attention(n, x, inputs, step, pruned)
+        y, feed_forward = self._feed_forward(n, attention_output, inputs, step, pruned)
+        positions = inputs.host_last_positions if pruned else inputs.host_positions
+        return y, LayerCache(self.backend, positions, attention, feed_forward)
+
+    def _attention(
+        self, n: int, x: Array, inputs: Inputs, step: int | None, pruned: bool
+    ) -> tuple[Array, AttentionCache]:
+        """y = layer_norm(query_x + dropout(attention(x) @ output.weight.T + output.bias)): (N, H) -> (Nq, H)."""
+        p, config, kernels = self.parameters, self.config, self.kernels
+        name = f"layers.{n}.attention"
+        row_numbers = inputs.last_row_numbers if pruned else inputs.row_numbers
+
+        if pruned:  # few queries; keys and values of all rows
+            layout, query_x = inputs.last_attention, kernels.embedding_forward((x,), (inputs.last_rows,))  # (Nq, H)
+            queries = kernels.linear_forward(query_x, p[f"{name}.query.weight"], p[f"{name}.query.bias"])  # (Nq, H)
+            packed = kernels.linear_forward(
+                x, p.packed(name, KEY_VALUE, "weight"), p.packed(name, KEY_VALUE, "bias")
+            )  # (N, 2H)
+            keys, values = split_columns(packed, 2)  # views (N, H)
+        else:
+            layout, query_x = inputs.attention, x
+            packed = kernels.linear_forward(
+                x, p.packed(name, QUERY_KEY_VALUE, "weight"), p.packed(name, QUERY_KEY_VALUE, "bias")
+            )  # (N, 3H)
+            queries, keys, values = split_columns(packed, 3)  # views (N, H)
+
+        weights_dropout = self._dropout(
+            config.attention_probs_dropout_prob, step, n, Site.ATTENTION_WEIGHTS, row_numbers
+        )
+        context, saved = kernels.attention_forward(queries, keys, values, layout, weights_dropout)  # (Nq, H)
+        output_dropout = self._dropout(config.hidden_dropout_prob, step, n, Site.ATTENTION_OUTPUT, row_numbers)
+        y, total, statistics = kernels.dropout_add_layer_norm_forward(
+            kernels.linear_forward(context, p[f"{name}.output.weight"]),
+            p[f"{name}.output.bias"],
+            query_x,
+            p[f"{name}.layer_norm.weight"],
+            p[f"{name}.layer_norm.bias"],
+            config.layer_norm_eps,
+            output_dropout,
+        )  # (Nq, H)
+        return y, AttentionCache(
+            layout=layout,
+            x=x,
+            query_x=query_x,
+            queries=queries,
+            keys=keys,
+            values=values,
+            saved=saved,
+            context=context,
+            total=total,
+            statistics=statistics,
+            weights_dropout=weights_dropout,
+            output_dropout=output_dropout,
+        )
+
+    def _feed_forward(
+        self, n: int, x: Array, inputs: Inputs, step: int | None, pruned: bool
+    ) -> tuple[Array, FeedForwardCache]:
+        """y = layer_norm(x + dropout(activation(x @ intermediate.weight.T + ...) @ output.weight.T + ...)): (Nq, H)."""
+        p, config, kernels = self.parameters, self.config, self.kernels
+        name = f"layers.{n}"
+        activation = kernels.activation_forward(config.hidden_act)
+        row_numbers = inputs.last_row_numbers if pruned else inputs.row_numbers
+
+        intermediate_input = kernels.linear_forward(x, p[f"{name}.intermediate.weight"])  # (Nq, I)
+        output_dropout = self._dropout(config.hidden_dropout_prob, step, n, Site.OUTPUT, row_numbers)
+        y, total, statistics = kernels.dropout_add_layer_norm_forward(
+            # the backward pass computes the activation again, so it is not kept
+            kernels.linear_forward(
+                activation(intermediate_input, p[f"{name}.intermediate.bias"]), p[f"{name}.output.weight"]
+            ),
+            p[f"{name}.output.bias"],
+            x,
+            p[f"{name}.output.layer_norm.weight"],
+            p[f"{name}.output.layer_norm.bias"],
+            config.layer_norm_eps,
+            output_dropout,
+        )  # (Nq, H)
+        return y, FeedForwardCache(x, intermediate_input, total, statistics, output_dropout)
+
+    # --- heads ------------------------------------------------------------------------------------------------
+
+    def _masked_language_model_head(self, hidden: Array, rows: Array | None) -> HeadCache:
+        """Dense, activation, layer norm, then the decoder: the token embeddings again, with a bias."""
+        p, config, kernels = self.parameters, self.config, self.kernels
+        x = hidden if rows is None else kernels.embedding_forward((hidden,), (rows,))  # (M, H)
+        dense = kernels.linear_forward(x, p["mlm.dense.weight"])
+        activated = kernels.activation_forward(config.hidden_act)(dense, p["mlm.dense.bias"])
+        normalised, statistics = kernels.layer_norm_forward(
+            activated, p["mlm.layer_norm.weight"], p["mlm.layer_norm.bias"], config.layer_norm_eps
+        )
+        logits = kernels.linear_forward(normalised, p["token_embeddings"], p["mlm.bias"])  # (M, V)
+        return HeadCache(x, dense, activated, statistics, normalised, logits)
+
+    def _next_sentence_head(self, pooled: Array) -> Array:
+        """logits = pooled @ weight.T + bias: (B, H) -> (B, 2)."""
+        p = self.parameters
+        return self.kernels.linear_forward(pooled, p["next_sentence.weight"], p["next_sentence.bias"])
+
+    def _pooler(self, hidden: Array, rows: Array) -> PoolerCache:
+        """output = tanh(dense(hidden[first_token_rows])): (B, H)."""
+        p, kernels, xp = self.parameters, self.kernels, self.backend.xp
+        x = xp.take(hidden, rows, axis=0)  # (B, H)
+        return PoolerCache(x, xp.tanh(kernels.linear_forward(x, p["pooler.weight"], p["pooler.bias"])))
+
+    def _classifier(self, pooled: Array, inputs: Inputs, step: int | None) -> ClassifierCache:
+        """logits = dropout(pooled) @ weight.T + bias: (B, H) -> (B, C)."""
+        p, config, kernels = self.parameters, self.config, self.kernels
+        probability = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        # the last layer has one row for every sequence here, in the order of the sequences
+        dropout = self._dropout(
+            probability, step, config.num_hidden_layers, Site.POOLED_OUTPUT, inputs.last_row_numbers
+        )
+        x = kernels.dropout_forward(pooled, dropout)  # (B, H)
+        return ClassifierCache(x, dropout, kernels.linear_forward(x, p["classifier.weight"], p["classifier.bias"]))
+
     def _dropout(
         self, probability: float, step: int | None, layer: int, site: Site, row_numbers: Array
     ) -> Dropout | None:
+        """One use of dropout; None if the pass has no step or the probability is 0."""
         if step is None or probability == 0.0:
             return None
         if step < 0:
             raise ValueError(f"dropout_step is the number of a training step, 0 or more, not {step}")
         return Dropout(probability, derive_key(self.seed, Stream.DROPOUT, step, layer, site), row_numbers)
 
-    def _embeddings(self, inputs: Inputs, step: int | None) -> tuple[Array, EmbeddingsCache]:
-        p, config = self.parameters, self.config
-        total = self.kernels.embedding_forward(
-            (p["token_embeddings"], p["position_embeddings"], p["token_type_embeddings"]),
-            (inputs.token_ids, inputs.position_ids, inputs.token_type_ids),
-        )  # (N, H)
-        normalised, statistics = self.kernels.layer_norm_forward(
-            total, p["embeddings.layer_norm.weight"], p["embeddings.layer_norm.bias"], config.layer_norm_eps
-        )
-        dropout = self._dropout(config.hidden_dropout_prob, step, 0, Site.EMBEDDINGS, inputs.row_numbers)
-        return self.kernels.dropout_forward(normalised, dropout), EmbeddingsCache(total, statistics, dropout)
 
-    def _layer(self, n: int, x: Array, inputs: Inputs, step: int | None) -> tuple[Array, LayerCache]:
-        """One encoder layer: (N, H) -> (N, H), or (Nq, H) in a pruned last layer."""
-        p, config, kernels, width = self.parameters, self.config, self.kernels, self.config.hidden_size
-        pruned = inputs.pruned and n == config.num_hidden_layers - 1
-        layout = inputs.last_attention if pruned else inputs.attention
-        row_numbers = inputs.last_row_numbers if pruned else inputs.row_numbers
-        attention = f"layers.{n}.attention"
-
-        if pruned:  # queries of few rows, keys and values of all
-            query_x = kernels.embedding_forward((x,), (inputs.last_rows,))  # (Nq, H)
-            queries = kernels.linear_forward(query_x, p[f"{attention}.query.weight"], p[f"{attention}.query.bias"])
-            packed = kernels.linear_forward(
-                x, p.packed(attention, QKV[1:], "weight"), p.packed(attention, QKV[1:], "bias")
-            )  # (N, 2H)
-            keys, values = packed[:, :width], packed[:, width:]
-        else:
-            query_x = x
-            packed = kernels.linear_forward(
-                x, p.packed(attention, QKV, "weight"), p.packed(attention, QKV, "bias")
-            )  # (N, 3H)
-            queries, keys, values = packed[:, :width], packed[:, width : 2 * width], packed[:, 2 * width :]
-        attention_dropout = self._dropout(
-            config.attention_probs_dropout_prob, step, n, Site.ATTENTION_WEIGHTS, row_numbers
-        )
-        context, saved = kernels.attention_forward(queries, keys, values, layout, attention_dropout)  # (Nq, H)
-
-        attention_output_dropout = self._dropout(
-            config.hidden_dropout_prob, step, n, Site.ATTENTION_OUTPUT, row_numbers
-        )
-        attention_output, attention_total, attention_statistics = kernels.dropout_add_layer_norm_forward(
-            kernels.linear_forward(context, p[f"{attention}.output.weight"]),
-            p[f"{attention}.output.bias"],
-            query_x,
-            p[f"{attention}.layer_norm.weight"],
-            p[f"{attention}.layer_norm.bias"],
-            config.layer_norm_eps,
-            attention_output_dropout,
-        )  # (Nq, H)
-
-        intermediate_input = kernels.linear_forward(attention_output, p[f"layers.{n}.intermediate.weight"])  # (Nq, I)
-        intermediate_bias = p[f"layers.{n}.intermediate.bias"]
-        output_dropout = self._dropout(config.hidden_dropout_prob, step, n, Site.OUTPUT, row_numbers)
-        y, output_total, output_statistics = kernels.dropout_add_layer_norm_forward(
-            # the backward pass computes the activation again: it is not kept
-            kernels.linear_forward(
-                self._activation(intermediate_input, intermediate_bias), p[f"layers.{n}.output.weight"]
-            ),
-            p[f"layers.{n}.output.bias"],
-            attention_output,
-            p[f"layers.{n}.output.layer_norm.weight"],
-            p[f"layers.{n}.output.layer_norm.bias"],
-            config.layer_norm_eps,
-            output_dropout,
-        )  # (Nq, H)
-        return y, LayerCache(
-            backend=self.backend,
-            layout=layout,
-            host_query_positions=inputs.host_last_positions if pruned else inputs.host_positions,
-            x=x,
-            query_x=query_x,
-            queries=queries,
-            keys=keys,
-            values=values,
-            context=context,
-            saved_attention=saved,
-            attention_total=attention_total,
-            attention_statistics=attention_statistics,
-            attention_output=attention_output,
-            intermediate_input=intermediate_input,
-            output_total=output_total,
-            output_statistics=output_statistics,
-            attention_dropout=attention_dropout,
-            attention_output_dropout=attention_output_dropout,
-            output_dropout=output_dropout,
-        )
-
-    def _activation(self, x: Array, bias: Array) -> Array:
-        return getattr(self.kernels, f"bias_{self.config.hidden_act}_forward")(x, bias)
-
-    def _masked_language_model_head(self, hidden: Array, rows: Array | None) -> HeadCache:
-        """Dense, activation, layer norm, then the decoder: the token embeddings again, with a bias."""
-        p, kernels = self.parameters, self.kernels
-        x = hidden if rows is None else kernels.embedding_forward((hidden,), (rows,))  # (M, H)
-        dense = kernels.linear_forward(x, p["mlm.dense.weight"])
-        activated = self._activation(dense, p["mlm.dense.bias"])
-        normalised, statistics = kernels.layer_norm_forward(
-            activated, p["mlm.layer_norm.weight"], p["mlm.layer_norm.bias"], self.config.layer_norm_eps
-        )
-        logits = kernels.linear_forward(normalised, p["token_embeddings"], p["mlm.bias"])  # (M, V)
-        return HeadCache(x, dense, activated, statistics, normalised, logits)
-
-    def _pooler(self, hidden: Array, rows: Array) -> PoolerCache:
-        """tanh(dense) of every sequence's first position."""
-        p, kernels, xp = self.parameters, self.kernels, self.backend.xp
-        x = xp.take(hidden, rows, axis=0)  # (B, H)
-        return PoolerCache(x, xp.tanh(kernels.linear_forward(x, p["pooler.weight"], p["pooler.bias"])))
-
-    def _classifier(self, pooled: Array, inputs: Inputs, step: int | None) -> ClassifierCache:
-        """Dropout of the pooled output, then the logits of the classes."""
-        p, config, kernels = self.parameters, self.config, self.kernels
-        probability = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-        # the last layer has one row for every sequence here, in their order
-        dropout = self._dropout(
-            probability, step, config.num_hidden_layers, Site.POOLED_OUTPUT, inputs.last_row_numbers
-        )
-        x = kernels.dropout_forward(pooled, dropout)  # (B, H)
-        return ClassifierCache(x, dropout, kernels.linear_forward(x, p["classifier.weight"], p["classifier.bias"]))
+def split_columns(x: Array, parts: int) -> tuple[Array, ...]:
+    """Views of equal width that stand side by side: (N, parts * C) -> `parts` times (N, C)."""
+    width = x.shape[1] // parts
+    return tuple(x[:, part * width : (part + 1) * width] for part in range(parts))

@@ -25,9 +25,9 @@ def linear_schedule(progress: float, warmup: float) -> float:
 
 
 def clipping_scale(model: MiniBERT, gradients: NamedArrays, max_norm: float) -> tuple[Array, Array]:
-    """The global norm of the gradients, and the factor that brings it down to at most `max_norm`.
+    """Return the global norm of the gradients, and the factor that scales it down to at most `max_norm`.
 
-    Pascanu et al. 2013 (arXiv:1211.5063), algorithm 1. Both are 0-d arrays on the device: nobody waits.
+    Pascanu et al. 2013 (arXiv:1211.5063), algorithm 1. Both are 0-d arrays on the device: no host synchronisation.
     """
     xp = model.backend.xp
     norm = xp.sqrt(model.kernels.squared_norm(gradients.flat))
@@ -38,18 +38,18 @@ class AdamW:
     """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101), without decay on biases and layer norms, as in BERT.
 
     Args:
-        model: whose parameters to train.
-        betas: decay of the two moments.
-        epsilon: added to the square root of the second moment; BERT's 1e-6.
-        weight_decay: BERT's 0.01, multiplied by the learning rate.
-        max_norm: gradients with a larger global norm are scaled down to it; BERT's 1.0.
+        model: the model to train.
+        betas: decay rates of the first and the second moment.
+        epsilon: added to the square root of the second moment; 1e-6 as in BERT.
+        weight_decay: multiplied by the learning rate; 0.01 as in BERT.
+        max_norm: gradients with a larger global norm are scaled down to this norm; 1.0 as in BERT.
 
     Attributes:
-        first_moment, second_moment: with the layout of the parameters.
-        steps: how many steps were taken.
+        first_moment, second_moment: arrays with the layout of the parameters.
+        steps: the number of steps taken.
 
     Raises:
-        ValueError: numbers outside their range.
+        ValueError: a number outside its range.
     """
 
     def __init__(
@@ -81,38 +81,38 @@ class AdamW:
         """Clip the gradients and update the parameters, in place.
 
         Args:
-            gradients: of the whole batch; left alone.
-            learning_rate: of this step.
+            gradients: the whole batch's; not changed.
+            learning_rate: the learning rate of this step.
 
         Returns:
             The global norm of the gradients before clipping, a 0-d array on the device.
 
         Raises:
-            ValueError: gradients of another model.
-            TypeError: gradients of another dtype.
+            ValueError: the gradients belong to another model.
+            TypeError: the gradients have another dtype than the parameters.
         """
-        self._check(gradients)
+        self._check_gradients(gradients)
         self.steps += 1
-        parameters, first, second = self.model.parameters, self.first_moment, self.second_moment
         norm, scale = clipping_scale(self.model, gradients, self.max_norm)
-        for values, gradient, m, v, weight_decay in (
-            (parameters.decayed, gradients.decayed, first.decayed, second.decayed, self.weight_decay),
-            (parameters.others, gradients.others, first.others, second.others, 0.0),
-        ):
+        parameters, first, second = self.model.parameters, self.first_moment, self.second_moment
+        decayed = parameters.decayed, gradients.decayed, first.decayed, second.decayed
+        others = parameters.others, gradients.others, first.others, second.others
+        beta1, beta2 = self.betas
+        for arrays, weight_decay in ((decayed, self.weight_decay), (others, 0.0)):
             self.model.kernels.adamw_update(
-                values, gradient, m, v, scale, learning_rate, *self.betas, self.epsilon, weight_decay, self.steps
+                *arrays, scale, learning_rate, beta1, beta2, self.epsilon, weight_decay, self.steps
             )
         return norm
 
-    def _check(self, gradients: NamedArrays) -> None:
-        """Gradients of another layout would train the wrong parameters, or be read beyond their end."""
+    def _check_gradients(self, gradients: NamedArrays) -> None:
+        """Refuse gradients of another layout: they would train the wrong parameters, or be read beyond their end."""
         own, given = self.model.parameters, gradients
         if given.layout != own.layout:
             shapes, others = own.layout.shapes, given.layout.shapes
             name = next((name for name in {**shapes, **others} if shapes.get(name) != others.get(name)), "their order")
             raise ValueError(
                 f"the gradients are of another model: {name} has the shape {others.get(name)} there and "
-                f"{shapes.get(name)} here (None: it has no such parameter)"
+                f"{shapes.get(name)} here (None means that there is no such parameter)"
             )
         if given.flat.dtype != own.flat.dtype:
             raise TypeError(f"the gradients are {given.flat.dtype}, the parameters {own.flat.dtype}; they must agree")

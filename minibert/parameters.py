@@ -1,8 +1,8 @@
-"""All parameters in one contiguous array, with a named view for each.
+"""All parameters in one contiguous array, with a named view of each.
 
-One flat array makes clipping one dot product, an optimizer step two calls, a checkpoint one tensor and
-an all-reduce one call. Weight-decayed parameters come first, then biases and layer norms, so that each
-group is one slice. Gradients, their accumulator and the optimizer's moments have the same layout.
+With one flat array, clipping is one dot product, an optimizer step two calls, and an all-reduce one call.
+Parameters with weight decay come first, then biases and layer norms, so that each group is one slice. Gradients,
+their accumulator and the optimizer's moments have the same layout.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from minibert.random_bits import Stream, derive_key, random_bits
 Shape = tuple[int, ...]
 
 HEADS = ("mlm", "pooler", "next_sentence", "classifier")
-"""What may stand on the encoder: the first word of the parameters' names. The last two read the pooler's output."""
+"""The heads that a model can have. `next_sentence` and `classifier` read the pooler's output. A head's name is the
+first word of the names of its parameters."""
 
 PRETRAINING_HEADS = ("mlm", "pooler", "next_sentence")
 CLASSIFICATION_HEADS = ("pooler", "classifier")
 
 
 def head_of(name: str) -> str:
-    """The first word of a parameter's name, which for a head's parameter is the head."""
+    """Return the first word of a parameter's name: the head, if the parameter belongs to one."""
     return name.split(".")[0]
 
 
-def checked_heads(heads: Iterable[str], config: MiniBERTConfig) -> tuple[str, ...]:
-    """The heads in the order of `HEADS`.
+def check_heads(heads: Iterable[str], config: MiniBERTConfig) -> tuple[str, ...]:
+    """Return the heads in the order of `HEADS`.
 
     Raises:
-        ValueError: an unknown head, one without the pooler it reads, or a classifier without labels.
+        ValueError: an unknown head, a head without the pooler that it reads, or a classifier without labels.
     """
     wanted = set(heads)
     if unknown := wanted - set(HEADS):
@@ -44,15 +45,15 @@ def checked_heads(heads: Iterable[str], config: MiniBERTConfig) -> tuple[str, ..
     if "pooler" not in wanted and wanted & {"next_sentence", "classifier"}:
         raise ValueError("the heads next_sentence and classifier read the pooler's output: add the head pooler")
     if "classifier" in wanted and not config.labels:
-        raise ValueError("a classifier needs the names of its classes: give the config some labels")
+        raise ValueError("a classifier needs the names of its classes: give them to the config as `labels`")
     return tuple(head for head in HEADS if head in wanted)
 
 
 def _shapes(config: MiniBERTConfig, heads: tuple[str, ...]) -> tuple[dict[str, Shape], dict[str, Shape]]:
-    """Names and shapes of the decayed and of the other parameters, in the order of the flat array.
+    """Return names and shapes of the parameters with weight decay, and of the others, in the order of the flat array.
 
-    A linear layer's weight is stored (out, in) and applied as x @ weight.T, as in Hugging Face's files. The
-    three projections of attention stand side by side, so that one (3H, H) view packs them.
+    A linear layer's weight is stored as (out, in) and applied as x @ weight.T, as in Hugging Face's files. The
+    three projections of attention lie side by side, so that one (3H, H) view covers them.
     """
     h, i, v = config.hidden_size, config.intermediate_size, config.vocab_size
     linear: dict[str, Shape] = {}  # name -> shape of the weight
@@ -86,9 +87,9 @@ class Layout:
 
     Attributes:
         shapes: name -> shape, in the order of the array.
-        offsets: name -> index of the first element.
-        decayed_size: number of elements that weight decay applies to; they come first.
-        size: number of elements in all.
+        offsets: name -> index of the first element in the flat array.
+        decayed_size: number of elements with weight decay; they come first.
+        size: number of all elements.
     """
 
     shapes: Mapping[str, Shape]
@@ -98,8 +99,8 @@ class Layout:
 
     @classmethod
     def of(cls, config: MiniBERTConfig, heads: Iterable[str] = PRETRAINING_HEADS) -> Layout:
-        """The layout of a model with these heads; see `checked_heads` for the errors."""
-        decayed, others = _shapes(config, checked_heads(heads, config))
+        """Return the layout of a model with these heads; see `check_heads` for the errors."""
+        decayed, others = _shapes(config, check_heads(heads, config))
         shapes = {**decayed, **others}
         offsets, size = {}, 0
         for name, shape in shapes.items():
@@ -112,9 +113,9 @@ class NamedArrays(Mapping[str, Array]):
     """A flat array and its named views; writing to a view writes to the array.
 
     Attributes:
-        layout: what lies where.
-        flat: (size,) the array.
-        decayed, others: the two slices of `flat` with and without weight decay.
+        layout: where each parameter lies.
+        flat: (size,), the array.
+        decayed, others: the slices of `flat` with and without weight decay.
     """
 
     def __init__(self, layout: Layout, flat: Array) -> None:
@@ -126,12 +127,12 @@ class NamedArrays(Mapping[str, Array]):
 
     @classmethod
     def zeros(cls, layout: Layout, backend: Backend, dtype: Any) -> NamedArrays:
-        """All zeros, on the backend's device."""
+        """Return zeros on the backend's device."""
         return cls(layout, backend.xp.zeros(layout.size, dtype=dtype, device=backend.device))
 
     @classmethod
     def zeros_like(cls, other: NamedArrays) -> NamedArrays:
-        """All zeros, with the layout, dtype and device of `other`."""
+        """Return zeros with the layout, dtype and device of `other`."""
         return cls(other.layout, array_namespace(other.flat).zeros_like(other.flat))
 
     def _view(self, first_name: str, shape: Shape) -> Array:
@@ -140,7 +141,7 @@ class NamedArrays(Mapping[str, Array]):
         return xp.reshape(self.flat[start : start + math.prod(shape)], shape, copy=False)
 
     def packed(self, prefix: str, parts: tuple[str, ...], kind: str) -> Array:
-        """One view over neighbours of equal width, e.g. the (3H, H) weight of query, key and value.
+        """Return one view over neighbours of equal width, e.g. the (3H, H) weight of query, key and value.
 
         Args:
             prefix: e.g. "layers.0.attention".
@@ -165,16 +166,16 @@ def initialise(
 ) -> None:
     """Draw fresh parameters as BERT does: weights from a truncated normal, layer norms 1, biases 0.
 
-    The normal has standard deviation `initializer_range` and is redrawn beyond two of them. It is drawn on
-    the host in float64 from the counter and then rounded and moved, so that every device and dtype starts
-    from the same numbers.
+    The normal has standard deviation `initializer_range`; values beyond two standard deviations are drawn again.
+    Numbers are drawn on the host in float64 from the counter, then rounded and moved, so that every device and
+    dtype starts from the same numbers.
 
     Args:
-        parameters: to draw.
-        config: of the model.
+        parameters: written in place.
+        config: the model's configuration.
         backend: where the parameters live.
-        seed: of the draws.
-        names: of the parameters to draw; None for all. Each is drawn as if all were.
+        seed: decides the numbers.
+        names: the parameters to draw; None for all. Which others are drawn does not change a parameter's numbers.
     """
     host = get_backend("cpu").xp
     for number, (name, view) in enumerate(parameters.items()):
@@ -191,9 +192,9 @@ def initialise(
 
 
 def _truncated_normal(xp: Any, size: int, seed: int, parameter: int) -> Array:
-    """(size,) float64 standard normal numbers between -2 and 2.
+    """Draw (size,) float64 standard normal numbers between -2 and 2.
 
-    Box & Muller (1958) makes a normal number of two uniform ones; those beyond 2 (1 in 22) are drawn again.
+    Box & Muller (1958) turn two uniform numbers into a normal one; those beyond 2 (1 in 22) are drawn again.
     """
     result = xp.zeros(size, dtype=xp.float64)
     pending = xp.arange(size, dtype=xp.int64)

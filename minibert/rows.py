@@ -1,9 +1,8 @@
 """Rows and slots: the two shapes in which a batch of tokens is held.
 
-Linear layers and layer norms work on *rows*, one per token that is really needed, (N, H). Attention works
-on *slots*, (B, S, H): every sequence has the same number of them, and some may be empty. Where every slot
-holds a row, the two are the same memory. Leaving out padding, and computing the last layer at predicted
-positions only, are both a choice of rows.
+Linear layers and layer norms work on *rows* (N, H), one for each token that is computed. Attention works on *slots*
+(B, S, H): every sequence has the same number of slots, and some may be empty. If no slot is empty, rows and slots
+are the same memory. Leaving out padding is a choice of rows; so is computing the last layer only where it is read.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ class Rows:
     Attributes:
         sequences: B.
         slots: S, slots per sequence.
-        slot_of_row: (N,) int32, sequence * S + slot; None where row i is simply slot i.
-        row_of_slot: (B * S,) int32, N for an empty slot; None likewise.
+        slot_of_row: (N,) int32, sequence * S + slot; None if row i is slot i for every i.
+        row_of_slot: (B * S,) int32, N for an empty slot; None if row i is slot i for every i.
     """
 
     sequences: int
@@ -34,7 +33,7 @@ class Rows:
 
     @classmethod
     def at(cls, backend: Backend, sequences: int, slots: int, slot_of_row: Array) -> Rows:
-        """Rows at the given slots.
+        """Make the rows that fill the given slots.
 
         Args:
             backend: where the index arrays will live.
@@ -46,7 +45,7 @@ class Rows:
 
     @staticmethod
     def index_arrays(sequences: int, slots: int, slot_of_row: Array) -> dict[str, Array]:
-        """Both index arrays, by attribute, on the host; none where row i is simply slot i. Arguments as for `at`."""
+        """Return both index arrays by attribute name, on the host; none if row i is slot i. Arguments as for `at`."""
         host = get_backend("cpu").xp
         number, total = slot_of_row.shape[0], sequences * slots
         if number == total:
@@ -57,7 +56,7 @@ class Rows:
 
 
 def to_slots(xp: Any, x: Array, rows: Rows) -> Array:
-    """(N, C) rows -> (B, S, C) slots; empty slots are zero."""
+    """Move rows to their slots: (N, C) -> (B, S, C); empty slots are zero."""
     shape = (rows.sequences, rows.slots, x.shape[1])
     if rows.row_of_slot is not None:
         empty = xp.zeros((1, x.shape[1]), dtype=x.dtype, device=device(x))
@@ -67,6 +66,6 @@ def to_slots(xp: Any, x: Array, rows: Rows) -> Array:
 
 
 def from_slots(xp: Any, x: Array, rows: Rows) -> Array:
-    """(B, S, C) slots -> (N, C) rows."""
+    """Move slots to their rows: (B, S, C) -> (N, C)."""
     x = xp.reshape(x, (rows.sequences * rows.slots, x.shape[2]))
     return x if rows.slot_of_row is None else xp.take(x, rows.slot_of_row, axis=0)

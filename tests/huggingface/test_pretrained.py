@@ -355,7 +355,7 @@ def test_the_problem_type_is_kept_and_only_single_labels_are_trained(classifier_
     model.save_pretrained(tmp_path / "again")
     assert json.loads((tmp_path / "again" / "config.json").read_text())["problem_type"] == "multi_label_classification"
     _, cache = model.classify(INPUT_IDS)
-    with pytest.raises(ValueError, match="the loss is that of one label out of several"):
+    with pytest.raises(ValueError, match="the loss needs one correct label out of several"):
         MiniBERTGradients(model).backward_classification(cache, [0] * len(INPUT_IDS))
 
     one = MiniBERT(replace(CONFIG, labels=("score",)), heads=CLASSIFICATION_HEADS, seed=4)

@@ -15,7 +15,7 @@ import pytest
 
 from minibert import MiniBERT
 from minibert.commands.embed import main
-from minibert.commands.pipes import read_lines
+from minibert.commands.input_lines import read_lines
 from minibert.data.tokenizer import Tokenizer, wordpiece
 from minibert.errors import InferenceError
 from minibert.inference.embedding import EmbeddingWarning, SentenceEmbedder
@@ -105,9 +105,9 @@ def test_every_text_gets_its_own_vector_however_it_is_batched(folder, pooling, n
 def test_padding_is_neither_computed_nor_batched_with_long_texts(folder, monkeypatch):
     embedder = SentenceEmbedder.load(folder, batch_tokens=12)
     rows: list[int] = []
-    linear = embedder.model.kernels._functions["linear_forward"]
-    monkeypatch.setitem(
-        embedder.model.kernels._functions,
+    linear = embedder.model.kernels.linear_forward
+    monkeypatch.setattr(
+        embedder.model.kernels,
         "linear_forward",
         lambda x, *rest: (rows.append(x.shape[0]), linear(x, *rest))[1],
     )
@@ -260,7 +260,7 @@ def test_many_texts_are_taken_chunk_by_chunk(folder, tmp_path, monkeypatch):
         (["--output", "vectors.txt"], "write to a file that ends in .npy or .jsonl"),
         (["--batch-tokens", "0"], "--batch-tokens must be at least 1"),
         (["absent.txt"], "absent.txt: No such file"),
-        (["--pooling", "max"], "invalid choice: 'max'"),
+        (["--pooling", "max"], "--pooling must be one of mean, cls, not 'max'"),
         (["--text", "hi", "absent.txt"], "give texts by --text or the file absent.txt, not both"),
         (["--text", "a\udcff"], "this is not Unicode text: 'a\\udcff'"),
         (["absent.txt", "--output", "no/where.npy"], "--output no/where.npy: there is no folder no"),

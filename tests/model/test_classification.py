@@ -77,7 +77,7 @@ def test_pretraining_gives_a_classifier_no_gradient():
 
 
 def _forgets_dropout(model: MiniBERT) -> None:
-    model.kernels._functions["dropout_backward"] = lambda dy, dropout: dy
+    model.kernels.dropout_backward = lambda dy, dropout: dy
 
 
 def _forgets_tanh(model: MiniBERT) -> None:
@@ -88,7 +88,7 @@ def _forgets_tanh(model: MiniBERT) -> None:
             dy * 1.01 if weight is model.parameters["pooler.weight"] else dy, x, weight, dweight, dbias, **options
         )
 
-    model.kernels._functions["linear_backward"] = linear_backward
+    model.kernels.linear_backward = linear_backward
 
 
 @pytest.mark.parametrize("mistake", [_forgets_dropout, _forgets_tanh])
@@ -184,7 +184,7 @@ def test_a_model_without_heads_has_their_parameters_neither():
         (("crystal",), (), "unknown heads crystal: choose from mlm, pooler, next_sentence, classifier"),
         (("classifier",), ("a",), "add the head pooler"),
         (("pooler", "classifier"), (), "a classifier needs the names of its classes"),
-        ((), ("a", "a"), "labels must be names that differ"),
+        ((), ("a", "a"), "labels must all differ"),
     ],
 )
 def test_heads_that_do_not_go_together_are_refused(heads, labels, message):
@@ -207,5 +207,5 @@ def test_what_a_model_lacks_is_named():
             gradients.backward_classification(cache, CLASS_LABELS)
     with pytest.raises(ValueError, match=r"needs the cache of MiniBERT\.forward"):
         gradients.backward(model.classify(**BATCH)[1], CLASS_LABELS)
-    with pytest.raises(ValueError, match="labels contains 3, but must be below 3"):
+    with pytest.raises(ValueError, match="labels contains 3, but labels must be below 3"):
         gradients.backward_classification(model.classify(**BATCH)[1], [3, 0, 0, 0])

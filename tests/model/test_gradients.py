@@ -184,7 +184,7 @@ def test_any_negative_label_is_ignored_and_none_wraps_around():
         labels = np.where(LABELS >= 0, LABELS, -100).astype(np.int64)
         expected = float(gradients.backward(cache, labels))
         assert float(gradients.backward(cache, np.where(labels >= 0, labels, ignored))) == expected
-        with pytest.raises(ValueError, match="the total to divide by is a number of predictions, 0 or more, not -5"):
+        with pytest.raises(ValueError, match="the loss is divided by a number of predictions, 0 or more, not by -5"):
             gradients.backward(cache, labels, total_predictions=-5)
 
 
@@ -224,7 +224,7 @@ def _forgets_the_tied_decoder(model: MiniBERT) -> None:
             dweight[...] = 0.0
         return dx
 
-    model.kernels._functions["linear_backward"] = linear_backward
+    model.kernels.linear_backward = linear_backward
 
 
 def _forgets_the_mask_in_the_backward_pass(model: MiniBERT) -> None:
@@ -235,7 +235,7 @@ def _forgets_the_mask_in_the_backward_pass(model: MiniBERT) -> None:
         _, weights = model.kernels.attention_forward(q, k, v, unmasked, None)
         right(dcontext, q, k, v, weights, unmasked, *rest)
 
-    model.kernels._functions["attention_backward"] = attention_backward
+    model.kernels.attention_backward = attention_backward
 
 
 def _forgets_the_pruned_rows(model: MiniBERT) -> None:
@@ -269,7 +269,7 @@ def test_a_mistake_in_the_backward_pass_is_found_out(mistake):
     ("labels", "arguments", "message"),
     [
         (LABELS[:2], {}, r"labels must have the shape \(4, 7\), not \(2, 7\)"),
-        (np.where(LABELS >= 0, 23, -100), {}, "labels contains 23, but must be below 23"),
+        (np.where(LABELS >= 0, 23, -100), {}, "labels contains 23, but labels must be below 23"),
         (LABELS, {"prediction_positions": [1, 3]}, r"labels must have the shape \(2,\)"),
         (np.where(ATTENTION_MASK, LABELS, 1), {"unpad": True}, "a prediction at padding"),
     ],

@@ -28,7 +28,7 @@ def test_logits_and_cache_have_the_shapes_of_the_paper(backend: Backend):
     assert logits.shape == (4, 7, CONFIG.vocab_size)
     assert [state.shape for state in cache.hidden_states] == [(4, 7, 12)] * 3
     assert [layer.attention_weights.shape for layer in cache.layers] == [(4, 3, 7, 7)] * 2
-    assert cache.layers[1].intermediate_input.shape == (4 * 7, 20)
+    assert cache.layers[1].feed_forward.intermediate_input.shape == (4 * 7, 20)
     assert cache.pooled_output.shape == (4, 12)
     assert cache.next_sentence_logits.shape == (4, 2)
 
@@ -104,10 +104,10 @@ def test_predicting_at_chosen_positions_gives_the_same_logits(backend: Backend, 
 
 def test_the_last_layer_computes_the_predicted_positions_only():
     _, cache = small_bert().forward(**batch_arguments(pruned=True), next_sentence=False)
-    assert cache.layers[0].queries.shape[0] == INPUT_IDS.size
-    assert cache.layers[1].queries.shape[0] == len(POSITIONS)
-    assert cache.layers[1].keys.shape[0] == INPUT_IDS.size
-    assert cache.layers[1].intermediate_input.shape[0] == len(POSITIONS)
+    assert cache.layers[0].attention.queries.shape[0] == INPUT_IDS.size
+    assert cache.layers[1].attention.queries.shape[0] == len(POSITIONS)
+    assert cache.layers[1].attention.keys.shape[0] == INPUT_IDS.size
+    assert cache.layers[1].feed_forward.intermediate_input.shape[0] == len(POSITIONS)
     states = cache.hidden_states[-1].reshape(-1, CONFIG.hidden_size)
     assert (states[POSITIONS] != 0.0).all()
     assert np.count_nonzero(states.any(axis=1)) == len(POSITIONS)  # what was not computed shows as zeros
@@ -155,7 +155,8 @@ def test_every_layer_and_every_site_has_a_dropout_mask_of_its_own():
         _, cache = model.classify(**batch_arguments(pruned=False), dropout_step=step)
         drawn += [cache.embeddings.dropout, cache.classifier.dropout]
         for layer in cache.layers:
-            drawn += [layer.attention_dropout, layer.attention_output_dropout, layer.output_dropout]
+            attention, feed_forward = layer.attention, layer.feed_forward
+            drawn += [attention.weights_dropout, attention.output_dropout, feed_forward.output_dropout]
     assert len({dropout.key for dropout in drawn}) == len(drawn) == 2 * (2 + 3 * CONFIG.num_hidden_layers)
     rows = drawn[0].row_numbers
     masks = {
@@ -169,7 +170,7 @@ def test_dropout_is_unbiased_and_drops_its_share():
     backend = get_backend("cpu")
     model = MiniBERT(MiniBERTConfig.preset("tiny", vocab_size=10, hidden_dropout_prob=0.25))
     _, cache = model.forward(np.zeros((16, 128), dtype=int), dropout_step=0)
-    dropout = cache.layers[0].output_dropout
+    dropout = cache.layers[0].feed_forward.output_dropout
     ones = np.ones((16 * 128, 128), dtype=np.float32)
     dropped = model.kernels.dropout_forward(ones, dropout)
     share = float((dropped == 0.0).mean())

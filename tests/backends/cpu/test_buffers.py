@@ -168,7 +168,7 @@ def test_what_a_user_keeps_is_never_overwritten():
     expected = step.gradients.gradients.flat.copy()
 
     _, other = step.forward(2)
-    kept = other.layers[0].intermediate_input[5:7]
+    kept = other.layers[0].feed_forward.intermediate_input[5:7]
     expected_row = kept.copy()
     for number in (3, 4):
         step.gradients.backward(step.forward(number)[1], step.labels)

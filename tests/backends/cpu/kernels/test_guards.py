@@ -86,8 +86,8 @@ def _calls() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
     calls: list[tuple[str, str, tuple[Any, ...]]] = []
 
     class Recording(Kernels):
-        def __getattr__(self, name: str) -> Callable[..., Any]:
-            function = super().__getattr__(name)
+        def bind(self, definition: Callable[..., Any]) -> Callable[..., Any]:
+            function, name = super().bind(definition), definition.__name__
 
             def recorded(*arguments: Any, **named: Any) -> Any:
                 if name in TWINS:
