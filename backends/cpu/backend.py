@@ -63,8 +63,8 @@ class NumpyBackend(Backend):
             ValueError, TypeError: arrays that do not fit each other.
             IndexError: an index outside the target, where NumPy alone would count negative ones from the end.
         """
-        checks.same_kind("scatter_add", rows.dtype, ("target", target, (*target.shape[:1], *rows.shape[1:])))
-        checks.indices("scatter_add", "indices", indices, rows.shape[0], target.shape[0])
+        checks.check_arrays("scatter_add", rows.dtype, ("target", target, (*target.shape[:1], *rows.shape[1:])))
+        checks.check_indices("scatter_add", "indices", indices, rows.shape[0], target.shape[0])
         if rows.shape[0] == 0:
             return
         from scipy import sparse

@@ -35,15 +35,20 @@ def adamw_update(
     step: int,
 ) -> None:
     """One AdamW step, block by block and without temporaries: the definition reads memory a dozen times more."""
-    dtype, shape = parameters.dtype, parameters.shape
-    moments = ("first_moment", first_moment, shape), ("second_moment", second_moment, shape)
-    checks.same_kind(
-        "adamw_update", dtype, ("gradients", gradients, shape), *moments, ("gradient_scale", gradient_scale, ())
+    operation, dtype = "adamw_update", parameters.dtype
+    size = checks.check_vector(operation, "parameters", parameters)
+    checks.check_arrays(
+        operation,
+        dtype,
+        ("gradients", gradients, (size,)),
+        ("first_moment", first_moment, (size,)),
+        ("second_moment", second_moment, (size,)),
+        ("gradient_scale", gradient_scale, ()),
     )
     gradient_scale = dtype.type(gradient_scale)
     step_size, root_correction, decay = adamw_factors(learning_rate, beta1, beta2, weight_decay, step)
-    buffers = np.empty((2, min(_BLOCK, parameters.size)), dtype=parameters.dtype)
-    for start in range(0, parameters.size, _BLOCK):
+    buffers = np.empty((2, min(_BLOCK, size)), dtype=dtype)
+    for start in range(0, size, _BLOCK):
         block = slice(start, start + _BLOCK)
         p, m, v = parameters[block], first_moment[block], second_moment[block]
         g, scratch = buffers[0, : p.size], buffers[1, : p.size]

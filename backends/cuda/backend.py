@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from backends import checks
 from backends.base import Array, Backend, BackendError, Memory
-from backends.cuda.launch import CudaKernels, checked, column_block, int32, output, shared_bytes
+from backends.cuda.launch import FLOATS, INT32, CudaKernels, column_block, contiguous, int32, shared_bytes
 from backends.cuda.twins import TWINS
 
 _CUBLAS_TF32_TENSOR_OP_MATH = 3  # of cublas_api.h; CuPy has no name for it
@@ -90,11 +91,18 @@ class CupyBackend(Backend):
     def scatter_add(self, target: Array, indices: Array, rows: Array, *, deterministic: bool = False) -> None:
         """See `Backend.scatter_add`.
 
-        `cupyx.scatter_add` adds with atomics, whose order, and so whose rounding, varies from run to
-        run. It also wraps indices that are out of range silently, hence the check on the host before ids
-        are ever uploaded. With `deterministic`, or MINIBERT_DETERMINISTIC=1 in the environment, the indices
-        are sorted, and a kernel sums the rows of every index in a fixed order.
+        `cupyx.scatter_add` adds with atomics, whose order, and so whose rounding, varies from run to run. With
+        `deterministic`, or MINIBERT_DETERMINISTIC=1 in the environment, the indices are sorted, and a kernel sums the
+        rows of every index in a fixed order.
+
+        Neither way checks the values of the indices: reading them would make the host wait for the device, and CuPy
+        silently wraps indices that are out of range. The host checks ids before it transfers them.
+
+        Raises:
+            ValueError, TypeError: shapes or dtypes that do not match.
         """
+        checks.check_arrays("scatter_add", rows.dtype, ("target", target, (*target.shape[:1], *rows.shape[1:])))
+        checks.check_integers("scatter_add", "indices", indices, rows.shape[:1])
         if deterministic or self.deterministic:
             self._scatter_add_runs(target, indices, rows)
             return
@@ -105,13 +113,16 @@ class CupyBackend(Backend):
             cupyx.scatter_add(target, indices, rows)
 
     def _scatter_add_runs(self, target: Array, indices: Array, rows: Array) -> None:
-        dtype, (count, columns) = target.dtype, rows.shape
-        output(dtype, target.shape, target)
-        (rows,), (indices,) = checked(dtype, rows), checked(np.dtype("int32"), indices)
+        """Sort the indices, then launch a kernel that sums the rows of each run of equal indices."""
+        dtype = target.dtype
+        count, columns = checks.check_matrix("scatter_add", "rows", rows, FLOATS)
+        checks.check_integers("scatter_add", "indices", indices, (count,), INT32)
+        checks.check_contiguous("scatter_add", ("target", target))
+        indices = contiguous(indices)
         order = self.cupy.argsort(indices)  # CuPy's is stable, and int64
         block = column_block(min(count, _LONGEST_SHORT_RUN))
         grid = count, -(-columns // block[0])
-        arguments = indices, order, rows, int32(count), int32(columns), target
+        arguments = indices, order, contiguous(rows), int32(count), int32(columns), target
         self.kernels.launch("scatter_add_runs", dtype, grid, block, arguments, shared_bytes(block))
 
     def erf(self, x: Array) -> Array:
@@ -138,6 +149,12 @@ class CupyBackend(Backend):
         )
 
 
+def number_of(device: str) -> int | None:
+    """Return N for a device named "cuda:N", None for "cuda"."""
+    _, _, number = device.partition(":")
+    return int(number) if number else None
+
+
 def gpu_in_words(device: str) -> str:
     """The name of a GPU, as the driver gives it; nothing is computed there, and no memory taken.
 
@@ -148,8 +165,7 @@ def gpu_in_words(device: str) -> str:
         BackendError: CuPy, the driver, or the GPU is missing or does not answer.
     """
     cupy = _import_cupy()
-    _, _, number = device.partition(":")
-    index = _chosen(cupy, int(number) if number else None)
+    index = _chosen(cupy, number_of(device))
     runtime = cupy.cuda.runtime
     try:
         properties = runtime.getDeviceProperties(index)

@@ -8,7 +8,7 @@ from importlib.metadata import distributions
 from typing import Any
 
 from backends.base import BackendError
-from backends.cuda.backend import gpu_in_words
+from backends.cuda.backend import CupyBackend, gpu_in_words, number_of
 from backends.cuda.launch import STORAGE_BITS, CudaKernels
 
 OLDEST_CAPABILITY = {12: (7, 0), 13: (7, 5)}  # CUDA's major version -> Volta, which CUDA 13 gave up; Turing
@@ -157,10 +157,8 @@ def diagnose(device: str) -> Iterator[Finding]:
         device: "cuda" or "cuda:N".
     """
     yield one_cupy(installed_cupys())
-    from backends import get_backend
-
     try:
-        backend: Any = get_backend(device)
+        backend = CupyBackend(number_of(device))
     except BackendError as error:
         yield Finding("CuPy, driver and GPU are there", False, str(error).split(". ")[0], str(error))
         return

@@ -12,7 +12,14 @@ from typing import Any
 
 from numba import __version__ as version
 
-from backends.cpu.kernels.activations import ACTIVATIONS
+from backends.cpu.kernels.activations import (
+    bias_gelu_backward,
+    bias_gelu_forward,
+    bias_gelu_new_backward,
+    bias_gelu_new_forward,
+    bias_relu_backward,
+    bias_relu_forward,
+)
 from backends.cpu.kernels.adamw import adamw_update
 from backends.cpu.kernels.attention import attention_backward, attention_forward
 from backends.cpu.kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward
@@ -29,26 +36,29 @@ from backends.cpu.kernels.sums import squared_norm
 
 __all__ = ["TWINS", "version"]
 
-TWINS: Mapping[str, Callable[..., Any]] = ACTIVATIONS | {
-    function.__name__: function
-    for function in (
-        adamw_update,
-        attention_backward,
-        attention_forward,
-        cross_entropy_backward,
-        cross_entropy_forward,
-        dropout_add_layer_norm_backward,
-        dropout_add_layer_norm_forward,
-        dropout_backward,
-        dropout_forward,
-        embedding_backward,
-        embedding_forward,
-        layer_norm_backward,
-        layer_norm_forward,
-        linear_backward,
-        linear_backward_input,
-        linear_backward_weight,
-        linear_forward,
-        squared_norm,
-    )
+TWINS: Mapping[str, Callable[..., Any]] = {
+    "adamw_update": adamw_update,
+    "attention_backward": attention_backward,
+    "attention_forward": attention_forward,
+    "bias_gelu_backward": bias_gelu_backward,
+    "bias_gelu_forward": bias_gelu_forward,
+    "bias_gelu_new_backward": bias_gelu_new_backward,
+    "bias_gelu_new_forward": bias_gelu_new_forward,
+    "bias_relu_backward": bias_relu_backward,
+    "bias_relu_forward": bias_relu_forward,
+    "cross_entropy_backward": cross_entropy_backward,
+    "cross_entropy_forward": cross_entropy_forward,
+    "dropout_add_layer_norm_backward": dropout_add_layer_norm_backward,
+    "dropout_add_layer_norm_forward": dropout_add_layer_norm_forward,
+    "dropout_backward": dropout_backward,
+    "dropout_forward": dropout_forward,
+    "embedding_backward": embedding_backward,
+    "embedding_forward": embedding_forward,
+    "layer_norm_backward": layer_norm_backward,
+    "layer_norm_forward": layer_norm_forward,
+    "linear_backward": linear_backward,
+    "linear_backward_input": linear_backward_input,
+    "linear_backward_weight": linear_backward_weight,
+    "linear_forward": linear_forward,
+    "squared_norm": squared_norm,
 }

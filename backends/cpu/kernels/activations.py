@@ -6,9 +6,6 @@ The names are those of docs/gradients.md, section "Activations".
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 from numba import prange
 
@@ -74,37 +71,57 @@ def _backward(kind, dy, x, bias, y, partial_dbias):
             add_row(dy[i], partial_dbias[block])
 
 
-def _activation(name: str, kind: int) -> tuple[Callable[..., Array], Callable[..., tuple[Array, Array]]]:
-    """Return the forward and the backward twin of an activation."""
-
-    def forward(backend: Backend, x: Array, bias: Array) -> Array:
-        """Return y = activation(x + bias): (N, I), (I,) -> (N, I). Raises as `checks` does."""
-        _, columns = checks.matrix_of_floats(f"bias_{name}_forward", "x", x)
-        checks.same_kind(f"bias_{name}_forward", x.dtype, ("bias", bias, (columns,)))
-        y = backend.empty(x.shape, x.dtype)
-        _forward(kind, np.ascontiguousarray(x), bias, y)
-        return y
-
-    def backward(backend: Backend, dy: Array, x: Array, bias: Array, dbias: Array) -> tuple[Array, Array]:
-        """Write dbias (I,); return dx and y (N, I). Raises as `checks` does.
-
-        dx takes the memory of dy, which is in the processor's cache already.
-        """
-        operation = f"bias_{name}_backward"
-        rows, columns = checks.matrix_of_floats(operation, "x", x)
-        vectors = ("bias", bias, (columns,)), ("dbias", dbias, (columns,))
-        checks.same_kind(operation, x.dtype, ("dy", dy, (rows, columns)), *vectors)
-        dy, y = np.ascontiguousarray(dy), backend.empty(x.shape, x.dtype)
-        partial_dbias = backend.empty((-(-x.shape[0] // BLOCK_ROWS), x.shape[1]), x.dtype)
-        _backward(kind, dy, np.ascontiguousarray(x), bias, y, partial_dbias)
-        add_blocks(partial_dbias, dbias)
-        return dy, y
-
-    return forward, backward
+def _bias_activation_forward(operation: str, kind: int, backend: Backend, x: Array, bias: Array) -> Array:
+    """Return y = activation(x + bias): (N, I), (I,) -> (N, I). Raises as `checks` does."""
+    _, columns = checks.check_matrix(operation, "x", x)
+    checks.check_arrays(operation, x.dtype, ("bias", bias, (columns,)))
+    y = backend.empty(x.shape, x.dtype)
+    _forward(kind, np.ascontiguousarray(x), bias, y)
+    return y
 
 
-ACTIVATIONS: dict[str, Callable[..., Any]] = {
-    f"bias_{name}_{direction}": function
-    for name, kind in (("gelu", _GELU), ("gelu_new", _GELU_NEW), ("relu", _RELU))
-    for direction, function in zip(("forward", "backward"), _activation(name, kind), strict=True)
-}
+def _bias_activation_backward(
+    operation: str, kind: int, backend: Backend, dy: Array, x: Array, bias: Array, dbias: Array
+) -> tuple[Array, Array]:
+    """Write dbias (I,); return dx and y (N, I). Raises as `checks` does.
+
+    dx takes the memory of dy, which is in the processor's cache already.
+    """
+    rows, columns = checks.check_matrix(operation, "x", x)
+    vectors = ("bias", bias, (columns,)), ("dbias", dbias, (columns,))
+    checks.check_arrays(operation, x.dtype, ("dy", dy, (rows, columns)), *vectors)
+    dy, y = np.ascontiguousarray(dy), backend.empty(x.shape, x.dtype)
+    partial_dbias = backend.empty((-(-x.shape[0] // BLOCK_ROWS), x.shape[1]), x.dtype)
+    _backward(kind, dy, np.ascontiguousarray(x), bias, y, partial_dbias)
+    add_blocks(partial_dbias, dbias)
+    return dy, y
+
+
+def bias_gelu_forward(backend: Backend, x: Array, bias: Array) -> Array:
+    """Return y = gelu(x + bias), exact."""
+    return _bias_activation_forward("bias_gelu_forward", _GELU, backend, x, bias)
+
+
+def bias_gelu_backward(backend: Backend, dy: Array, x: Array, bias: Array, dbias: Array) -> tuple[Array, Array]:
+    """Write dbias; return dx, in the memory of dy, and y."""
+    return _bias_activation_backward("bias_gelu_backward", _GELU, backend, dy, x, bias, dbias)
+
+
+def bias_gelu_new_forward(backend: Backend, x: Array, bias: Array) -> Array:
+    """Return y = gelu(x + bias), approximated with tanh."""
+    return _bias_activation_forward("bias_gelu_new_forward", _GELU_NEW, backend, x, bias)
+
+
+def bias_gelu_new_backward(backend: Backend, dy: Array, x: Array, bias: Array, dbias: Array) -> tuple[Array, Array]:
+    """Write dbias; return dx, in the memory of dy, and y."""
+    return _bias_activation_backward("bias_gelu_new_backward", _GELU_NEW, backend, dy, x, bias, dbias)
+
+
+def bias_relu_forward(backend: Backend, x: Array, bias: Array) -> Array:
+    """Return y = max(x + bias, 0)."""
+    return _bias_activation_forward("bias_relu_forward", _RELU, backend, x, bias)
+
+
+def bias_relu_backward(backend: Backend, dy: Array, x: Array, bias: Array, dbias: Array) -> tuple[Array, Array]:
+    """Write dbias; return dx, in the memory of dy, and y."""
+    return _bias_activation_backward("bias_relu_backward", _RELU, backend, dy, x, bias, dbias)

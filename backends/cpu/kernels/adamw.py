@@ -51,9 +51,9 @@ def adamw_update(
 ) -> None:
     """Take one AdamW step, in place. Raises as `checks` does."""
     dtype, shape = parameters.dtype, parameters.shape
-    checks.vector_of_floats("adamw_update", "parameters", parameters)
+    checks.check_vector("adamw_update", "parameters", parameters)
     moments = ("first_moment", first_moment, shape), ("second_moment", second_moment, shape)
-    checks.same_kind(
+    checks.check_arrays(
         "adamw_update", dtype, ("gradients", gradients, shape), *moments, ("gradient_scale", gradient_scale, ())
     )
     scalar = dtype.type

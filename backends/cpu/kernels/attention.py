@@ -21,7 +21,7 @@ from numba import get_num_threads, get_thread_id, prange
 from backends import checks
 from backends.base import Array, Backend, score_bound
 from backends.cpu.kernels.bits import counter_word, kept
-from backends.cpu.kernels.blas import check_same_dtype, matrix, product, scalars
+from backends.cpu.kernels.blas import matrix, product, scalars
 from backends.cpu.kernels.dropout import DropoutPlan, plan
 from backends.cpu.kernels.elementary import exponential, type_of
 from backends.cpu.kernels.jit import elementwise, parallel, summing
@@ -236,42 +236,18 @@ def _sequences(keys: Array, layout: Any) -> tuple[tuple[Array, Array, Array, Any
     return (_starts(layout.queries), key_starts, slots % rows.slots, bound), mask, longest
 
 
-def _check(layout: Any, queries: Array, keys: Array, values: Array, *gradients: Array) -> None:
-    """Check that all arrays fit the layout, since BLAS sees addresses only.
+def _check_places(operation: str, layout: Any) -> None:
+    """Check the values of slot_of_row, by which the kernels find the rows of each sequence.
 
     Raises:
-        ValueError: shapes that do not fit, or a gradient that may not be written to.
-        TypeError: arrays of different dtypes.
+        ValueError: places outside the layout, or out of order.
     """
-    checks.matrix_of_floats("attention", "queries", queries)
-    checks.matrix_of_floats("attention", "keys", keys)
-    check_same_dtype(queries, keys, values, *gradients)
-    like = (queries, keys, keys) if not gradients else (queries, keys, keys, queries, queries, keys, keys)
-    fits = all(one.shape == other.shape for one, other in zip((queries, keys, values, *gradients), like, strict=True))
-    if not fits or queries.shape[1] != keys.shape[1] or queries.shape[1] % layout.attention_heads:
-        shapes = ", ".join(str(array.shape) for array in (queries, keys, values, *gradients))
-        raise ValueError(f"arrays do not fit an attention with {layout.attention_heads} attention heads: {shapes}")
-    for rows, side, what in ((queries, layout.queries, "queries"), (keys, layout.keys, "keys")):
-        expected = side.sequences * side.slots if side.slot_of_row is None else side.slot_of_row.shape[0]
-        if rows.shape[0] != expected:
-            raise ValueError(f"attention: {rows.shape[0]} rows of {what}, but the layout has {expected}")
-        places = side.slot_of_row
-        if places is not None and places.dtype.kind not in "iu":
-            raise TypeError(f"slot_of_row of the {what} must be integers, not {places.dtype}")
-        if places is not None and expected:
-            slots = side.sequences * side.slots
-            if places[0] < 0 or places[-1] >= slots or (places[1:] <= places[:-1]).any():
-                raise ValueError(f"slot_of_row of the {what} must increase, and lie between 0 and {slots - 1}")
-    if layout.queries.sequences != layout.keys.sequences:
-        raise ValueError(
-            f"attention: queries of {layout.queries.sequences} sequences, but keys of {layout.keys.sequences}"
-        )
-    if layout.mask is not None:
-        shape = layout.keys.sequences, 1, 1, layout.keys.slots
-        checks.same_kind("attention", queries.dtype, ("the mask", layout.mask, shape))
-    for gradient in gradients[1:]:  # BLAS would write to a read-only array without an error
-        if not gradient.flags.writeable:
-            raise ValueError("attention_backward: dqueries, dkeys and dvalues must be writeable arrays")
+    for name, rows in (("queries", layout.queries), ("keys", layout.keys)):
+        places, slots = rows.slot_of_row, rows.sequences * rows.slots
+        if places is None or not places.size:
+            continue
+        if places[0] < 0 or places[-1] >= slots or (places[1:] <= places[:-1]).any():
+            raise ValueError(f"{operation}: slot_of_row of the {name} must increase, and lie between 0 and {slots - 1}")
 
 
 def _scratch(backend: Backend, dtype: Any, layout: Any, keys: int, arrays: int) -> Array:
@@ -300,8 +276,9 @@ def attention_forward(
         ValueError: arrays that do not fit the layout.
         TypeError: dtypes that do not fit.
     """
+    checks.check_attention("attention_forward", queries, keys, values, layout)
+    _check_places("attention_forward", layout)
     dtype, (number, hidden) = queries.dtype, queries.shape
-    _check(layout, queries, keys, values)
     row_numbers, factors = plan("attention_forward", dropout, number, dtype)
     queries, q, ldq = matrix(queries)
     keys, k, ldk = matrix(keys)
@@ -333,9 +310,14 @@ def attention_backward(
         ValueError: arrays that do not fit the layout.
         TypeError: dtypes that do not fit.
     """
+    checks.check_attention("attention_backward", queries, keys, values, layout)
+    checks.check_attention_gradients("attention_backward", queries, keys, dcontext, dqueries, dkeys, dvalues)
+    _check_places("attention_backward", layout)
     dtype, width = queries.dtype, queries.shape[1] // layout.attention_heads
-    _check(layout, queries, keys, values, dcontext, dqueries, dkeys, dvalues)
-    checks.same_kind("attention_backward", dtype, ("saved", saved, (2, layout.attention_heads, queries.shape[0])))
+    checks.check_arrays("attention_backward", dtype, ("saved", saved, (2, layout.attention_heads, queries.shape[0])))
+    if not all(gradient.flags.writeable for gradient in (dqueries, dkeys, dvalues)):
+        # BLAS would write to a read-only array without an error
+        raise ValueError("attention_backward: dqueries, dkeys and dvalues must be writeable arrays")
     row_numbers, factors = plan("attention_backward", dropout, queries.shape[0], dtype)
     dcontext, dc, lddc = matrix(dcontext)
     queries, q, ldq = matrix(queries)

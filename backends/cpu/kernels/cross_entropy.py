@@ -69,7 +69,7 @@ def _backward(logits, labels, bound, scale, losses, dlogits):
             dlogits[i, :] = 0
 
 
-def _check_labels(labels: Array, logits: Array) -> None:
+def _check_labels(operation: str, logits: Array, labels: Array) -> None:
     """Check labels and logits, since compiled code indexes without a check.
 
     Raises:
@@ -77,13 +77,10 @@ def _check_labels(labels: Array, logits: Array) -> None:
         ValueError: not one label for every row, or logits that are not (M, V).
         TypeError: labels that are not integers, or logits that are not float32 or float64.
     """
-    checks.matrix_of_floats("cross_entropy", "logits", logits)
-    if labels.shape != logits.shape[:1]:
-        raise ValueError(f"logits of the shape {logits.shape} need {logits.shape[0]} labels, not {labels.shape}")
-    if labels.dtype.kind not in "iu":
-        raise TypeError(f"cross_entropy: labels must be integers, not {labels.dtype}")
-    if labels.size and int(labels.max()) >= logits.shape[1]:
-        raise IndexError(f"the label {int(labels.max())} has no logit: there are {logits.shape[1]}")
+    rows, columns = checks.check_matrix(operation, "logits", logits)
+    checks.check_integers(operation, "labels", labels, (rows,))
+    if rows and int(labels.max()) >= columns:
+        raise IndexError(f"{operation}: the label {int(labels.max())} has no logit; there are {columns} in each row")
 
 
 def cross_entropy_forward(backend: Backend, logits: Array, labels: Array) -> Array:
@@ -91,7 +88,7 @@ def cross_entropy_forward(backend: Backend, logits: Array, labels: Array) -> Arr
 
     Raises as `_check_labels` does.
     """
-    _check_labels(labels, logits)
+    _check_labels("cross_entropy_forward", logits, labels)
     losses = backend.empty((logits.shape[0],), logits.dtype)
     _forward(np.ascontiguousarray(logits), labels, losses)
     return losses
@@ -99,7 +96,7 @@ def cross_entropy_forward(backend: Backend, logits: Array, labels: Array) -> Arr
 
 def cross_entropy_backward(backend: Backend, logits: Array, labels: Array, scale: float) -> tuple[Array, Array]:
     """Return the losses (M,), and dlogits (M, V) of scale * sum(losses). Raises as `_check_labels` does."""
-    _check_labels(labels, logits)
+    _check_labels("cross_entropy_backward", logits, labels)
     losses, dlogits = backend.empty((logits.shape[0],), logits.dtype), backend.empty(logits.shape, logits.dtype)
     _backward(
         np.ascontiguousarray(logits),

@@ -47,7 +47,7 @@ def plan(operation: str, dropout: DropoutPlan | None, rows: int, dtype: Any) -> 
     """
     if dropout is None:
         return _NO_ROWS, (np.uint32(0), np.uint32(0), np.uint32(0), dtype.type(1.0))
-    checks.row_numbers(operation, dropout.row_numbers, rows)
+    checks.check_row_numbers(operation, dropout.row_numbers, rows)
     row_key, column_key = dropout.key
     keep_scale = dtype.type(dropout.keep_scale)
     factors = np.uint32(dropout.threshold), np.uint32(row_key), np.uint32(column_key), keep_scale
@@ -74,7 +74,7 @@ def dropout_forward(backend: Backend, x: Array, dropout: DropoutPlan | None) -> 
     """Return y = x * dropout_mask; without dropout (None), x itself. Raises as `checks` does."""
     if dropout is None:
         return x
-    rows, _ = checks.matrix_of_floats("dropout", "the array", x)
+    rows, _ = checks.check_matrix("dropout", "x", x)
     row_numbers, factors = plan("dropout", dropout, rows, x.dtype)
     y = backend.empty(x.shape, x.dtype)
     _drop(np.ascontiguousarray(x), factors, row_numbers, y)

@@ -40,19 +40,20 @@ def scatter_add(target: Array, indices: Array, rows: Array) -> None:
 
     One thread does it all: waking the others takes as long as all the additions of a usual batch.
     """
-    count, columns = checks.matrix_of_floats("embedding_backward", "dy", rows)
-    checks.same_kind("embedding_backward", rows.dtype, ("the table", target, (*target.shape[:1], columns)))
-    checks.indices("embedding_backward", "ids", indices, count, target.shape[0])
+    count, columns = checks.check_matrix("embedding_backward", "dy", rows)
+    checks.check_arrays("embedding_backward", rows.dtype, ("dtable", target, (*target.shape[:1], columns)))
+    checks.check_indices("embedding_backward", "ids", indices, count, target.shape[0])
     _scatter(target, np.ascontiguousarray(indices), np.ascontiguousarray(rows))
 
 
 def embedding_forward(backend: Backend, tables: tuple[Array, ...], ids: tuple[Array, ...]) -> Array:
     """Return y (N, H), the sum of one row of each table. Raises as `checks` does."""
-    _, columns = checks.matrix_of_floats("embedding_forward", "the first table", tables[0])
+    _, columns = checks.check_matrix("embedding_forward", "tables[0]", tables[0])
     for number, (table, indices) in enumerate(zip(tables, ids, strict=True)):
         shape = *table.shape[:1], columns
-        checks.same_kind("embedding_forward", tables[0].dtype, (f"table {number}", table, shape))
-        checks.indices("embedding_forward", f"ids {number}", indices, ids[0].shape[0], table.shape[0])
+        checks.check_arrays("embedding_forward", tables[0].dtype, (f"tables[{number}]", table, shape))
+        checks.check_integers("embedding_forward", f"ids[{number}]", indices, (ids[0].size,), ids[0].dtype)
+        checks.check_indices("embedding_forward", f"ids[{number}]", indices, ids[0].size, table.shape[0])
     y = backend.empty((ids[0].shape[0], tables[0].shape[1]), tables[0].dtype)
     contiguous = tuple(np.ascontiguousarray(table) for table in tables)
     _look_up(contiguous, tuple(np.ascontiguousarray(indices) for indices in ids), y)

@@ -164,9 +164,9 @@ def _check_backward(
 
     Raises as `checks` does.
     """
-    rows, columns = checks.matrix_of_floats(operation, name, x)
+    rows, columns = checks.check_matrix(operation, name, x)
     x_mean, inverse_deviation = statistics
-    checks.same_kind(
+    checks.check_arrays(
         operation,
         x.dtype,
         ("dy", dy, (rows, columns)),
@@ -180,8 +180,8 @@ def layer_norm_forward(
     backend: Backend, x: Array, weight: Array, bias: Array, eps: float
 ) -> tuple[Array, tuple[Array, Array]]:
     """Normalise every row of x (N, H); return y and the statistics x_mean and inverse_deviation. Raises as `checks`."""
-    _, columns = checks.matrix_of_floats("layer_norm_forward", "x", x)
-    checks.same_kind("layer_norm_forward", x.dtype, ("weight", weight, (columns,)), ("bias", bias, (columns,)))
+    _, columns = checks.check_matrix("layer_norm_forward", "x", x)
+    checks.check_arrays("layer_norm_forward", x.dtype, ("weight", weight, (columns,)), ("bias", bias, (columns,)))
     y, statistics = _outputs(backend, x)
     _norm_forward(np.ascontiguousarray(x), weight, bias, x.dtype.type(eps), y, *statistics)
     return y, statistics
@@ -219,9 +219,9 @@ def dropout_add_layer_norm_forward(
 ) -> tuple[Array, Array, tuple[Array, Array]]:
     """Return y = layer_norm(total), total = residual + dropout(x + bias), and the statistics. Raises as `checks`."""
     operation = "dropout_add_layer_norm_forward"
-    rows, columns = checks.matrix_of_floats(operation, "x", x)
+    rows, columns = checks.check_matrix(operation, "x", x)
     parameters = ("bias", bias), ("weight", weight), ("norm_bias", norm_bias)
-    checks.same_kind(
+    checks.check_arrays(
         operation,
         x.dtype,
         ("residual", residual, (rows, columns)),

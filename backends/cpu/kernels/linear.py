@@ -13,15 +13,9 @@ from backends.cpu.kernels.blas import multiply
 from backends.cpu.kernels.sums import column_sums
 
 
-def _check_matrices(operation: str, **arrays: Array) -> None:
-    """Check that all arrays are matrices; `multiply` checks whether they fit each other. Raises as `checks` does."""
-    for name, array in arrays.items():
-        checks.matrix_of_floats(operation, name, array)
-
-
 def linear_forward(backend: Backend, x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """Return y = x @ weight.T + bias: (N, in), (out, in), (out,) -> (N, out). Raises as `multiply` does."""
-    _check_matrices("linear_forward", x=x, weight=weight)
+    """Return y = x @ weight.T + bias: (N, in), (out, in), (out,) -> (N, out). Raises as `checks` does."""
+    checks.check_linear_forward(x, weight, bias)
     y = backend.empty((x.shape[0], weight.shape[0]), x.dtype)
     multiply(x, weight, y, transpose_b=True, bias=bias)
     return y
@@ -36,16 +30,14 @@ def linear_backward(
     dbias: Array | None = None,
     add_to: Array | None = None,
 ) -> Array:
-    """Write dweight and dbias; return dx, or add_to + dx in the memory of add_to. Raises as `multiply` does."""
+    """Write dweight and dbias; return dx, or add_to + dx in the memory of add_to. Raises as `checks` does."""
     linear_backward_weight(backend, dy, x, dweight, dbias)
     return linear_backward_input(backend, dy, weight, add_to)
 
 
 def linear_backward_weight(backend: Backend, dy: Array, x: Array, dweight: Array, dbias: Array | None = None) -> None:
-    """Write dweight (out, in) and, unless it is None, dbias (out,). Raises as `multiply` does."""
-    _check_matrices("linear_backward_weight", dy=dy, x=x, dweight=dweight)
-    if dbias is not None:
-        checks.same_kind("linear_backward_weight", dy.dtype, ("dbias", dbias, dy.shape[1:]))
+    """Write dweight (out, in) and, unless it is None, dbias (out,). Raises as `checks` does."""
+    checks.check_linear_backward_weight(dy, x, dweight, dbias)
     # y = x @ weight.T + bias
     multiply(dy, x, dweight, transpose_a=True)  # (out, in)
     if dbias is not None:
@@ -53,8 +45,8 @@ def linear_backward_weight(backend: Backend, dy: Array, x: Array, dweight: Array
 
 
 def linear_backward_input(backend: Backend, dy: Array, weight: Array, add_to: Array | None = None) -> Array:
-    """Return dx (N, in), or add_to + dx in the memory of add_to. Raises as `multiply` does."""
-    _check_matrices("linear_backward_input", dy=dy, weight=weight)
+    """Return dx (N, in), or add_to + dx in the memory of add_to. Raises as `checks` does."""
+    checks.check_linear_backward_input(dy, weight, add_to)
     dx = backend.empty((dy.shape[0], weight.shape[1]), dy.dtype) if add_to is None else add_to
     # y = x @ weight.T + bias
     multiply(dy, weight, dx, accumulate=add_to is not None)
