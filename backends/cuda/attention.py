@@ -89,20 +89,20 @@ class _Launches:
         grid = self.batch * self.attention_heads, tiles, tensors
         self._kernels.launch(name, self.dtype, grid, (_TILE, _TILE_ROWS), arguments, _TILE_BYTES)
 
-    def softmax(self, name: str, array: Array, other: Any, number: float, dropped: Array | None) -> None:
+    def softmax(self, name: str, array: Array, other: Any, number: float, dropped_weights: Array | None) -> None:
         """Launch a softmax kernel.
 
         Args:
             name: of the kernel.
             array: (B, A, Q, T), changed in place.
             other: the mask (forward) or the weights (backward).
-            number: the bound of the scores (forward) or their scale (backward).
-            dropped: (B, A, Q, T), for the dropped-out weights; or None.
+            number: the bound of the scores (forward) or score_scale (backward).
+            dropped_weights: (B, A, Q, T), weights * weights_dropout_mask, written; or None.
         """
         batch, attention_heads, slots, columns = array.shape
         inputs = array, other, np.float64(number), *self._dropout, *self.query_places
         sizes = int32(batch), int32(attention_heads), int32(slots), int32(columns)
-        arguments = *inputs, *sizes, NULL if dropped is None else dropped
+        arguments = *inputs, *sizes, NULL if dropped_weights is None else dropped_weights
         self._kernels.by_row(name, array.dtype, batch * attention_heads * slots, arguments)
 
 
@@ -118,15 +118,15 @@ def _weights(
     query_arguments = *_strided(queries), *launches.query_rows
     value_arguments = (NULL, np.int64(0)) if values is None else _strided(values)
     key_arguments = *_strided(keys), *value_arguments, *launches.key_rows
-    scale = np.float64(1.0 / math.sqrt(launches.width))
+    score_scale = np.float64(1.0 / math.sqrt(launches.width))
     outputs = q, k_turned, NULL if v is None else v
-    arguments = *query_arguments, *key_arguments, *launches.head_sizes, scale, *outputs
+    arguments = *query_arguments, *key_arguments, *launches.head_sizes, score_scale, *outputs
     launches.move("split_heads_forward", max(query_slots, key_slots), 2 if v is None else 3, arguments)
     scores = backend.cupy.matmul(q, k_turned)  # (B, A, Q, T)
     mask = NULL if layout.mask is None else contiguous(layout.mask)
-    dropped = None if dropout is None else empty(scores.shape, dtype)
-    launches.softmax("attention_softmax_forward", scores, mask, score_bound(np, dtype), dropped)
-    return scores, dropped, v
+    dropped_weights = None if dropout is None else empty(scores.shape, dtype)
+    launches.softmax("attention_softmax_forward", scores, mask, score_bound(np, dtype), dropped_weights)
+    return scores, dropped_weights, v
 
 
 def attention_weights(backend: Any, queries: Array, keys: Array, layout: Any) -> Array:
@@ -143,11 +143,11 @@ def attention_forward(
     """Return contexts and weights, in five launches: split, scores, softmax, contexts, merge."""
     checks.check_attention("attention_forward", queries, keys, values, layout, FLOATS)
     launches = _Launches(backend, "attention_forward", queries, keys, layout, dropout)
-    weights, dropped, v = _weights(backend, launches, queries, keys, values, layout, dropout)
-    context_of_heads = backend.cupy.matmul(weights if dropped is None else dropped, v)  # (B, A, Q, D)
+    weights, dropped_weights, v = _weights(backend, launches, queries, keys, values, layout, dropout)
+    c = backend.cupy.matmul(weights if dropped_weights is None else dropped_weights, v)  # (B, A, Q, D)
     context = backend.cupy.empty(queries.shape, queries.dtype)
     sizes = int32(launches.attention_heads), int32(launches.query_slots), int32(launches.width)
-    arguments = context_of_heads, *launches.query_places, *sizes, context
+    arguments = c, *launches.query_places, *sizes, context
     launches.move("merge_heads_forward", launches.query_slots, 1, arguments)
     return context, weights
 
@@ -193,15 +193,16 @@ def attention_backward(
     slots = max(query_slots, key_slots)
     arguments = *query_arguments, *key_arguments, *launches.head_sizes, *operands
     launches.move("split_heads_backward", slots, 4, arguments)
-    # context = (weights * mask) @ v
+    # c = dropped_weights @ v
     both = empty((2, *shape_of_weights), dtype)
-    dropped, dscores = both[0], both[1]
-    matmul(dc, v_turned, out=dscores)  # (B, A, Q, T), the gradient of the dropped-out weights
-    # weights = softmax(q @ k.T / sqrt(D) + mask)
-    scale = 1.0 / math.sqrt(launches.width)
-    launches.softmax("attention_softmax_backward", dscores, contiguous(saved), scale, dropped)
+    dropped_weights, dqk = both[0], both[1]
+    matmul(dc, v_turned, out=dqk)  # (B, A, Q, T); ddropped_weights until the kernel below overwrites it
+    # dropped_weights = weights * weights_dropout_mask, weights = softmax(qk * score_scale + mask)
+    score_scale = 1.0 / math.sqrt(launches.width)
+    launches.softmax("attention_softmax_backward", dqk, contiguous(saved), score_scale, dropped_weights)
+    # c = dropped_weights @ v, qk = q @ k.T
     dkv_turned = matmul(turned, both)  # (2, B, A, D, T)
     dv_turned, dk_turned = dkv_turned[0], dkv_turned[1]
-    dq = matmul(dscores, k)  # (B, A, Q, D)
+    dq = matmul(dqk, k)  # (B, A, Q, D)
     sizes = *launches.query_rows, *launches.key_rows, *launches.head_sizes
     launches.move("merge_heads_backward", slots, 3, (dq, dk_turned, dv_turned, *sizes, *gradient_arguments))

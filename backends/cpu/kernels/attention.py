@@ -143,7 +143,7 @@ def _forward(scaled, q, ldq, k, ldk, v, ldv, sequences, mask, dropout, row_numbe
                     row_word = counter_word(number, row_key)
                 key_words = column_words[first_key : first_key + keys]
                 _weigh_row(row, inverse_sum, row_word, key_words, threshold, keep_scale)
-            # c = dropped_weights @ v: (rows, keys), (keys, D) -> (rows, D)
+            # `scores` now holds dropped_weights; c = dropped_weights @ v: (rows, keys), (keys, D) -> (rows, D)
             _plain_product(
                 scaled, False, False, rows, width, keys,
                 scores.ctypes.data, keys, v + first_key * ldv * size + column, ldv,
