@@ -1,34 +1,37 @@
 """The seam between BERT's mathematics and the arrays it runs on.
 
-`Backend` holds what the Python Array API standard lacks, and nothing else: the error function, an
-accumulating scatter, moving data to and from the host, waiting for the device, memory figures, and the
-*twins*, faster versions of single operations. Everything else goes through `backend.xp`, an Array API
-namespace. Nothing here knows what BERT is.
+`Backend` holds only what the Python Array API standard lacks: the error function, a scatter that accumulates, moving
+data to and from the host, waiting for the device, memory figures, and the *twins*, which are faster versions of single
+operations. Everything else goes through `backend.xp`, an Array API namespace. Nothing here knows what BERT is.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
 
 Array = Any
-"""An array of whatever namespace the backend has; the standard offers no static type for it."""
+"""An array of the backend's namespace. The standard offers no static type for arrays."""
 
 
 class BackendError(RuntimeError):
-    """A device was asked for that this machine cannot offer; the message says why and what to do."""
+    """The machine cannot offer the device that was asked for. The message says why, and what to do."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory in bytes: in use now, in use at the worst moment so far, and all that the device has.
+    """Memory figures of a device, in bytes. A figure that the platform cannot tell is None.
 
-    A figure that the platform cannot tell is None.
+    Attributes:
+        used: in use now.
+        peak: the most that was in use so far.
+        total: what the device has.
     """
 
     used: int | None
@@ -40,11 +43,11 @@ class Backend(ABC):
     """Arrays on one device.
 
     Attributes:
-        name: for people: "cpu", "cuda:0".
+        name: as reports show it: "cpu", "cuda:0".
         xp: the Array API namespace.
-        device: what `xp` calls the device; passed to every function that creates an array.
-        twins: operation name -> a faster function of the same signature and meaning. Each takes the
-            backend as its first argument, as the definition does.
+        device: the device as `xp` knows it; passed to every function that creates an array.
+        twins: operation name -> a faster function of the same signature and meaning. Each takes the backend as its
+            first argument, as the definition does, and refuses arrays that do not match (see `backends/checks.py`).
     """
 
     name: str
@@ -54,65 +57,71 @@ class Backend(ABC):
 
     @abstractmethod
     def asarray(self, host: Any, dtype: Any = None) -> Array:
-        """Copy a list or NumPy array to the device; arrays that live there already pass through.
+        """Copy a list or NumPy array to the device. An array that lives there already is returned as it is.
 
         Args:
             host: numbers in nested lists, a NumPy array, or an array of this backend.
-            dtype: of `xp`, or None to keep the dtype.
+            dtype: a dtype of `xp`, or None to keep the dtype.
 
         Raises:
-            TypeError: an array of another library or device, which would hide a transfer.
+            TypeError: an array of another library or device. Moving it would hide a transfer.
         """
 
     @abstractmethod
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
-        """Copy to the host. Waits until the device has computed the array."""
+        """Copy an array to the host. This waits until the device has computed it."""
 
     @abstractmethod
     def scatter_add(self, target: Array, indices: Array, rows: Array, *, deterministic: bool = False) -> None:
-        """Add `rows[i]` to `target[indices[i]]`, in place, for every i; duplicates accumulate.
+        """Add `rows[i]` to `target[indices[i]]`, in place, for every i. Equal indices accumulate.
 
         Args:
             target: (V, H), changed in place.
-            indices: (N,) integers from 0 to V - 1; the caller has checked them.
+            indices: (N,) integers from 0 to V - 1. The caller has checked their values.
             rows: (N, H), dtype of `target`.
-            deterministic: bit-identical results from run to run even where the device's atomic
-                additions come in any order.
+            deterministic: give the same bits from run to run, even where the device's atomic additions come in any
+                order.
+
+        Raises:
+            ValueError, TypeError: shapes or dtypes that do not match.
         """
 
     @abstractmethod
     def erf(self, x: Array) -> Array:
-        """The error function 2/sqrt(pi) * integral of exp(-t^2) from 0 to x, elementwise."""
+        """Compute the error function 2/sqrt(pi) * integral of exp(-t^2) from 0 to x, elementwise."""
 
     @abstractmethod
     def synchronize(self) -> None:
-        """Wait until everything that was asked of the device is done."""
+        """Wait until the device has done all the work that was queued."""
 
     @abstractmethod
     def memory(self) -> Memory:
-        """Memory figures of the device."""
+        """Return the memory figures of the device."""
 
     @abstractmethod
     def description(self) -> str:
-        """One line for reports: library and version, device, threads."""
+        """Return one line for reports: library and version, device, threads."""
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """An uninitialised array, which a backend may take from memory that it used before."""
+        """Return an uninitialised array. A backend may give it memory that an earlier array used."""
         return self.xp.empty(shape, dtype=dtype, device=self.device)
 
     def upload(self, host: Mapping[str, Array]) -> dict[str, Array]:
-        """Several arrays at once, in one transfer where transfers cost something.
+        """Copy several host arrays to the device, in one transfer where transfers cost time.
 
         Args:
             host: name -> NumPy array.
 
         Returns:
-            Name -> the same values in an array of the backend, of the same dtype and shape.
+            Name -> array of the backend, with the same values, dtype and shape.
         """
         return {name: self.asarray(array) for name, array in host.items()}
 
     def dtype(self, name: str) -> Any:
-        """The namespace's dtype called "float32" or "float64".
+        """Return the namespace's dtype of a name.
+
+        Args:
+            name: "float32" or "float64".
 
         Raises:
             ValueError: another name, or a dtype that this device does not have.
@@ -126,19 +135,42 @@ class Backend(ABC):
 
 
 def score_bound(xp: Any, dtype: Any) -> float:
-    """The largest score that counts as finite: a quarter of the dtype's range.
+    """Return the largest attention score that counts as finite: a quarter of the dtype's range.
 
-    Two scores within the bound, or a score and a mask of twice the bound, never overflow when they meet.
+    The sum of two scores within the bound never overflows, nor does that of a score and a mask of twice the bound.
     """
     return float(xp.finfo(dtype).max) / 4
+
+
+class AdamWFactors(NamedTuple):
+    """The numbers that AdamW derives once per step (Loshchilov & Hutter 2017, algorithm 2; docs/gradients.md).
+
+    Attributes:
+        step_size: learning_rate / (1 - beta1**step), the learning rate with the bias correction of the first moment.
+        root_correction: 1 / sqrt(1 - beta2**step), the bias correction of the second moment's square root.
+        decay: 1 - learning_rate * weight_decay, the factor on the parameters.
+    """
+
+    step_size: float
+    root_correction: float
+    decay: float
+
+
+def adamw_factors(learning_rate: float, beta1: float, beta2: float, weight_decay: float, step: int) -> AdamWFactors:
+    """Return the factors of AdamW's step number `step` (the first is 1), for the definition and for every twin."""
+    return AdamWFactors(
+        step_size=learning_rate / (1.0 - beta1**step),
+        root_correction=1.0 / math.sqrt(1.0 - beta2**step),
+        decay=1.0 - learning_rate * weight_decay,
+    )
 
 
 def segment_sums(xp: Any, indices: Array, rows: Array) -> tuple[Array, Array]:
     """Sum the rows that share an index, deterministically, in the standard's own functions.
 
-    Sorting brings equal indices together. A segmented scan (Hillis & Steele, "Data parallel algorithms",
-    1986) then sums every run of equal indices in log2(longest run) steps: after step k each row holds the
-    sum of up to 2**k rows that end at it, so the last row of a run ends with the run's whole sum.
+    Sorting brings equal indices together. A segmented scan (Hillis & Steele, "Data parallel algorithms", 1986) then
+    sums every run of equal indices in log2(longest run) steps. After step k each row holds the sum of the up to 2**k
+    rows of its run that end with it. So the last row of a run ends up with the sum of the whole run.
 
     Args:
         xp: the Array API namespace.
@@ -146,7 +178,7 @@ def segment_sums(xp: Any, indices: Array, rows: Array) -> tuple[Array, Array]:
         rows: (N, H).
 
     Returns:
-        (U,) the distinct indices in increasing order, and (U, H) the sums of their rows.
+        The distinct indices (U,) in increasing order, and the sums (U, H) of their rows.
     """
     order = xp.argsort(indices, stable=True)
     indices, rows = xp.take(indices, order, axis=0), xp.take(rows, order, axis=0)

@@ -93,14 +93,14 @@ class AdamW:
         """
         self._check_gradients(gradients)
         self.steps += 1
-        norm, scale = clipping_scale(self.model, gradients, self.max_norm)
+        norm, gradient_scale = clipping_scale(self.model, gradients, self.max_norm)
         parameters, first, second = self.model.parameters, self.first_moment, self.second_moment
         decayed = parameters.decayed, gradients.decayed, first.decayed, second.decayed
         others = parameters.others, gradients.others, first.others, second.others
         beta1, beta2 = self.betas
         for arrays, weight_decay in ((decayed, self.weight_decay), (others, 0.0)):
             self.model.kernels.adamw_update(
-                *arrays, scale, learning_rate, beta1, beta2, self.epsilon, weight_decay, self.steps
+                *arrays, gradient_scale, learning_rate, beta1, beta2, self.epsilon, weight_decay, self.steps
             )
         return norm
 

@@ -1,19 +1,19 @@
 """Random bits from a counter: the same draws on every device, and nothing to save for a resume.
 
-A conventional generator has a state that advances with every draw, so the draws depend on the order
-of the calls, on the library and on the device. Here a draw is a pure function of *where* it is used:
+A conventional generator has a state that advances with every draw. So its draws depend on the order of the calls, on
+the library and on the device. Here a draw is a pure function of the *place* where it is used:
 
-    (seed, stream, step, layer, site)  ->  a key of two 32-bit words        (`derive_key`, on the host)
-    key, row, column                   ->  32 random bits                   (`random_bits`, on the device)
+    (seed, stream, step, layer, site)  ->  (row_key, column_key), two 32-bit words      (`derive_key`, on the host)
+    key, row, column                   ->  32 random bits                               (`random_bits`, on the device)
 
-in wrapping 32-bit integer arithmetic, which NumPy, CuPy, CUDA C++ and Numba all compute alike. A row
-is numbered by what it *is* (which sequence, which position), not by where it happens to be stored, so
-splitting a batch, leaving out padding or pruning the last layer does not change a single bit. The
-backward pass draws its masks again instead of storing them.
+The arithmetic is that of 32-bit integers that wrap, which NumPy, CuPy, CUDA C++ and Numba all compute alike. A row's
+number says what the row *is* (which sequence, which position), not where the row is stored. So splitting a batch,
+leaving out padding or pruning the last layer does not change a single bit. The backward pass draws its masks again
+instead of storing them.
 
-The idea is that of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); the mixing
-function is Chris Wellons' `lowbias32` (two multiplications, measured bias 0.17), which is much cheaper
-than Philox and ample for dropout, masking and shuffling. It is not for cryptography.
+The idea comes from Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). The mixing function is
+Chris Wellons' `lowbias32` (two multiplications, measured bias 0.17), which is much cheaper than Philox and good enough
+for dropout, masking and shuffling. It is not for cryptography.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FIRST_MULTIPLIER, _SECOND_MULTIPLIER = 0x7FEB352D, 0x846CA68B  # of lowbias32
 
 
 class Stream(IntEnum):
-    """What random bits are drawn for. Different streams never share a key."""
+    """The purposes of random bits. Different streams never share a key."""
 
     INITIALISATION = 1
     ORDER = 2
@@ -44,9 +44,9 @@ class Stream(IntEnum):
 
 
 def _mix(words: Array) -> Array:
-    """`lowbias32`: a bijection of 32-bit words in which every input bit reaches every output bit.
+    """Apply `lowbias32`, a bijection of 32-bit words in which every input bit affects every output bit.
 
-    Products of uint32 arrays wrap by themselves.
+    Products of uint32 arrays wrap without further code.
     """
     words = words ^ (words >> 16)
     words = words * _FIRST_MULTIPLIER
@@ -56,7 +56,7 @@ def _mix(words: Array) -> Array:
 
 
 def _mix_int(word: int) -> int:
-    """`_mix` of a Python int, which does not wrap by itself."""
+    """Apply `_mix` to a Python int, which does not wrap and is cut to 32 bits after each product."""
     word ^= word >> 16
     word = (word * _FIRST_MULTIPLIER) & _WORD
     word ^= word >> 15
@@ -65,31 +65,35 @@ def _mix_int(word: int) -> int:
 
 
 def derive_key(seed: int, stream: Stream, *path: int) -> Key:
-    """The key for one use of randomness, e.g. `derive_key(seed, Stream.DROPOUT, step, layer, site)`.
+    """Return the key for one use of randomness, e.g. `derive_key(seed, Stream.DROPOUT, step, layer, site)`.
 
     Args:
         seed: any integer from 0 to 2**64 - 1.
-        stream: what the bits are for.
-        path: further integers from 0 to 2**64 - 1 that tell this use from the others; their number matters.
+        stream: the purpose of the bits.
+        path: further integers from 0 to 2**64 - 1, which distinguish this use from others. Paths of different lengths
+            give different keys.
+
+    Returns:
+        (row_key, column_key), two 32-bit words.
 
     Raises:
         ValueError: an integer outside that range.
     """
-    low, high = _mix_int(len(path) + 1), _mix_int(_GOLDEN)
+    row_key, column_key = _mix_int(len(path) + 1), _mix_int(_GOLDEN)
     for value in (seed, int(stream), *path):
         if not 0 <= value < 2**64:
             raise ValueError(f"random keys are made of integers from 0 to 2**64 - 1; got {value}")
         for word in (value & _WORD, value >> 32):
-            low = _mix_int(low ^ _mix_int((word + _GOLDEN) & _WORD))
-            high = _mix_int((high + low) & _WORD)
-    return low, high
+            row_key = _mix_int(row_key ^ _mix_int((word + _GOLDEN) & _WORD))
+            column_key = _mix_int((column_key + row_key) & _WORD)
+    return row_key, column_key
 
 
 def random_bits(rows: Array, key: Key, columns: int | None = None) -> Array:
-    """32 independent random bits for every counter.
+    """Return 32 independent random bits for every row and column.
 
     Args:
-        rows: (R,) uint32, the numbers of the rows; wraps, need not be contiguous or sorted.
+        rows: (R,) uint32, the numbers of the rows; they need not be contiguous or sorted.
         key: from `derive_key`.
         columns: how many columns to draw, or None for one word per row.
 
@@ -97,10 +101,11 @@ def random_bits(rows: Array, key: Key, columns: int | None = None) -> Array:
         (R, columns) uint32, or (R,) without `columns`, in the namespace and on the device of `rows`.
         Entry (r, c) depends on `key`, `rows[r]` and `c` only.
     """
-    row_words = _mix(rows * _GOLDEN + key[0])
+    row_key, column_key = key
+    row_words = _mix(rows * _GOLDEN + row_key)  # (R,)
     if columns is None:
-        return _mix(row_words + key[1])
+        return _mix(row_words + column_key)
     xp = array_namespace(rows)
     counters = xp.arange(columns, dtype=xp.uint32, device=device(rows))
-    column_words = _mix(counters * _GOLDEN + key[1])
-    return _mix(row_words[:, None] + column_words[None, :])
+    column_words = _mix(counters * _GOLDEN + column_key)  # (columns,)
+    return _mix(row_words[:, None] + column_words[None, :])  # (R, columns)

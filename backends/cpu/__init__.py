@@ -1,1 +1,1 @@
-"""NumPy on the CPU, with kernels that Numba compiles."""
+"""The CPU backend: NumPy, with kernels that Numba compiles."""

@@ -1,6 +1,6 @@
 """Arrays on a CPU: NumPy, with SciPy where NumPy has no function.
 
-SciPy is imported by what needs it: its import takes as long as embedding a few sentences.
+SciPy is imported only inside the methods that need it, since its import takes as long as embedding a few sentences.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from backends import checks
 from backends.base import Array, Backend, Memory
 from backends.cpu.buffers import BufferPool
 
-_POOL = BufferPool()  # one for all models of the process
+_POOL = BufferPool()  # shared by all models of the process
 
 
 class NumpyBackend(Backend):
-    """NumPy on the CPU. The host and the device are the same memory, so transfers copy nothing.
+    """NumPy on the CPU. Host and device share one memory, so transfers copy nothing.
 
     Attributes:
-        pool: where `empty` takes large arrays from.
+        pool: gives `empty` the memory of large arrays.
     """
 
     name = "cpu"
@@ -36,8 +36,8 @@ class NumpyBackend(Backend):
     pool = _POOL
 
     @cached_property
-    def twins(self) -> Mapping[str, Callable[..., Any]]:  # type: ignore[override] # can be assigned to, all the same
-        """Imported when they are asked for: who computes with the definitions need not wait for them."""
+    def twins(self) -> Mapping[str, Callable[..., Any]]:  # type: ignore[override] # assignable, as the base promises
+        """Loaded on first use; runs that compute with the definitions never import Numba."""
         from backends.cpu.twins import twins
 
         return twins()
@@ -54,17 +54,17 @@ class NumpyBackend(Backend):
     def scatter_add(self, target: Array, indices: Array, rows: Array, *, deterministic: bool = False) -> None:
         """See `Backend.scatter_add`; always deterministic here.
 
-        One sparse product sums the rows of each distinct index: row u of the (U, N) matrix has a one in every
-        column i with `indices[i] == unique[u]`. `np.add.at` does the same an order of magnitude slower, because its
-        fast path covers one-dimensional arrays only. Numba's scatter-add is not called here but by its twin of
-        `embedding_backward`, so that a model with kernels="reference" runs no compiled kernel.
+        One sparse product sums the rows of each distinct index. Row u of its (U, N) matrix has a one in every column
+        i with `indices[i] == unique[u]`. `np.add.at` does the same ten times slower, because its fast path covers
+        one-dimensional arrays only. Numba's scatter-add is not used here: only its twin of `embedding_backward` calls
+        it, so that a model with kernels="reference" runs no compiled kernel.
 
         Raises:
-            ValueError, TypeError: arrays that do not fit each other.
-            IndexError: an index outside the target, where NumPy alone would count negative ones from the end.
+            ValueError, TypeError: arrays that do not match.
+            IndexError: an index outside the target. NumPy alone would count negative ones from the end.
         """
-        checks.same_kind("scatter_add", rows.dtype, ("target", target, (*target.shape[:1], *rows.shape[1:])))
-        checks.indices("scatter_add", "indices", indices, rows.shape[0], target.shape[0])
+        checks.check_arrays("scatter_add", rows.dtype, ("target", target, (*target.shape[:1], *rows.shape[1:])))
+        checks.check_indices("scatter_add", "indices", indices, rows.shape[0], target.shape[0])
         if rows.shape[0] == 0:
             return
         from scipy import sparse
@@ -82,10 +82,10 @@ class NumpyBackend(Backend):
         return special.erf(x)
 
     def synchronize(self) -> None:
-        """Nothing to wait for: NumPy returns when it has computed."""
+        """Return at once: NumPy has no queue, so there is nothing to wait for."""
 
     def memory(self) -> Memory:
-        """Of this process (used, peak) and this machine (total)."""
+        """Return the memory of this process (used, peak) and of this machine (total)."""
         return Memory(used=_resident_bytes(), peak=_peak_resident_bytes(), total=_physical_bytes())
 
     def description(self) -> str:

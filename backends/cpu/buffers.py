@@ -1,11 +1,11 @@
-"""Memory for large arrays, used again as soon as nothing refers to it.
+"""A pool of memory for large arrays, which is used again as soon as no array refers to it.
 
-A training step asks for the same shapes as the one before it. Fresh memory costs a page fault for every 4 KiB
-that is touched, so the memory of arrays that are gone is kept and handed out again.
+A training step asks for the same shapes as the step before it. Fresh memory costs a page fault for every 4 KiB that is
+touched, so the pool keeps the memory of arrays that are gone, and gives it to new ones.
 
-Reuse cannot overwrite anything: an array made here, and with it every view of it, holds a reference to the
-lease of its memory, and only when the last of them is gone does the lease return the memory to the pool. Two
-caches that are both kept, or logits that are, simply hold their memory.
+Reuse cannot overwrite an array. Every array made here, and every view of it, holds a reference to the lease of its
+memory. The lease returns the memory to the pool only when the last of them is gone. A user who keeps logits, or two
+caches, simply keeps their memory.
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ from typing import Any
 import numpy as np
 
 SMALLEST = 1 << 16
-"""Bytes; smaller arrays are left to NumPy, whose own allocator reuses them."""
+"""Bytes. Smaller arrays are left to NumPy, whose own allocator reuses their memory."""
 
 _ALIGNMENT = 64  # bytes: a cache line, and the longest vector
 
 
 class _Block:
-    """A stretch of a segment: in use, or free. Its neighbours in the segment are `before` and `after`.
+    """A part of a segment, in use or free.
 
     Attributes:
         memory: the whole segment.
         start: the address.
         size: in bytes.
+        before: its neighbour in the segment, at lower addresses; None for the first block.
+        after: its neighbour at higher addresses; None for the last block.
+        free: True if no array uses it.
     """
 
     __slots__ = ("after", "before", "free", "memory", "size", "start")
@@ -43,12 +46,12 @@ class _Block:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing else is in the segment."""
+        """True if this block is the only one in its segment."""
         return self.before is None and self.after is None
 
 
 class _Lease:
-    """A block in use; NumPy finds it through `__array_interface__` and keeps it alive."""
+    """A block in use. NumPy reads `__array_interface__`, and each array on it keeps the lease alive."""
 
     def __init__(self, returned: deque[_Block], block: _Block, shape: tuple[int, ...], dtype: Any) -> None:
         self._returned, self._block = returned, block
@@ -60,36 +63,38 @@ class _Lease:
         }
 
     def __del__(self) -> None:
-        # Only this, which no lock guards: a lease may die on any line of any thread, in the pool's own code, too.
+        # A lease may die on any line of any thread, even in the pool's own code. So this must not take the lock, and
+        # does nothing but append to a deque, which is safe without one.
         self._returned.append(self._block)
 
 
 class BufferPool:
-    """Segments of memory, of which arrays get blocks.
+    """Segments of memory, divided into blocks, which arrays use.
 
-    The smallest free block that is large enough is taken; what is left of it stays free, and free neighbours become
-    one block again. So a small batch lives in the memory of a large one. Where no block is large enough, a new segment
-    is allocated, and segments that are idle and smaller are given up for it: a batch larger than all before takes the
-    place of theirs. What is kept is thus close to what the largest step needed, while steps of one size, once all they
-    ask for is there, allocate nothing (a larger segment is never given up for a smaller one, so they come to rest).
-    `clear` gives up all that is not in use.
+    An array gets the smallest free block that is large enough. The rest of the block stays free, and free neighbours
+    become one block again. So a small batch uses the memory of a large one.
+
+    If no block is large enough, the pool allocates a new segment, and gives up smaller segments that are idle in
+    exchange. The pool thus keeps about as much memory as the largest step needed. Steps of one size allocate nothing
+    once the pool has all that they ask for. A larger segment is never given up for a smaller one, so steps of two sizes
+    in turn also stop allocating. `clear` gives up all that is not in use.
 
     Attributes:
         reserved: bytes that were allocated and not given up.
     """
 
     def __init__(self) -> None:
-        self._free: list[tuple[int, int, _Block]] = []  # by size, then address: the lowest first, to keep ends free
+        self._free: list[tuple[int, int, _Block]] = []  # sorted by size, then address, so that high addresses stay free
         self._returned: deque[_Block] = deque()
         self._lock = threading.Lock()
         self.reserved = 0
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
-        """An uninitialised array."""
+        """Return an uninitialised array."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if size < SMALLEST:
             return np.empty(shape, dtype=dtype)
-        # In eighths of a power of two, so that batches whose number of tokens varies a little need the same.
+        # Sizes are rounded up, in eighths of a power of two, so that batches of about equal size need equal blocks.
         step = 1 << (size.bit_length() - 4)
         size = -(-size // step) * step
         with self._lock:
@@ -109,7 +114,7 @@ class BufferPool:
                 self._give_up(block)
 
     def _allocate(self, size: int) -> _Block:
-        """A new segment, in exchange for idle ones that are too small: the smallest first, no more than needed."""
+        """Allocate a segment, and give up idle ones that are too small: the smallest first, no more than needed."""
         given_up = 0
         for _, _, block in [entry for entry in self._free if entry[-1].whole]:
             if given_up >= size:
@@ -126,7 +131,7 @@ class BufferPool:
         self.reserved -= block.memory.nbytes
 
     def _split(self, block: _Block, size: int) -> None:
-        """Cut off what an array does not need; sizes are multiples of the alignment."""
+        """Cut off the rest of a block that an array does not need; sizes are multiples of the alignment."""
         rest = _Block(block.memory, block.start + size, block.size - size)
         block.size = size
         rest.before, rest.after, block.after = block, block.after, rest
@@ -135,7 +140,7 @@ class BufferPool:
         self._insert(rest)
 
     def _take_back(self) -> None:
-        """Blocks whose leases have died become free, one with their free neighbours."""
+        """Free the blocks whose leases have died, and join them with their free neighbours."""
         while self._returned:
             block = self._returned.popleft()
             if (after := block.after) is not None and after.free:

@@ -1,8 +1,8 @@
-"""How many threads compute on the CPU: NumPy's BLAS and the kernels share the cores.
+"""The number of threads that compute on the CPU, in NumPy's BLAS and in the kernels.
 
-Two sets of threads that work at the same time, or spin while they wait, rob each other. The kernels run on
-Numba's threads, matrix products included (see `backends/cpu/kernels/blas.py`), so that NumPy's BLAS has its
-cores to itself whenever it is called.
+Two sets of threads that work at the same time, or that spin while they wait, take processor time from each other. So
+the kernels run all their work on Numba's threads, matrix products included (see `backends/cpu/kernels/blas.py`). When
+NumPy's BLAS is called, no kernel is running, and the BLAS has the cores to itself.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from backends.base import BackendError
 
 
 def set_threads(number: int) -> None:
-    """Compute with this many threads, in NumPy's BLAS and in the kernels alike.
+    """Set the number of threads of NumPy's BLAS and of the kernels.
 
-    The kernels' number is that of the calling Python thread, as Numba keeps it.
+    Numba keeps a number of threads for each Python thread. This sets the number of the calling one.
 
     Args:
-        number: at least 1; results are bit-identical from run to run with the same number.
+        number: at least 1. Runs with the same number give the same bits.
 
     Raises:
         ValueError: fewer than 1, or more than the kernels can have.
-        BackendError: threadpoolctl, which reaches NumPy's BLAS, is not installed.
+        BackendError: threadpoolctl, which sets the threads of NumPy's BLAS, is not installed.
     """
     if number < 1:
         raise ValueError(f"the number of threads must be at least 1, not {number}")
@@ -38,7 +38,7 @@ def set_threads(number: int) -> None:
         if number > numba.config.NUMBA_NUM_THREADS:
             raise ValueError(
                 f"{number} threads were asked for, but the kernels have {numba.config.NUMBA_NUM_THREADS}, one per "
-                "core that this process may use; the environment variable NUMBA_NUM_THREADS allows more"
+                "core that this process may use; set the environment variable NUMBA_NUM_THREADS to allow more"
             )
         numba.set_num_threads(number)
     libraries = _blas_libraries()
@@ -46,22 +46,22 @@ def set_threads(number: int) -> None:
         if not _is_scipys(library):
             library.set_num_threads(number)
     if "backends.cpu.kernels" in sys.modules and not any(map(_is_scipys, libraries)):
-        hold_kernel_blas()  # NumPy and the kernels share one BLAS, which each thread of the kernels calls
+        hold_kernel_blas()  # NumPy and the kernels share one BLAS, and each thread of the kernels calls it
 
 
 def hold_kernel_blas() -> None:
-    """Hold the BLAS that kernels call, SciPy's, at one thread: they call it from every thread of their own.
+    """Set SciPy's BLAS to one thread, because the kernels call it from every thread of their own.
 
-    To be called when SciPy has loaded it.
+    Call this after SciPy has loaded its BLAS.
     """
     libraries = _blas_libraries()
     scipys = [library for library in libraries if _is_scipys(library)]
-    for library in scipys or libraries:  # where NumPy and SciPy share one BLAS, that one
+    for library in scipys or libraries:  # where NumPy and SciPy share one BLAS, there is no library of SciPy's own
         library.set_num_threads(1)
 
 
 def describe_threads() -> str:
-    """One line for reports: the BLAS of NumPy and its threads."""
+    """Return one line for reports: the BLAS of NumPy and its threads."""
     if importlib.util.find_spec("threadpoolctl") is None:
         return f"{os.cpu_count()} logical cores"
     names = [
@@ -80,6 +80,6 @@ def _blas_libraries() -> list[Any]:
 
 
 def _is_scipys(library: Any) -> bool:
-    """Whether SciPy's wheel brought the library: in scipy.libs (Linux, Windows) or scipy/.dylibs (macOS)."""
+    """True if SciPy's wheel brought the library, in scipy.libs (Linux, Windows) or scipy/.dylibs (macOS)."""
     path = Path(library.filepath)
     return path.parent.name == "scipy.libs" or path.parts[-3:-1] == ("scipy", ".dylibs")

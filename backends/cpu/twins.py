@@ -1,14 +1,13 @@
 """Fast twins for the NumPy backend: operation name -> a faster function of the same meaning.
 
-The definition of every operation is in `minibert/ops/`, in the standard's own functions. A twin here may do
-anything that NumPy can, as long as `tests/ops/test_twins.py` finds the same values, dtype and shape.
+The definition of every operation is in `minibert/ops/`, in the standard's own functions. A twin here may use all of
+NumPy, as long as `tests/ops/test_twins.py` finds the same values, dtype and shape.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from backends import checks
-from backends.base import Array, Backend
+from backends.base import Array, Backend, adamw_factors
 
-_BLOCK = 1 << 15  # elements of one pass: the seven arrays of an AdamW step then stay in a core's second-level cache
+_BLOCK = 1 << 15  # elements in a block: the seven arrays of an AdamW step then stay in a core's second-level cache
 
 
 def adamw_update(
@@ -35,17 +34,25 @@ def adamw_update(
     weight_decay: float,
     step: int,
 ) -> None:
-    """One AdamW step, block by block and without temporaries: the definition reads memory a dozen times more."""
-    dtype, shape = parameters.dtype, parameters.shape
-    moments = ("first_moment", first_moment, shape), ("second_moment", second_moment, shape)
-    checks.same_kind(
-        "adamw_update", dtype, ("gradients", gradients, shape), *moments, ("gradient_scale", gradient_scale, ())
+    """Take one AdamW step, block by block and without temporaries; the definition reads memory a dozen times as often.
+
+    Raises:
+        ValueError, TypeError: arrays that do not match.
+    """
+    operation, dtype = "adamw_update", parameters.dtype
+    size = checks.check_vector(operation, "parameters", parameters)
+    checks.check_arrays(
+        operation,
+        dtype,
+        ("gradients", gradients, (size,)),
+        ("first_moment", first_moment, (size,)),
+        ("second_moment", second_moment, (size,)),
+        ("gradient_scale", gradient_scale, ()),
     )
     gradient_scale = dtype.type(gradient_scale)
-    root_correction = 1.0 / math.sqrt(1.0 - beta2**step)
-    step_size = learning_rate / (1.0 - beta1**step)
-    buffers = np.empty((2, min(_BLOCK, parameters.size)), dtype=parameters.dtype)
-    for start in range(0, parameters.size, _BLOCK):
+    step_size, root_correction, decay = adamw_factors(learning_rate, beta1, beta2, weight_decay, step)
+    buffers = np.empty((2, min(_BLOCK, size)), dtype=dtype)
+    for start in range(0, size, _BLOCK):
         block = slice(start, start + _BLOCK)
         p, m, v = parameters[block], first_moment[block], second_moment[block]
         g, scratch = buffers[0, : p.size], buffers[1, : p.size]
@@ -62,7 +69,7 @@ def adamw_update(
         g += epsilon
         np.divide(m, g, out=g)
         g *= step_size
-        p *= 1.0 - learning_rate * weight_decay
+        p *= decay
         p -= g
 
 
@@ -71,20 +78,19 @@ NUMPY_TWINS: Mapping[str, Callable[..., Any]] = {"adamw_update": adamw_update}
 
 @functools.cache
 def numba_kernels() -> Any:
-    """The package `backends.cpu.kernels`, or None where Numba is not installed.
+    """Return the package `backends.cpu.kernels`, or None where Numba is not installed.
 
-    An installation that is broken (a Numba too old for this NumPy, say) is reported in a warning, and then
-    treated as none.
+    A broken installation (for instance a Numba that is too old for this NumPy) gives a warning, and then None.
     """
     if any(importlib.util.find_spec(name) is None for name in ("numba", "threadpoolctl")):
         return None
     try:
         return importlib.import_module("backends.cpu.kernels")
-    # what it raises where no folder can take its cache, or where compiling is switched off, is no ImportError
+    # Numba raises RuntimeError where no folder can take its cache, and AttributeError where compiling is switched off
     except (ImportError, AttributeError, RuntimeError) as error:
         warnings.warn(
             f"Numba is installed but cannot be used ({error}), so training will be slower. Try pip install --upgrade "
-            "'.[fast]'; where no folder is writable, set NUMBA_CACHE_DIR to one that is",
+            "'.[fast]'; if no folder is writable, set NUMBA_CACHE_DIR to one that is",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -92,6 +98,6 @@ def numba_kernels() -> Any:
 
 
 def twins() -> Mapping[str, Callable[..., Any]]:
-    """Numba's twins where it is installed, otherwise those in plain NumPy."""
+    """Return Numba's twins where it is installed, otherwise those in plain NumPy."""
     kernels = numba_kernels()
     return NUMPY_TWINS if kernels is None else kernels.TWINS

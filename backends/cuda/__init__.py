@@ -1,1 +1,1 @@
-"""CuPy on a CUDA GPU, with kernels that NVRTC compiles."""
+"""The CUDA backend: CuPy, with kernels that NVRTC compiles."""

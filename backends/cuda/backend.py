@@ -1,32 +1,34 @@
-"""Arrays on a CUDA GPU: CuPy. Written with its plainest documented calls (see docs/cuda.md)."""
+"""Arrays on a CUDA GPU: CuPy, used through its plainest documented calls (see docs/cuda.md)."""
 
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from backends import checks
 from backends.base import Array, Backend, BackendError, Memory
-from backends.cuda.launch import CudaKernels, checked, column_block, int32, output, shared_bytes
+from backends.cuda.launch import FLOATS, INT32, CudaKernels, column_block, contiguous, int32, shared_bytes
 from backends.cuda.twins import TWINS
 
-_CUBLAS_TF32_TENSOR_OP_MATH = 3  # of cublas_api.h; CuPy has no name for it
-_LONGEST_SHORT_RUN = 64  # of equal indices, as most are; most blocks have nothing to do, and had better be small
-_UPLOAD_ALIGNMENT = 16  # bytes, between the arrays of one transfer: more than any dtype needs
+_CUBLAS_TF32_TENSOR_OP_MATH = 3  # from cublas_api.h; CuPy has no name for it
+_LONGEST_SHORT_RUN = 64  # equal indices; most runs are shorter, and most blocks have nothing to do, so blocks are small
+_UPLOAD_ALIGNMENT = 16  # bytes; each array of a transfer starts at a multiple, which is enough for every dtype
 
 
 class CupyBackend(Backend):
     """CuPy on one CUDA device.
 
-    Work is queued on the device's current stream: a call returns before the device has computed.
-    Reading a value (`float`, `to_numpy`) waits, so the training loop reads only what it reports.
+    Work is queued on the device's current stream, so a call returns before the device has computed. Reading a value
+    (`float`, `to_numpy`) waits for the device, so the training loop reads only the values that it reports.
 
-    One GPU per process, computed on from the thread that made the backend: CuPy keeps the current device, and the
-    mode of matrix products, per thread, and this class sets them only when it is made. On another thread, or after
-    a second backend on another GPU was made, new arrays would come to lie on another device than `name` says.
+    Use one GPU per process, and only from the thread that made the backend. CuPy keeps the current device and the mode
+    of matrix products per thread, and this class sets them only when it is made. On another thread, or after a second
+    backend was made on another GPU, new arrays would lie on another device than `name` says.
 
     Args:
         index: the number of the GPU, or None for the current one.
@@ -34,8 +36,8 @@ class CupyBackend(Backend):
     Attributes:
         cupy: the module.
         kernels: launches the CUDA kernels.
-        deterministic: embeddings are added in a fixed order; MINIBERT_DETERMINISTIC=1 in the environment.
-        tf32: float32 products round their operands to 10 bits of fraction; CUPY_TF32=1 in the environment.
+        deterministic: True if embeddings are added in a fixed order (MINIBERT_DETERMINISTIC=1 in the environment).
+        tf32: True if float32 products round their operands to 10 bits of fraction (CUPY_TF32=1 in the environment).
 
     Raises:
         BackendError: CuPy, the driver, or the GPU is missing.
@@ -51,10 +53,10 @@ class CupyBackend(Backend):
         self.xp = array_api_compat.cupy
         self.name = f"cuda:{index}"
         self.device = cupy.cuda.Device(index)
-        self.device.use()  # new arrays, kernels and the memory pool of this thread belong to it
+        self.device.use()  # from now on, this thread's new arrays, kernels and memory pool belong to the device
         self.kernels = CudaKernels(cupy)
         self.tf32 = os.environ.get("CUPY_TF32", "0") not in ("", "0")
-        if self.tf32:  # CuPy reads it itself, but for plain products only; this is for batched ones and `gemm`
+        if self.tf32:  # CuPy reads CUPY_TF32 for plain products only; this sets it for batched products and `gemm`
             cupy.cuda.cublas.setMathMode(self.device.cublas_handle, _CUBLAS_TF32_TENSOR_OP_MATH)
         self.deterministic = os.environ.get("MINIBERT_DETERMINISTIC", "0") not in ("", "0")
 
@@ -66,8 +68,8 @@ class CupyBackend(Backend):
     def upload(self, host: Mapping[str, Array]) -> dict[str, Array]:
         """See `Backend.upload`.
 
-        CuPy copies the packed arrays to pinned memory and returns at once; the device fetches them from there when
-        the stream comes to it, so that a host that runs ahead uploads ahead.
+        CuPy copies the packed arrays to pinned memory and returns at once. The device fetches them from there when
+        its stream reaches the transfer. So a host that is ahead of the device also uploads ahead of it.
         """
         starts, size = [], 0
         for array in host.values():
@@ -90,28 +92,38 @@ class CupyBackend(Backend):
     def scatter_add(self, target: Array, indices: Array, rows: Array, *, deterministic: bool = False) -> None:
         """See `Backend.scatter_add`.
 
-        `cupyx.scatter_add` adds with atomics, whose order, and so whose rounding, varies from run to
-        run. It also wraps indices that are out of range silently, hence the check on the host before ids
-        are ever uploaded. With `deterministic`, or MINIBERT_DETERMINISTIC=1 in the environment, the indices
-        are sorted, and a kernel sums the rows of every index in a fixed order.
+        `cupyx.scatter_add` adds with atomics, whose order, and so whose rounding, varies from run to run. With
+        `deterministic`, or MINIBERT_DETERMINISTIC=1 in the environment, the indices are sorted, and a kernel sums the
+        rows of every index in a fixed order.
+
+        Neither way checks the values of the indices: reading them would make the host wait for the device, and CuPy
+        silently wraps indices that are out of range. The host checks ids before it transfers them.
+
+        Raises:
+            ValueError, TypeError: shapes or dtypes that do not match.
         """
+        checks.check_arrays("scatter_add", rows.dtype, ("target", target, (*target.shape[:1], *rows.shape[1:])))
+        checks.check_integers("scatter_add", "indices", indices, rows.shape[:1])
         if deterministic or self.deterministic:
             self._scatter_add_runs(target, indices, rows)
             return
         import cupyx
 
-        with warnings.catch_warnings():  # some releases announce its successor, `cupy.add.at`: one kernel, two names
+        with warnings.catch_warnings():  # some releases advise `cupy.add.at`, which calls the same kernel
             warnings.simplefilter("ignore", DeprecationWarning)
             cupyx.scatter_add(target, indices, rows)
 
     def _scatter_add_runs(self, target: Array, indices: Array, rows: Array) -> None:
-        dtype, (count, columns) = target.dtype, rows.shape
-        output(dtype, target.shape, target)
-        (rows,), (indices,) = checked(dtype, rows), checked(np.dtype("int32"), indices)
+        """Sort the indices, then launch a kernel that sums the rows of each run of equal indices."""
+        dtype = target.dtype
+        count, columns = checks.check_matrix("scatter_add", "rows", rows, FLOATS)
+        checks.check_integers("scatter_add", "indices", indices, (count,), INT32)
+        checks.check_contiguous("scatter_add", ("target", target))
+        indices = contiguous(indices)
         order = self.cupy.argsort(indices)  # CuPy's is stable, and int64
         block = column_block(min(count, _LONGEST_SHORT_RUN))
         grid = count, -(-columns // block[0])
-        arguments = indices, order, rows, int32(count), int32(columns), target
+        arguments = indices, order, contiguous(rows), int32(count), int32(columns), target
         self.kernels.launch("scatter_add_runs", dtype, grid, block, arguments, shared_bytes(block))
 
     def erf(self, x: Array) -> Array:
@@ -123,7 +135,7 @@ class CupyBackend(Backend):
         self.device.synchronize()
 
     def memory(self) -> Memory:
-        """Of CuPy's memory pool: in use, and reserved so far (the pool keeps what it once needed)."""
+        """Return the figures of CuPy's memory pool: bytes in use, and bytes that the pool keeps reserved."""
         pool = self.cupy.get_default_memory_pool()
         _, total = self.device.mem_info
         return Memory(used=pool.used_bytes(), peak=pool.total_bytes(), total=total)
@@ -138,8 +150,20 @@ class CupyBackend(Backend):
         )
 
 
+def gpu_number(device: str) -> int | None:
+    """Return N for the device "cuda:N", and None, which means the current GPU, for "cuda".
+
+    Raises:
+        ValueError: any other name.
+    """
+    match = re.fullmatch(r"cuda(?::(\d+))?", device)
+    if match is None:
+        raise ValueError(f"unknown device {device!r}: use 'cpu', 'cuda' or 'cuda:N' with N the number of the GPU")
+    return None if match[1] is None else int(match[1])
+
+
 def gpu_in_words(device: str) -> str:
-    """The name of a GPU, as the driver gives it; nothing is computed there, and no memory taken.
+    """Return the name of a GPU as the driver gives it. This computes nothing on the GPU and takes none of its memory.
 
     Args:
         device: "cuda" or "cuda:N".
@@ -148,27 +172,27 @@ def gpu_in_words(device: str) -> str:
         BackendError: CuPy, the driver, or the GPU is missing or does not answer.
     """
     cupy = _import_cupy()
-    _, _, number = device.partition(":")
-    index = _chosen(cupy, int(number) if number else None)
+    index = _chosen(cupy, gpu_number(device))
     runtime = cupy.cuda.runtime
     try:
         properties = runtime.getDeviceProperties(index)
     except runtime.CUDARuntimeError as error:
         raise BackendError(
-            f"the driver shows cuda:{index}, but the GPU does not answer ({error}). See nvidia-smi and the kernel's "
-            "log (dmesg, lines with Xid); a GPU that is lost comes back when the machine is started again."
+            f"the driver shows cuda:{index}, but the GPU does not answer ({error}). Look at nvidia-smi and at the log "
+            "of the operating system's kernel (dmesg, lines with Xid). A lost GPU comes back after a restart of the "
+            "machine."
         ) from error
     return f"{properties['name'].decode()} (cuda:{index})"
 
 
 def _chosen(cupy: Any, index: int | None) -> int:
-    """The number of a GPU that is there; None stands for the current one."""
+    """Return the number of a GPU, after checking that it exists; None stands for the current one."""
     count = _device_count(cupy)
     index = int(cupy.cuda.runtime.getDevice()) if index is None else index
     if index >= count:
         raise BackendError(
             f"cuda:{index} was asked for, but this machine shows {count} CUDA GPU(s), numbered from 0 to "
-            f"{count - 1}. Choose one of them, and check that CUDA_VISIBLE_DEVICES does not hide it."
+            f"{count - 1}. Choose one of them, or check whether CUDA_VISIBLE_DEVICES hides cuda:{index}."
         )
     return index
 
@@ -179,14 +203,18 @@ def _import_cupy() -> Any:
     except ImportError as error:
         raise BackendError(
             "CUDA was asked for, but CuPy cannot be imported "
-            f"({error}). Install the one that fits the driver, in Mini-BERT's folder: pip install '.[cuda12]' for "
-            "CUDA 12, '.[cuda13]' for CUDA 13 (never both), or run with --device cpu."
+            f"({error}). Install the CuPy that fits the driver, in Mini-BERT's folder: pip install '.[cuda12]' for "
+            "CUDA 12 or pip install '.[cuda13]' for CUDA 13, never both. Or run with --device cpu."
         ) from error
     return cupy
 
 
 def _device_count(cupy: Any) -> int:
-    """How many GPUs the driver shows; a missing driver and a missing GPU are two different errors."""
+    """Return how many GPUs the driver shows, at least one.
+
+    Raises:
+        BackendError: the driver is missing or too old, or there is no GPU; each has its own message.
+    """
     runtime = cupy.cuda.runtime
     try:
         driver = runtime.driverGetVersion()  # 0 where no driver is installed

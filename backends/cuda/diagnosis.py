@@ -1,4 +1,4 @@
-"""What can be wrong with a CUDA machine before any mathematics: CuPy, driver, GPU, compiler, memory."""
+"""Checks of a CUDA machine before any mathematics: CuPy, driver, GPU, compiler, memory, each with its remedy."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from importlib.metadata import distributions
 from typing import Any
 
 from backends.base import BackendError
-from backends.cuda.backend import gpu_in_words
+from backends.cuda.backend import CupyBackend, gpu_in_words, gpu_number
 from backends.cuda.launch import STORAGE_BITS, CudaKernels
 
-OLDEST_CAPABILITY = {12: (7, 0), 13: (7, 5)}  # CUDA's major version -> Volta, which CUDA 13 gave up; Turing
+OLDEST_CAPABILITY = {12: (7, 0), 13: (7, 5)}  # CUDA's major version -> Volta (2017); Turing (2018)
 EXTRAS = (12, 13)  # the major versions of CUDA for which pyproject.toml has an extra
-ENOUGH_MEMORY = 1 << 30  # bytes; a training step of BERT-Mini takes less
+ENOUGH_MEMORY = 1 << 30  # bytes; a training step of BERT-Mini needs less
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        name: of what was looked at.
-        passed: whether it is as it should be.
+        name: what is true if the check passed.
+        passed: True if all is well.
         detail: what was found.
-        remedy: what to do, where it is not.
+        remedy: what to do if the check failed.
     """
 
     name: str
@@ -34,44 +34,44 @@ class Finding:
 
 
 def installed_cupys() -> list[str]:
-    """The CuPy wheels that are installed, as "name version"."""
+    """Return the CuPy wheels that are installed, as "name version"."""
     found = {(str(d.metadata["Name"]).lower(), d.version) for d in distributions() if d.metadata["Name"]}
     return sorted(f"{name} {version}" for name, version in found if name == "cupy" or name.startswith("cupy-cuda"))
 
 
 def one_cupy(wheels: list[str]) -> Finding:
-    """Two CuPys overwrite each other's files."""
+    """Check that at most one CuPy is installed, because two overwrite each other's files."""
     remedy = "pip uninstall all of them, then install the one that fits the driver: '.[cuda12]' or '.[cuda13]'"
     return Finding("no two CuPys are installed", len(wheels) <= 1, ", ".join(wheels) or "pip knows of none", remedy)
 
 
 def driver_fits(driver: int, runtime: int) -> Finding:
-    """A driver serves CUDA versions up to its own major version.
+    """Check that the driver serves CuPy's version of CUDA. A driver serves all up to its own major version.
 
     Args:
         driver: the newest CUDA version that the driver serves, as 1000 * major + 10 * minor.
-        runtime: the CUDA version that CuPy was built for, likewise.
+        runtime: the CUDA version that CuPy was built for, as 1000 * major + 10 * minor.
     """
     detail = f"the driver serves CUDA {_version(driver)}, CuPy is built for {_version(runtime)}"
     major = driver // 1000
     remedy = f"update the driver to one that serves CUDA {runtime // 1000}"
     if major in EXTRAS:
-        remedy += f", or change to the CuPy for CUDA {major}: {_install(major, runtime // 1000)}"
+        remedy += f", or install the CuPy for CUDA {major} instead: {_install(major, runtime // 1000)}"
     return Finding("the driver serves CuPy", driver // 1000 >= runtime // 1000, detail, remedy)
 
 
 def capability_suffices(name: str, capability: tuple[int, int], runtime: int) -> Finding:
-    """The kernels are written for Volta and later, and CUDA compiles for some GPUs only.
+    """Check that the GPU is new enough for the kernels (Volta or later) and for CuPy's version of CUDA.
 
     Args:
-        name: of the GPU.
+        name: the name of the GPU.
         capability: its compute capability.
         runtime: the CUDA version that CuPy was built for, as 1000 * major + 10 * minor.
     """
     major = runtime // 1000
     oldest = OLDEST_CAPABILITY.get(major, max(OLDEST_CAPABILITY.values()))
     if capability >= OLDEST_CAPABILITY[12]:
-        remedy = f"CUDA {major} does not serve this GPU, CUDA 12 does: {_install(12, major)}"
+        remedy = f"CUDA {major} does not serve this GPU, but CUDA 12 does: {_install(12, major)}"
     else:
         remedy = "a GPU of compute capability 7.0 (Volta, 2017) or later is needed; use --device cpu here"
     return Finding(
@@ -83,20 +83,20 @@ def capability_suffices(name: str, capability: tuple[int, int], runtime: int) ->
 
 
 def memory_suffices(free: int, total: int) -> Finding:
-    """Another process may hold the memory."""
+    """Check that enough memory is free, since another process may hold it."""
     return Finding(
         "memory is free",
         free >= ENOUGH_MEMORY,
         f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free",
-        "nvidia-smi shows which processes hold the GPU's memory; end them, or choose another GPU with cuda:N",
+        "nvidia-smi shows which processes hold the GPU's memory: end them, or choose another GPU with cuda:N",
     )
 
 
 def kernels_compile(kernels: Any, runtime: int) -> Finding:
-    """NVRTC is there, finds what it needs, and this GPU takes its code.
+    """Check that NVRTC is installed, compiles a kernel for each dtype, and the GPU accepts the code.
 
     Args:
-        kernels: the launcher that is asked to compile one.
+        kernels: a `CudaKernels`.
         runtime: the CUDA version that CuPy was built for, as 1000 * major + 10 * minor.
     """
     for dtype in STORAGE_BITS:
@@ -113,7 +113,7 @@ def kernels_compile(kernels: Any, runtime: int) -> Finding:
 
 
 def headers_are_found(cupy: Any, runtime: int) -> Finding:
-    """CuPy writes kernels of its own, and unlike ours they include CUDA's headers; those of float16 the most.
+    """Check that CuPy's own kernels compile. Unlike ours they include CUDA's headers, most of all those of float16.
 
     Args:
         cupy: the module.
@@ -128,17 +128,19 @@ def headers_are_found(cupy: Any, runtime: int) -> Finding:
             name,
             False,
             str(error)[:300],
-            f"install CuPy with NVIDIA's headers: {_install_fitting(runtime)}; and unset CUDA_PATH, "
-            "or let it name a CUDA toolkit of the same major version",
+            f"install CuPy with NVIDIA's headers: {_install_fitting(runtime)}. Then unset CUDA_PATH, or set it to a "
+            "CUDA toolkit of the same major version",
         )
     return Finding(
-        name, total == 6.0, f"a kernel of its own computes 1 + 1, three times over: {total:g} in all", "reinstall CuPy"
+        name, total == 6.0, f"one of CuPy's kernels adds 1 + 1 three times: {total:g} in all", "reinstall CuPy"
     )
 
 
 def answers(device: str) -> Finding:
-    """The driver answers, and it still shows the GPU. Unlike `diagnose` this asks the driver alone: it takes none of
-    the GPU's memory and none of its time, so it can be asked beside a training that fills both.
+    """Check that the driver answers and still shows the GPU.
+
+    Unlike `diagnose`, this asks the driver alone. It takes none of the GPU's memory and none of its time, so it can run
+    beside a training that uses all of both.
 
     Args:
         device: "cuda" or "cuda:N".
@@ -151,16 +153,17 @@ def answers(device: str) -> Finding:
 
 
 def diagnose(device: str) -> Iterator[Finding]:
-    """Look at everything, as far as one can get; a failure that stops the rest comes last.
+    """Make all checks, one after the other, until one fails that makes the others impossible.
 
     Args:
         device: "cuda" or "cuda:N".
+
+    Raises:
+        ValueError: any other name.
     """
     yield one_cupy(installed_cupys())
-    from backends import get_backend
-
     try:
-        backend: Any = get_backend(device)
+        backend = CupyBackend(gpu_number(device))
     except BackendError as error:
         yield Finding("CuPy, driver and GPU are there", False, str(error).split(". ")[0], str(error))
         return
@@ -177,13 +180,13 @@ def diagnose(device: str) -> Iterator[Finding]:
 
 
 def _install(major: int, present: int) -> str:
-    """How to come by the CuPy for a version of CUDA where that for another one may be installed."""
+    """Return the commands that install the CuPy for a version of CUDA, where the CuPy for another may be present."""
     install = f"pip install -e '.[cuda{major}]'"
     return install if present == major else f"pip uninstall cupy-cuda{present}x, then {install}"
 
 
 def _install_fitting(runtime: int) -> str:
-    """How to come by all that belongs to the CuPy that is there."""
+    """Return the commands that install the present CuPy with all its parts."""
     present = runtime // 1000
     return _install(min(max(present, EXTRAS[0]), EXTRAS[-1]), present)
 

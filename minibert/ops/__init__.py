@@ -1,14 +1,16 @@
 """BERT's mathematics: every operation and its gradient, in the functions of the Array API standard.
 
-These bodies are the definitions. A backend may have a faster twin of any function that takes a `backend`,
-under the same name and signature; `minibert/kernels.py` chooses, and one test compares them all.
+These functions are the definitions. A backend may have a faster twin of any function that takes a `backend`. A twin
+has the name and the signature of its definition; `minibert/kernels.py` chooses between the two, and one test compares
+every twin with its definition.
 
-`x_forward` and `x_backward` stand together, and a backward quotes the forward line that it undoes; `dx` is
-the gradient of the loss with respect to `x`. Gradients of parameters are written into arrays that the
-caller passes (views of the flat gradient); gradients of activations are returned.
+`x_forward` and `x_backward` stand together, and a backward quotes the forward line that it undoes. `dx` is the
+gradient of the loss with respect to `x`. Gradients of parameters are written into arrays that the caller passes (views
+of the flat gradient); gradients of activations are returned. The derivations are in docs/gradients.md, and every
+symbol there has the same name here, in the Numba twins (backends/cpu/kernels) and in the CUDA kernels (backends/cuda).
 
-Letters in the shapes: N rows (one per token), B sequences, T positions, Q query positions, A heads,
-D head size, H hidden size, I intermediate size, V vocabulary, M predictions.
+Letters in the shapes: N rows (one per token), B sequences, T positions, Q query positions, A attention heads,
+D size of an attention head, H hidden size, I intermediate size, V vocabulary, M predictions, P parameters.
 """
 
 from collections.abc import Callable
@@ -23,16 +25,19 @@ from minibert.ops.activations import (
     bias_relu_backward,
     bias_relu_forward,
 )
-from minibert.ops.adamw import adamw_update
+from minibert.ops.adamw import adamw_update, squared_norm
 from minibert.ops.attention import AttentionLayout, attention_backward, attention_forward, attention_weights
 from minibert.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward
 from minibert.ops.dropout import Dropout, dropout_backward, dropout_forward, dropout_mask
 from minibert.ops.embedding import embedding_backward, embedding_forward
-from minibert.ops.layer_norm import layer_norm_backward, layer_norm_forward
+from minibert.ops.layer_norm import (
+    dropout_add_layer_norm_backward,
+    dropout_add_layer_norm_forward,
+    layer_norm_backward,
+    layer_norm_forward,
+)
 from minibert.ops.linear import linear_backward, linear_backward_input, linear_backward_weight, linear_forward
-from minibert.ops.norm import squared_norm
 from minibert.ops.softmax import softmax_backward, stable_softmax
-from minibert.ops.sublayer import dropout_add_layer_norm_backward, dropout_add_layer_norm_forward
 
 __all__ = [
     "adamw_update",

@@ -1,4 +1,8 @@
-"""Multi-head attention between its projections, and its gradient."""
+"""Multi-head attention between its projections, and its gradient.
+
+The names are those of docs/gradients.md, section "Attention". Two kinds of mask meet here: `layout.mask` is added to
+the scores, and `weights_dropout_mask` multiplies the weights.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +18,13 @@ from minibert.rows import Rows, from_slots, to_slots
 
 @dataclass(frozen=True)
 class AttentionLayout:
-    """Who may attend to whom.
+    """Which queries may attend to which keys.
 
     Attributes:
-        queries: which sequence and slot each row of the queries belongs to, B sequences of Q slots.
-        keys: the same for keys and values, B sequences of T slots, where slot = position.
-        mask: (B, 1, 1, T), added to the scores: 0, or twice the negative `score_bound` where a key is
-            padding; None where no key is.
+        queries: which sequence and slot each row of the queries belongs to; B sequences of Q slots.
+        keys: the same for keys and values; B sequences of T slots, where slot = position.
+        mask: (B, 1, 1, T), added to the scores: 0 for a token, twice the negative `score_bound` for padding. None if
+            there is no padding.
         attention_heads: A.
     """
 
@@ -31,7 +35,7 @@ class AttentionLayout:
 
 
 def _split_heads(backend: Backend, x: Array, rows: Rows, attention_heads: int) -> Array:
-    """(N, H) rows -> (B, A, slots, D)."""
+    """Turn rows (N, H) into (B, A, slots, D)."""
     xp = backend.xp
     x = to_slots(xp, x, rows)  # (B, slots, H)
     x = xp.reshape(x, (*x.shape[:2], attention_heads, x.shape[2] // attention_heads))  # (B, slots, A, D)
@@ -39,23 +43,24 @@ def _split_heads(backend: Backend, x: Array, rows: Rows, attention_heads: int) -
 
 
 def _merge_heads(backend: Backend, x: Array, rows: Rows) -> Array:
-    """(B, A, slots, D) -> (N, H) rows."""
+    """Turn (B, A, slots, D) into rows (N, H): the inverse of `_split_heads`."""
     xp = backend.xp
     batch, attention_heads, slots, width = x.shape
-    x = xp.reshape(xp.permute_dims(x, (0, 2, 1, 3)), (batch, slots, attention_heads * width))  # (B, slots, H)
-    return from_slots(xp, x, rows)
+    x = xp.permute_dims(x, (0, 2, 1, 3))  # (B, slots, A, D)
+    x = xp.reshape(x, (batch, slots, attention_heads * width))  # (B, slots, H)
+    return from_slots(xp, x, rows)  # (N, H)
 
 
-def _swap(backend: Backend, x: Array) -> Array:
-    """Transpose the last two axes."""
+def _transpose(backend: Backend, x: Array) -> Array:
+    """Swap the last two axes."""
     return backend.xp.matrix_transpose(x)
 
 
 def attention_weights(backend: Backend, queries: Array, keys: Array, layout: AttentionLayout) -> Array:
-    """softmax(Q K^T / sqrt(D) + mask) (Vaswani et al. 2017, equation 1), before dropout.
+    """Return softmax(q @ k.T / sqrt(D) + mask) (Vaswani et al. 2017, equation 1), before dropout.
 
-    The mask is added to the scores, before the softmax. A query whose keys are all masked attends to
-    nothing: its weights are zero.
+    The mask is added to the scores before the softmax. A query whose keys are all masked attends to nothing: its
+    weights are zero.
 
     Args:
         backend: where the arrays live.
@@ -64,28 +69,32 @@ def attention_weights(backend: Backend, queries: Array, keys: Array, layout: Att
         layout: see `AttentionLayout`.
 
     Returns:
-        (B, A, Q, T).
+        weights (B, A, Q, T).
     """
     xp = backend.xp
     q = _split_heads(backend, queries, layout.queries, layout.attention_heads)  # (B, A, Q, D)
     k = _split_heads(backend, keys, layout.keys, layout.attention_heads)  # (B, A, T, D)
-    scores = (q * (1.0 / math.sqrt(q.shape[-1]))) @ _swap(backend, k)  # (B, A, Q, T)
+    score_scale = 1.0 / math.sqrt(q.shape[-1])
+    scores = (q * score_scale) @ _transpose(backend, k)  # (B, A, Q, T)
     if layout.mask is not None:
         bound = score_bound(xp, scores.dtype)  # an infinite score must not outweigh the mask
         scores = xp.clip(scores, -bound, bound) + layout.mask
     return stable_softmax(scores)
 
 
-def _attention_dropout_mask(backend: Backend, like: Array, layout: AttentionLayout, dropout: Dropout) -> Array:
-    """The dropout mask (B, A, Q, T) of the attention weights: row = query's number and head, column = key."""
+def _weights_dropout_mask(backend: Backend, weights: Array, layout: AttentionLayout, dropout: Dropout) -> Array:
+    """Return the dropout mask (B, A, Q, T) of the weights.
+
+    A row of random bits belongs to one query and attention head, and is numbered query's number * A + attention head.
+    A column belongs to one key.
+    """
     xp = backend.xp
-    _, attention_heads, _, keys = like.shape
-    numbers = dropout.row_numbers[:, None]  # (Nq, 1)
-    query_numbers = to_slots(xp, numbers, layout.queries)[:, None, :, 0]  # (B, 1, Q)
-    head_numbers = xp.arange(attention_heads, dtype=xp.uint32, device=backend.device)[None, :, None]
-    rows = xp.reshape(query_numbers * attention_heads + head_numbers, (-1,))  # (B A Q,)
-    mask = dropout_mask(backend, replace(dropout, row_numbers=rows), keys, like.dtype)
-    return xp.reshape(mask, like.shape)
+    _, attention_heads, _, keys = weights.shape
+    query_numbers = to_slots(xp, dropout.row_numbers[:, None], layout.queries)[:, None, :, 0]  # (B, 1, Q)
+    head_numbers = xp.arange(attention_heads, dtype=xp.uint32, device=backend.device)[None, :, None]  # (1, A, 1)
+    row_numbers = xp.reshape(query_numbers * attention_heads + head_numbers, (-1,))  # (B A Q,)
+    mask = dropout_mask(backend, replace(dropout, row_numbers=row_numbers), keys, weights.dtype)  # (B A Q, T)
+    return xp.reshape(mask, weights.shape)  # (B, A, Q, T)
 
 
 def attention_forward(
@@ -96,7 +105,7 @@ def attention_forward(
     layout: AttentionLayout,
     dropout: Dropout | None,
 ) -> tuple[Array, Array]:
-    """Multi-head attention without its projections (Vaswani et al. 2017, section 3.2).
+    """Compute multi-head attention without its projections (Vaswani et al. 2017, section 3.2).
 
     Args:
         backend: where the arrays live.
@@ -107,13 +116,15 @@ def attention_forward(
         dropout: of the attention weights, with the numbers of the query rows; or None.
 
     Returns:
-        The contexts (Nq, H), and what the backward pass needs (here the weights (B, A, Q, T); a twin may
-        keep less).
+        context (Nq, H), and what the backward pass needs: here the weights (B, A, Q, T); a twin may keep less.
     """
-    weights = attention_weights(backend, queries, keys, layout)
-    dropped = weights if dropout is None else weights * _attention_dropout_mask(backend, weights, layout, dropout)
+    weights = attention_weights(backend, queries, keys, layout)  # (B, A, Q, T)
+    dropped_weights = weights
+    if dropout is not None:
+        dropped_weights = weights * _weights_dropout_mask(backend, weights, layout, dropout)
     v = _split_heads(backend, values, layout.keys, layout.attention_heads)  # (B, A, T, D)
-    return _merge_heads(backend, dropped @ v, layout.queries), weights
+    c = dropped_weights @ v  # (B, A, Q, D)
+    return _merge_heads(backend, c, layout.queries), weights
 
 
 def attention_backward(
@@ -129,19 +140,43 @@ def attention_backward(
     dkeys: Array,
     dvalues: Array,
 ) -> None:
-    """Writes dqueries (Nq, H), dkeys (N, H) and dvalues (N, H), which may be strided views."""
-    weights = saved
+    """Write dqueries (Nq, H), dkeys (N, H) and dvalues (N, H), which may be strided views.
+
+    Args:
+        backend: where the arrays live.
+        dcontext: (Nq, H).
+        queries: (Nq, H) rows, as in the forward pass.
+        keys: (N, H) rows, likewise.
+        values: (N, H) rows, likewise.
+        saved: the second result of `attention_forward`.
+        layout: as in the forward pass.
+        dropout: as in the forward pass.
+        dqueries: (Nq, H), overwritten.
+        dkeys: (N, H), overwritten.
+        dvalues: (N, H), overwritten.
+    """
+    weights = saved  # (B, A, Q, T)
     q = _split_heads(backend, queries, layout.queries, layout.attention_heads)  # (B, A, Q, D)
     k = _split_heads(backend, keys, layout.keys, layout.attention_heads)  # (B, A, T, D)
     v = _split_heads(backend, values, layout.keys, layout.attention_heads)  # (B, A, T, D)
-    dcontext = _split_heads(backend, dcontext, layout.queries, layout.attention_heads)  # (B, A, Q, D)
-    # context = (weights * mask) @ v
-    mask = None if dropout is None else _attention_dropout_mask(backend, weights, layout, dropout)
-    dropped = weights if mask is None else weights * mask
-    dvalues[...] = _merge_heads(backend, _swap(backend, dropped) @ dcontext, layout.keys)
-    dweights = dcontext @ _swap(backend, v)  # (B, A, Q, T)
-    dweights = dweights if mask is None else dweights * mask
-    # weights = softmax(q @ k.T / sqrt(D) + mask)
-    dscores = softmax_backward(dweights, weights) * (1.0 / math.sqrt(q.shape[-1]))  # (B, A, Q, T)
-    dqueries[...] = _merge_heads(backend, dscores @ k, layout.queries)
-    dkeys[...] = _merge_heads(backend, _swap(backend, dscores) @ q, layout.keys)
+    dc = _split_heads(backend, dcontext, layout.queries, layout.attention_heads)  # (B, A, Q, D)
+    score_scale = 1.0 / math.sqrt(q.shape[-1])
+    weights_dropout_mask = None
+    if dropout is not None:
+        weights_dropout_mask = _weights_dropout_mask(backend, weights, layout, dropout)  # (B, A, Q, T)
+    dropped_weights = weights if weights_dropout_mask is None else weights * weights_dropout_mask
+    # c = dropped_weights @ v
+    dv = _transpose(backend, dropped_weights) @ dc  # (B, A, T, D)
+    ddropped_weights = dc @ _transpose(backend, v)  # (B, A, Q, T)
+    # dropped_weights = weights * weights_dropout_mask
+    dweights = ddropped_weights if weights_dropout_mask is None else ddropped_weights * weights_dropout_mask
+    # weights = softmax(scores): softmax_backward computes dweights_weights_sum
+    dscores = softmax_backward(dweights, weights)
+    # scores = qk * score_scale + layout.mask; the clipping needs no gradient
+    dqk = dscores * score_scale
+    # qk = q @ k.T
+    dq = dqk @ k  # (B, A, Q, D)
+    dk = _transpose(backend, dqk) @ q  # (B, A, T, D)
+    dqueries[...] = _merge_heads(backend, dq, layout.queries)
+    dkeys[...] = _merge_heads(backend, dk, layout.keys)
+    dvalues[...] = _merge_heads(backend, dv, layout.keys)

@@ -1,4 +1,7 @@
-"""Dropout from counted random bits."""
+"""Dropout from counted random bits.
+
+The names are those of docs/gradients.md, section "Dropout".
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ from minibert.random_bits import Key, random_bits
 class Dropout:
     """One use of dropout (Srivastava et al. 2014) in one training step.
 
-    The mask is a function of these fields, so the backward pass draws it again instead of storing it.
+    The dropout mask is a function of these fields. So the backward pass draws the mask again instead of storing it.
 
     Attributes:
-        probability: of dropping an element, 0 < p < 1.
-        key: what the random bits depend on besides the element (see `random_bits`).
-        row_numbers: (N,) uint32, the number of each row: which token of which sequence of the step it is.
+        probability: p, the probability that an element is dropped, 0 < p < 1.
+        key: what the random bits depend on besides the element; see `minibert.random_bits.derive_key`.
+        row_numbers: (N,) uint32, the number of each row: which token of which sequence of the step the row is.
     """
 
     probability: float
@@ -27,30 +30,29 @@ class Dropout:
 
     @property
     def threshold(self) -> int:
-        """An element is kept if its 32 random bits are this number or more."""
+        """floor(p * 2**32): an element is kept if its 32 random bits are at least this number."""
         return int(self.probability * 2**32)
 
     @property
     def keep_scale(self) -> float:
-        """The factor on what is kept, so that the mean stays."""
+        """1 / (1 - p), the factor on kept elements; with it the mean of the dropout mask is 1."""
         return 1.0 / (1.0 - self.probability)
 
 
 def dropout_mask(backend: Backend, dropout: Dropout, columns: int, dtype: Any) -> Array:
-    """(R, columns): 0 with the dropout's probability, otherwise `keep_scale`; R row numbers."""
-    keep = random_bits(dropout.row_numbers, dropout.key, columns) >= dropout.threshold
+    """Return the dropout mask (N, columns) for N row numbers: `keep_scale` where an element is kept, 0 elsewhere."""
+    keep = random_bits(dropout.row_numbers, dropout.key, columns) >= dropout.threshold  # (N, columns)
     return backend.xp.astype(keep, dtype) * dropout.keep_scale
 
 
 def dropout_forward(backend: Backend, x: Array, dropout: Dropout | None) -> Array:
-    """y = x * mask: (N, H) -> (N, H); without dropout, x itself."""
+    """Return y = x * dropout_mask: (N, H) -> (N, H). Without dropout (None), return x itself."""
     if dropout is None:
         return x
-    mask = dropout_mask(backend, dropout, x.shape[1], x.dtype)
-    return x * mask
+    return x * dropout_mask(backend, dropout, x.shape[1], x.dtype)
 
 
 def dropout_backward(backend: Backend, dy: Array, dropout: Dropout | None) -> Array:
-    """Returns dx (N, H). The mask is a constant, so dropping out the gradient is its gradient."""
-    # y = x * mask
+    """Return dx = dy * dropout_mask (N, H): the mask does not depend on x, so the gradient is dropped out likewise."""
+    # y = x * dropout_mask
     return dropout_forward(backend, dy, dropout)

@@ -1,4 +1,7 @@
-"""Looking up embeddings, and the scatter-add that is its gradient."""
+"""Looking up rows of tables, and its gradient, the scatter-add.
+
+The names are those of docs/gradients.md, section "The tied decoder and the embeddings".
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ from backends import Array, Backend
 
 
 def embedding_forward(backend: Backend, tables: tuple[Array, ...], ids: tuple[Array, ...]) -> Array:
-    """The sum of one row of each table: token, position and segment embeddings (Devlin et al. 2018, figure 2).
+    """Return y = tables[0][ids[0]] + tables[1][ids[1]] + ..., the sum of one row of each table.
+
+    In BERT these are the token, position and segment embeddings (Devlin et al. 2018, figure 2).
 
     Args:
         backend: where the arrays live.
@@ -14,14 +19,14 @@ def embedding_forward(backend: Backend, tables: tuple[Array, ...], ids: tuple[Ar
         ids: each (N,) int32, the row of table k for every token.
 
     Returns:
-        (N, H).
+        y (N, H).
     """
-    first, *rest = (backend.xp.take(table, rows, axis=0) for table, rows in zip(tables, ids, strict=True))
+    first, *rest = (backend.xp.take(table, indices, axis=0) for table, indices in zip(tables, ids, strict=True))
     return sum(rest, start=first)
 
 
 def embedding_backward(backend: Backend, dy: Array, ids: tuple[Array, ...], dtables: tuple[Array, ...]) -> None:
-    """Adds dy (N, H) to the rows of each dtable (V_k, H) that were looked up, in one scatter-add per table."""
+    """Add dy (N, H) to the rows of each dtable (V_k, H) that were looked up, with one scatter-add per table."""
     # y = tables[0][ids[0]] + tables[1][ids[1]] + ...
-    for rows, dtable in zip(ids, dtables, strict=True):
-        backend.scatter_add(dtable, rows, dy)
+    for indices, dtable in zip(ids, dtables, strict=True):
+        backend.scatter_add(dtable, indices, dy)  # dtable[indices[i]] += dy[i]

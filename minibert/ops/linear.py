@@ -1,4 +1,7 @@
-"""The linear layer and its gradient."""
+"""The linear layer and its gradient.
+
+The names are those of docs/gradients.md, section "Linear layers".
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,18 @@ from backends import Array, Backend
 
 
 def linear_forward(backend: Backend, x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """y = x @ weight.T + bias: (N, in), (out, in), (out,) -> (N, out)."""
-    y = x @ weight.T
+    """Return y = x @ weight.T + bias.
+
+    Args:
+        backend: where the arrays live.
+        x: (N, in).
+        weight: (out, in).
+        bias: (out,), or None for no bias.
+
+    Returns:
+        y (N, out).
+    """
+    y = x @ weight.T  # (N, out)
     return y if bias is None else y + bias
 
 
@@ -20,27 +33,27 @@ def linear_backward(
     dbias: Array | None = None,
     add_to: Array | None = None,
 ) -> Array:
-    """Writes dweight (out, in) and dbias (out,); returns dx (N, in). Both functions below in one."""
+    """Write dweight (out, in) and dbias (out,) and return dx (N, in): the two functions below in one."""
     linear_backward_weight(backend, dy, x, dweight, dbias)
     return linear_backward_input(backend, dy, weight, add_to)
 
 
 def linear_backward_weight(backend: Backend, dy: Array, x: Array, dweight: Array, dbias: Array | None = None) -> None:
-    """Writes dweight (out, in) and dbias (out,)."""
+    """Write dweight (out, in) and, unless it is None, dbias (out,), for dy (N, out) and x (N, in)."""
     # y = x @ weight.T + bias
-    dweight[...] = dy.T @ x
+    dweight[...] = dy.T @ x  # (out, in)
     if dbias is not None:
-        dbias[...] = backend.xp.sum(dy, axis=0)
+        dbias[...] = backend.xp.sum(dy, axis=0)  # (out,)
 
 
 def linear_backward_input(backend: Backend, dy: Array, weight: Array, add_to: Array | None = None) -> Array:
-    """Returns dx (N, in).
+    """Return dx (N, in) for dy (N, out).
 
-    With `add_to` (N, in), another part of the gradient of x, dx is added to it in place and it is returned: a
-    matrix product adds for nothing.
+    `add_to` (N, in) is another part of the gradient of x. If it is given, dx is added to it in place, and `add_to` is
+    returned. Twins let the matrix product accumulate, at no extra cost.
     """
     # y = x @ weight.T + bias
-    dx = dy @ weight
+    dx = dy @ weight  # (N, in)
     if add_to is None:
         return dx
     add_to += dx

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backends import Backend, cupy_backend, get_backend
+from backends import Backend, get_backend
+from backends.cuda import backend as cupy_backend
 from minibert import MiniBERT, MiniBERTConfig
 from minibert.data.batch_source import Batch
 from minibert.gradients import MiniBERTGradients

@@ -21,16 +21,13 @@ ROOT = Path(__file__).parents[2]
 SOURCE = launch.source()
 
 _BARRIER = "__syncthreads();"
-_SUM = "sum = sum_over_lanes(sum);"
+_SUM = "dbias_sum = sum_over_lanes(dbias_sum);"
 _ROWS = (
-    "row < rows; row += gridDim.y) {\n        long long i = (long long)row * columns + column;\n        store(y, i, Act"
+    "row < rows; row += gridDim.y) {\n        long long i = (long long)row * columns + column;\n        real u = load(x"
 )
-_NEXT = "column < columns; column += WARP) total +="
-
-_LOSS = "store(losses, blockIdx.x, label < -1 ? (real)0 : log"
-
-_CLIP = "        value = value < -bound ? -bound : value > bound ? bound : value;\n"
-_LARGEST = "    if (largest > (real)bound) largest = (real)bound;\n"
+_NEXT = "column < columns; column += WARP) exponential_sum +="
+_CLIP = "        score = clip(score, bound);\n"
+_MAXIMUM = "real clipped_maximum = maximum > (real)bound ? (real)bound : maximum;"
 
 FAULTS = {
     "no barrier before the lanes of a column are added": (f"{_BARRIER}\n        if (lane", "\n        if (lane"),
@@ -44,22 +41,28 @@ FAULTS = {
     "a shuffle that some lanes miss": ("squares += centred * centred", "squares += warp_sum(centred * centred)"),
     "a warp's sum without its last step": ("distance > 0; distance /= 2) value", "distance > 1; distance /= 2) value"),
     "one column too many": (
-        "(column >= columns) return;\n    real shift",
-        "(column > columns) return;\n    real shift",
+        "(column >= columns) return;\n    real bias_j",
+        "(column > columns) return;\n    real bias_j",
     ),
     "one row too many": (_ROWS, _ROWS.replace("row < rows", "row <= rows")),
-    "one row too few": ("row += blockDim.y) sum += load(dy", "row += blockDim.y) if (row < rows - 1) sum += load(dy"),
+    "one row too few": (
+        "row += blockDim.y)\n            dbias_sum += load(dy",
+        "row += blockDim.y)\n            if (row < rows - 1) dbias_sum += load(dy",
+    ),
     "one number too many in AdamW": ("    if (i >= size) return;", "    if (i > size) return;"),
     "a run of equal ids cut short": ("i < count && indices", "i < count - 1 && indices"),
     "a column of the softmax left out": (f"int column = lane; {_NEXT}", f"int column = lane + 1; {_NEXT}"),
     "another random constant": ("0x846ca68bu", "0x846ca68du"),
     "dropout where it is to be kept": (">= threshold", "> ~threshold"),
-    "the mask of another sequence": ("mask += row / slots / heads", "mask += row / slots % heads"),
-    "the weights left out where nothing is dropped": ("store(dropped, i, weight);", ";"),
-    "the activation without its argument": ("*value = u * cumulative;", "*value = cumulative;"),
-    "a loss where nothing is predicted": ("store(losses, blockIdx.x, label < 0 ? (real)0 : log", _LOSS),
+    "the mask of another sequence": (
+        "mask += row / slots / attention_heads",
+        "mask += row / slots % attention_heads",
+    ),
+    "the weights left out where nothing is dropped": ("store(dropped_weights, i, weight);", ";"),
+    "the activation without its argument": ("*y = u * cumulative_u;", "*y = cumulative_u;"),
+    "a loss where nothing is predicted": ("if (label < 0) return 0;", "if (label < -1) return 0;"),
     "infinite scores that are not held within bounds": (_CLIP + "        store(weights", "        store(weights"),
-    "the largest logit not held within bounds": (_LARGEST + "    real share", "    real share"),
+    "the largest logit not held within bounds": (_MAXIMUM, "real clipped_maximum = maximum;"),
     "tiles larger than the shared memory": ("[TILE + 1])shared_memory;  //", "[TILE + 9])shared_memory;  //"),
 }
 """What is wrong -> (right, wrong)."""

@@ -1,4 +1,4 @@
-"""Every operation: the same on every backend, and its gradient against central differences."""
+"""Every operation computes the same on every backend, and its gradient agrees with central differences."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_an_operation_and_its_gradient_are_the_same_on_every_backend(case: Case,
 
 
 def case_gradient_error(case: Case, backend: Backend, seed: int, wrong: dict[str, object] | None = None) -> float:
-    """The error of a case's gradients along a random direction; `wrong` replaces operations."""
+    """Return the error of a case's gradients along a random direction; `wrong` replaces operations."""
     kernels = Kernels(backend, "reference")
     for name, function in (wrong or {}).items():
         setattr(kernels, name, function)
@@ -56,7 +56,7 @@ def test_a_gradient_agrees_with_central_differences(case: Case, seed: int, float
 
 @each_case
 def test_every_entry_of_a_gradient_agrees_with_central_differences(case: Case):
-    """Exhaustively, on NumPy: a direction could miss an entry, single entries cannot."""
+    """Check all entries one by one, on NumPy: a random direction could miss an entry."""
     backend = get_backend("cpu")
     kernels = Kernels(backend, "reference")
     _, gradients = run(case, kernels, backend, "float64")
@@ -73,29 +73,30 @@ def test_every_entry_of_a_gradient_agrees_with_central_differences(case: Case):
             assert gradients[name][index] == pytest.approx(numeric, rel=1e-6, abs=1e-8), (name, index)
 
 
-# --- negative controls: a wrong gradient must be found out ---------------------------------------------------
+# --- negative controls: a wrong gradient must be noticed ------------------------------------------------------
 
 
 def _without_duplicates(backend: Backend, target: np.ndarray, indices: np.ndarray, rows: np.ndarray) -> None:
-    target[indices] += rows  # NumPy's fancy assignment keeps only the last of several equal indices
+    target[indices] += rows  # NumPy's assignment by an index array keeps only the last of several equal indices
 
 
 def _wrong(operation: str):
-    """A version of a backward with one typical mistake."""
+    """Return a version of a backward function with one typical mistake."""
     right = DEFINITIONS[operation]
     backend = get_backend("cpu")
 
     def embedding_backward(dy, ids, dtables):
-        for rows, dtable in zip(ids, dtables, strict=True):
-            _without_duplicates(backend, dtable, rows, dy)
+        for indices, dtable in zip(ids, dtables, strict=True):
+            _without_duplicates(backend, dtable, indices, dy)
 
     def linear_backward(dy, x, weight, dweight, dbias=None):
         right(backend, dy, x, weight, dweight, dbias)
         return -(dy @ weight)
 
-    def layer_norm_backward(dy, x, weight, statistics, dweight, dbias):  # forgets that the mean depends on x
+    def layer_norm_backward(dy, x, weight, statistics, dweight, dbias):  # forgets that x_mean depends on x
         right(backend, dy, x, weight, statistics, dweight, dbias)
-        return dy * weight * statistics[1]
+        _, inverse_deviation = statistics
+        return dy * weight * inverse_deviation
 
     def bias_gelu_backward(dy, x, bias, dbias):  # forgets the density term
         _, y = right(backend, dy, x, bias, dbias)
@@ -111,7 +112,7 @@ def _wrong(operation: str):
     def attention_backward(dcontext, q, k, v, saved, layout, dropout, dq, dk, dv):  # forgets the dropout
         right(backend, dcontext, q, k, v, saved, layout, None, dq, dk, dv)
 
-    def cross_entropy_backward(logits, labels, scale):  # also where nothing is predicted
+    def cross_entropy_backward(logits, labels, scale):  # forgets to leave out rows without a label
         return right(backend, logits, labels, scale)[0], right(backend, logits, np.maximum(labels, 0), scale)[1]
 
     return locals()[operation]
@@ -130,7 +131,7 @@ def _wrong(operation: str):
         ("cross_entropy", "cross_entropy_backward"),
     ],
 )
-def test_a_wrong_gradient_is_found_out(name: str, operation: str):
+def test_a_wrong_gradient_is_noticed(name: str, operation: str):
     (case,) = [case for case in CASES if case.name == name]
     backend = get_backend("cpu")
     error = case_gradient_error(case, backend, seed=0, wrong={operation: _wrong(operation)})

@@ -1,4 +1,4 @@
-"""A twin means what its definition means: the same values, dtype, shape and device, under the same name."""
+"""A twin computes what its definition computes: the same values, dtype, shape and device, under the same name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_twin_has_the_name_and_arguments_of_its_definition(backend: Backend):
 
 
 def test_every_twin_computes_what_its_definition_computes(backend: Backend):
-    """All twins of this backend, each through the cases that use it."""
+    """Run all twins of this backend, each in the cases that use it."""
     for case in CASES:
         if set(case.operations) & set(backend.twins):
             for dtype in backends_under_test.float_dtypes(backend):
@@ -43,7 +43,7 @@ def test_every_twin_computes_what_its_definition_computes(backend: Backend):
 @pytest.mark.parametrize("choice", ["reference", "auto"])
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
 def test_an_activation_shows_a_nan(activation: str, choice: str, backend: Backend):
-    """Among enough others that vector instructions are used. NaN > 0 is false: a ReLU could make it a zero."""
+    """Place a NaN among enough numbers for vector instructions. NaN > 0 is false: a ReLU could turn NaN into zero."""
     kernels = Kernels(backend, choice)
     for dtype in backends_under_test.float_dtypes(backend):
         values = np.linspace(-3, 3, 37)[None, :].repeat(2, axis=0)
@@ -51,15 +51,17 @@ def test_an_activation_shows_a_nan(activation: str, choice: str, backend: Backen
         x, zeros = (backend.asarray(a, dtype=backend.dtype(dtype)) for a in (values, np.zeros(37)))
         dbias = backend.xp.zeros_like(zeros)
         y = getattr(kernels, f"bias_{activation}_forward")(x, zeros)
-        dx, again = getattr(kernels, f"bias_{activation}_backward")(backend.xp.ones_like(x), x, zeros, dbias)
-        for found in (y, again):
+        dx, y_again = getattr(kernels, f"bias_{activation}_backward")(backend.xp.ones_like(x), x, zeros, dbias)
+        for found in (y, y_again):
             np.testing.assert_array_equal(np.isnan(backend.to_numpy(found)), np.isnan(values))
-        assert np.isnan(backend.to_numpy(dx)[1, 20]) == (activation != "relu")  # whose slope is 1, as PyTorch's
+        assert np.isnan(backend.to_numpy(dx)[1, 20]) == (
+            activation != "relu"
+        )  # whose derivative at NaN is 1, as in PyTorch
 
 
 @pytest.mark.parametrize("size", [1, 1000, 100_003])
 def test_the_adamw_twin_takes_the_same_steps(size: int, backend: Backend):
-    """AdamW works in place and has no gradient, so it is no case; sizes are around the twins' blocks."""
+    """AdamW works in place and has no gradient, so it is not in CASES. The sizes lie around the blocks of the twins."""
     rng = np.random.default_rng(size)
     start = rng.standard_normal((2, size))
     for dtype in backends_under_test.float_dtypes(backend):
@@ -88,13 +90,13 @@ def test_the_squared_norm_is_the_sum_of_squares(size: int, backend: Backend):
 
 
 class _TwinnedBackend(NumpyBackend):
-    """NumPy with a twin that leaves a trace."""
+    """NumPy with the given twins."""
 
     def __init__(self, twins: Mapping[str, Any]) -> None:
         self.twins = twins
 
 
-def test_the_model_uses_a_twin_unless_told_not_to():
+def test_the_model_uses_a_twin_unless_kernels_is_reference():
     calls = []
 
     def traced(backend: Backend, *arguments: Any) -> Any:
@@ -116,7 +118,7 @@ def test_the_model_uses_a_twin_unless_told_not_to():
     assert reference.kernels.twins == ()
 
 
-def test_a_wrong_twin_is_found_out():
+def test_a_wrong_twin_is_noticed():
     def wrong(backend: Backend, x: Any, bias: Any) -> Any:
         return 1.001 * DEFINITIONS["bias_gelu_forward"](backend, x, bias)
 
@@ -124,7 +126,7 @@ def test_a_wrong_twin_is_found_out():
         test_every_twin_computes_what_its_definition_computes(_TwinnedBackend({"bias_gelu_forward": wrong}))
 
 
-def test_a_twin_of_nothing_is_refused():
+def test_a_twin_without_a_definition_is_refused():
     with pytest.raises(ValueError, match=r"twins of operations that minibert.ops lacks: \['bias_gulu'\]"):
         Kernels(_TwinnedBackend({"bias_gulu": print}))
 

@@ -1,7 +1,7 @@
-"""One case per operation and variant: small inputs, how to call the forward and the backward.
+"""One case per operation and variant: small inputs, a call of the forward function, a call of the backward function.
 
-The same cases serve three tests: every backend against NumPy in float64, every gradient against central
-differences, and every twin against its definition.
+The same cases serve three tests: every backend against NumPy in float64, every gradient against central differences,
+and every twin against its definition.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Arrays = dict[str, Array]
 
 @dataclass(frozen=True)
 class Case:
-    """An operation with inputs.
+    """One operation with inputs.
 
     Attributes:
         name: for the test id.
         operations: the names in `minibert.ops` that the case exercises.
-        inputs: differentiable inputs, name -> float64 on the host.
-        forward: (kernels, backend, inputs) -> y and what the backward needs.
+        inputs: differentiable inputs, name -> float64 array on the host.
+        forward: (kernels, backend, inputs) -> y, and what the backward function needs.
         backward: (kernels, backend, dy, inputs, saved) -> name -> gradient of every input.
     """
 
@@ -46,12 +46,12 @@ def _normal(seed: int, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
 
 
 def _empty(backend: Backend, *likes: Array) -> list[Array]:
-    """Arrays for gradients that are to be overwritten: NaN, so that a missing write shows."""
+    """Return arrays for gradients, filled with NaN, so that a missing write shows."""
     return [backend.xp.full_like(like, float("nan")) for like in likes]
 
 
 def _assert_same(backend: Backend, again: Array, once: Array) -> None:
-    """What a backward computes again is what the forward computed, to the last bits."""
+    """Check that a backward function computed y again as the forward function had, but for the last bits."""
     once, again = backend.to_numpy(once), backend.to_numpy(again)
     np.testing.assert_allclose(again, once, rtol=16 * np.finfo(once.dtype).eps, atol=np.finfo(once.dtype).eps)
 
@@ -66,7 +66,7 @@ def _pair(operation: str) -> tuple[str, str]:
 
 
 def _size(rows: int, usual: int) -> str:
-    """The end of a case's name: how many rows, where they are more than usual."""
+    """Return the end of a case's name: the number of rows, unless it is the usual one."""
     return "" if rows == usual else f":{rows} rows"
 
 
@@ -96,7 +96,7 @@ def _linear(bias: bool, rows: int = 7, outputs: int = 4, inputs: int = 5) -> Cas
 
 
 def _linear_added() -> Case:
-    """x goes through two linear layers: the second's gradient is added to the first's, in place."""
+    """x is the input of two linear layers: the second's gradient is added to the first's, in place."""
 
     def forward(kernels: Kernels, backend: Backend, a: Arrays) -> tuple[Array, Any]:
         return kernels.linear_forward(a["x"], a["first"]) + kernels.linear_forward(a["x"], a["second"]), None
@@ -151,7 +151,7 @@ def _activation(name: str, rows: int = 8, width: int = 6) -> Case:
 
     def backward(kernels: Kernels, backend: Backend, dy: Array, a: Arrays, saved: Any) -> Arrays:
         (dbias,) = _empty(backend, a["bias"])
-        dy = backend.xp.asarray(dy, copy=True)  # its memory may be taken
+        dy = backend.xp.asarray(dy, copy=True)  # twins may overwrite dy
         dx, y = getattr(kernels, f"bias_{name}_backward")(dy, a["x"], a["bias"], dbias)
         _assert_same(backend, y, forward(kernels, backend, a)[0])
         return {"x": dx, "bias": dbias}
@@ -193,12 +193,12 @@ def _sublayer(dropped: bool, rows: int = 6, width: int = 8) -> Case:
     return Case(name, _pair("dropout_add_layer_norm"), inputs, forward, backward)
 
 
-_PADDING = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 1, 0], [0, 0, 0, 0, 0]])  # the last sequence is masked altogether
+_PADDING = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 1, 0], [0, 0, 0, 0, 0]])  # the last sequence is fully masked
 _FEW = np.array([1, 3, 4, 6])  # positions b * T + t of pruned queries; the last sequence has none
 
 
 def _attention(variant: str) -> Case:
-    """Variants: plain, masked, dropped, unpadded (rows only for real tokens), pruned (few query rows)."""
+    """Return a variant: plain, masked, dropped, unpadded (rows for real tokens only) or pruned (few query rows)."""
     batch, length, attention_heads, width = 3, 5, 2, 6
     every = np.arange(batch * length)
     positions = np.flatnonzero(_PADDING.reshape(-1)) if variant == "unpadded" else every
@@ -207,7 +207,7 @@ def _attention(variant: str) -> Case:
     def layout(backend: Backend, dtype: Any) -> AttentionLayout:
         keys = Rows.at(backend, batch, length, positions)
         queries = keys
-        if variant == "pruned":  # sequence 0 asks from slots 0, 1, 2; sequence 1 from slot 0
+        if variant == "pruned":  # sequence 0 has queries in slots 0, 1, 2; sequence 1 in slot 0
             queries = Rows.at(backend, batch, 3, np.array([0, 1, 2, 3]))
         mask = None
         if variant != "plain":
@@ -241,7 +241,7 @@ def _cross_entropy() -> Case:
         return kernels.cross_entropy_forward(a["logits"], backend.asarray(labels)), None
 
     def backward(kernels: Kernels, backend: Backend, dy: Array, a: Arrays, saved: Any) -> Arrays:
-        # the operation has one scale for all losses: the case's forward is differentiated through their sum
+        # the operation has one scale for all losses, so dy has the same value for all of them
         scale = float(backend.to_numpy(dy)[0])
         losses, dlogits = kernels.cross_entropy_backward(a["logits"], backend.asarray(labels), scale)
         _assert_same(backend, losses, forward(kernels, backend, a)[0])
@@ -276,7 +276,7 @@ CASES = [
 
 
 def output_gradient(case: Case, y: np.ndarray) -> np.ndarray:
-    """The gradient dy that a case's backward starts from: random, or all the same where it must be."""
+    """Return dy for a case's backward function: random, or the same number everywhere where the operation needs it."""
     if case.name == "cross_entropy":
         return np.full(y.shape, 0.37)
     return np.random.default_rng(99).standard_normal(y.shape)
@@ -285,7 +285,7 @@ def output_gradient(case: Case, y: np.ndarray) -> np.ndarray:
 def run(
     case: Case, kernels: Kernels, backend: Backend, dtype: str, inputs: dict[str, np.ndarray] | None = None
 ) -> tuple[Array, Arrays]:
-    """The case's output and gradients on a backend, in a dtype."""
+    """Return the case's y and its gradients on a backend, in a dtype."""
     target = backend.dtype(dtype)
     arrays = {name: backend.asarray(value, dtype=target) for name, value in (inputs or case.inputs).items()}
     y, saved = case.forward(kernels, backend, arrays)

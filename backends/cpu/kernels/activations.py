@@ -1,19 +1,24 @@
 """Bias + activation and its gradient, one pass over the array each.
 
-All three activations share the kernels; which one it is, is asked once a row, so that the loops have no branch.
+All three activations share the kernels. The choice between them is made once a row, so that the loops have no branch.
+The names are those of docs/gradients.md, section "Activations".
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numba import prange
 
 from backends import checks
 from backends.base import Array, Backend
-from backends.cpu.kernels.elementary import gelu, gelu_and_slope, gelu_new, gelu_new_and_slope, relu, relu_and_slope
+from backends.cpu.kernels.elementary import (
+    gelu,
+    gelu_and_derivative,
+    gelu_new,
+    gelu_new_and_derivative,
+    relu,
+    relu_and_derivative,
+)
 from backends.cpu.kernels.jit import BLOCK_ROWS, elementwise, parallel
 from backends.cpu.kernels.sums import add_blocks, add_row
 
@@ -35,18 +40,19 @@ def _forward_row(kind, x, bias, y):
 
 @elementwise
 def _backward_row(kind, dy, x, bias, y):
+    """Write y, and dx in the place of dy: dx = dy * derivative."""
     if kind == _GELU:
         for j in range(x.shape[0]):
-            y[j], slope = gelu_and_slope(x[j] + bias[j])
-            dy[j] *= slope
+            y[j], derivative = gelu_and_derivative(x[j] + bias[j])
+            dy[j] *= derivative
     elif kind == _GELU_NEW:
         for j in range(x.shape[0]):
-            y[j], slope = gelu_new_and_slope(x[j] + bias[j])
-            dy[j] *= slope
+            y[j], derivative = gelu_new_and_derivative(x[j] + bias[j])
+            dy[j] *= derivative
     else:
         for j in range(x.shape[0]):
-            y[j], slope = relu_and_slope(x[j] + bias[j])
-            dy[j] *= slope
+            y[j], derivative = relu_and_derivative(x[j] + bias[j])
+            dy[j] *= derivative
 
 
 @parallel
@@ -65,32 +71,57 @@ def _backward(kind, dy, x, bias, y, partial_dbias):
             add_row(dy[i], partial_dbias[block])
 
 
-def _activation(name: str, kind: int) -> tuple[Callable[..., Array], Callable[..., tuple[Array, Array]]]:
-    def forward(backend: Backend, x: Array, bias: Array) -> Array:
-        """y = activation(x + bias)."""
-        _, columns = checks.matrix_of_floats(f"bias_{name}_forward", "x", x)
-        checks.same_kind(f"bias_{name}_forward", x.dtype, ("bias", bias, (columns,)))
-        y = backend.empty(x.shape, x.dtype)
-        _forward(kind, np.ascontiguousarray(x), bias, y)
-        return y
-
-    def backward(backend: Backend, dy: Array, x: Array, bias: Array, dbias: Array) -> tuple[Array, Array]:
-        """Writes dbias; returns dx, in the memory of dy, which is in the cache already, and y."""
-        operation = f"bias_{name}_backward"
-        rows, columns = checks.matrix_of_floats(operation, "x", x)
-        vectors = ("bias", bias, (columns,)), ("dbias", dbias, (columns,))
-        checks.same_kind(operation, x.dtype, ("dy", dy, (rows, columns)), *vectors)
-        dy, y = np.ascontiguousarray(dy), backend.empty(x.shape, x.dtype)
-        partial_dbias = backend.empty((-(-x.shape[0] // BLOCK_ROWS), x.shape[1]), x.dtype)
-        _backward(kind, dy, np.ascontiguousarray(x), bias, y, partial_dbias)
-        add_blocks(partial_dbias, dbias)
-        return dy, y
-
-    return forward, backward
+def _bias_activation_forward(operation: str, kind: int, backend: Backend, x: Array, bias: Array) -> Array:
+    """Return y = activation(x + bias): (N, I), (I,) -> (N, I). Raises as `checks` does."""
+    _, columns = checks.check_matrix(operation, "x", x)
+    checks.check_arrays(operation, x.dtype, ("bias", bias, (columns,)))
+    y = backend.empty(x.shape, x.dtype)
+    _forward(kind, np.ascontiguousarray(x), bias, y)
+    return y
 
 
-ACTIVATIONS: dict[str, Callable[..., Any]] = {
-    f"bias_{name}_{direction}": function
-    for name, kind in (("gelu", _GELU), ("gelu_new", _GELU_NEW), ("relu", _RELU))
-    for direction, function in zip(("forward", "backward"), _activation(name, kind), strict=True)
-}
+def _bias_activation_backward(
+    operation: str, kind: int, backend: Backend, dy: Array, x: Array, bias: Array, dbias: Array
+) -> tuple[Array, Array]:
+    """Write dbias (I,); return dx and y (N, I). Raises as `checks` does.
+
+    dx takes the memory of dy, which is in the processor's cache already.
+    """
+    rows, columns = checks.check_matrix(operation, "x", x)
+    vectors = ("bias", bias, (columns,)), ("dbias", dbias, (columns,))
+    checks.check_arrays(operation, x.dtype, ("dy", dy, (rows, columns)), *vectors)
+    dy, y = np.ascontiguousarray(dy), backend.empty(x.shape, x.dtype)
+    partial_dbias = backend.empty((-(-x.shape[0] // BLOCK_ROWS), x.shape[1]), x.dtype)
+    _backward(kind, dy, np.ascontiguousarray(x), bias, y, partial_dbias)
+    add_blocks(partial_dbias, dbias)
+    return dy, y
+
+
+def bias_gelu_forward(backend: Backend, x: Array, bias: Array) -> Array:
+    """Return y = gelu(x + bias), exact."""
+    return _bias_activation_forward("bias_gelu_forward", _GELU, backend, x, bias)
+
+
+def bias_gelu_backward(backend: Backend, dy: Array, x: Array, bias: Array, dbias: Array) -> tuple[Array, Array]:
+    """Write dbias; return dx, in the memory of dy, and y."""
+    return _bias_activation_backward("bias_gelu_backward", _GELU, backend, dy, x, bias, dbias)
+
+
+def bias_gelu_new_forward(backend: Backend, x: Array, bias: Array) -> Array:
+    """Return y = gelu(x + bias), approximated with tanh."""
+    return _bias_activation_forward("bias_gelu_new_forward", _GELU_NEW, backend, x, bias)
+
+
+def bias_gelu_new_backward(backend: Backend, dy: Array, x: Array, bias: Array, dbias: Array) -> tuple[Array, Array]:
+    """Write dbias; return dx, in the memory of dy, and y."""
+    return _bias_activation_backward("bias_gelu_new_backward", _GELU_NEW, backend, dy, x, bias, dbias)
+
+
+def bias_relu_forward(backend: Backend, x: Array, bias: Array) -> Array:
+    """Return y = max(x + bias, 0)."""
+    return _bias_activation_forward("bias_relu_forward", _RELU, backend, x, bias)
+
+
+def bias_relu_backward(backend: Backend, dy: Array, x: Array, bias: Array, dbias: Array) -> tuple[Array, Array]:
+    """Write dbias; return dx, in the memory of dy, and y."""
+    return _bias_activation_backward("bias_relu_backward", _RELU, backend, dy, x, bias, dbias)

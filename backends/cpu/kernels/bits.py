@@ -1,6 +1,6 @@
 """The random bits of `minibert.random_bits` inside kernels: the same 32-bit arithmetic, bit for bit.
 
-Numba widens products of 32-bit integers to 64 bits, so every step is cut back to 32; the compiler finds that
+Numba widens products of 32-bit integers to 64 bits, so every step is cut back to 32 bits. The compiler notices that
 only the low half matters.
 """
 
@@ -16,7 +16,7 @@ _FIRST_MULTIPLIER, _SECOND_MULTIPLIER = np.uint32(0x7FEB352D), np.uint32(0x846CA
 
 @inlined
 def mix(word):
-    """`lowbias32`: see `minibert.random_bits`."""
+    """Mix a word with `lowbias32`: see `minibert.random_bits`."""
     word = np.uint32(word ^ (word >> np.uint32(16)))
     word = np.uint32(word * _FIRST_MULTIPLIER)
     word = np.uint32(word ^ (word >> np.uint32(15)))
@@ -26,20 +26,20 @@ def mix(word):
 
 @inlined
 def counter_word(counter, key):
-    """What a row (with the key's first word) or a column (with its second) contributes to the bits."""
+    """Return the word of a row (for `key` = row_key) or of a column (for `key` = column_key)."""
     return mix(np.uint32(np.uint32(counter * _GOLDEN) + key))
 
 
 @elementwise
-def column_words(columns, key):
-    """(columns,) uint32: the words of columns 0, 1, ..."""
-    words = np.empty(columns, dtype=np.uint32)
+def counter_words(columns, column_key):
+    """Return the words of the columns 0, 1, ...: (columns,) uint32."""
+    column_words = np.empty(columns, dtype=np.uint32)
     for column in range(columns):
-        words[column] = counter_word(np.uint32(column), key)
-    return words
+        column_words[column] = counter_word(np.uint32(column), column_key)
+    return column_words
 
 
 @inlined
 def kept(row_word, column_word, threshold):
-    """Whether dropout keeps the element at a row and column: its 32 bits are at least `threshold`."""
+    """Return True if dropout keeps the element of a row and a column: its 32 random bits are at least `threshold`."""
     return mix(np.uint32(row_word + column_word)) >= threshold

@@ -1,11 +1,11 @@
 """Matrix products inside kernels: SciPy's BLAS, called by each of Numba's threads with a single thread.
 
-So kernels and matrix products share one set of threads, and none spins while another works. NumPy's wheels
-and SciPy's bring a BLAS each: NumPy's keeps its threads for whoever calls `np.matmul`, SciPy's is held at
-one. Where both use the same library (as in conda), that one is held at one.
+So kernels and matrix products share one set of threads, and no thread spins while another works. The wheels of NumPy
+and SciPy contain one BLAS each. NumPy's keeps its threads, for callers of `np.matmul`; SciPy's is held at one thread.
+Where both use the same library (as in conda), that library is held at one thread.
 
-The products are reached through Numba's own binding to SciPy, `numba_xxgemm`, by address and leading
-dimension, so that strided views need no copy. It is an external symbol, which the on-disk cache can keep.
+Kernels call the products through Numba's own binding to SciPy, `numba_xxgemm`, with addresses and leading dimensions,
+so that strided views need no copy. The binding is an external symbol, which the on-disk cache can keep.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from backends.cpu.threads import hold_kernel_blas
 _ADDRESS = types.intp
 _xxgemm = types.ExternalFunction(
     "numba_xxgemm",
-    types.intc(  # kind, transpositions; sizes; alpha; matrix and leading dimension, twice; beta; and the result's
+    types.intc(  # kind, transpositions; sizes; alpha; two matrices, leading dimensions; beta; result, leading dimension
         *[types.int8] * 3, *[types.intp] * 3, _ADDRESS, *[_ADDRESS, types.intp] * 2, _ADDRESS, _ADDRESS, types.intp
     ),
 )
@@ -35,7 +35,7 @@ _SINGLE, _DOUBLE = np.int8(ord("s")), np.int8(ord("d"))
 
 
 def kind_of(like):
-    """BLAS's letter for the dtype of an array; for compiled code."""
+    """Return the letter of BLAS for the dtype of an array; for compiled code."""
     return _SINGLE if like.dtype == np.float32 else _DOUBLE
 
 
@@ -47,24 +47,24 @@ def _kind_of(like):
 
 @elementwise
 def product(scalars, transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc):
-    """C = s A B, or C += s A B, row by row in memory, of matrices given by address and leading dimension.
+    """Compute C = s A B, or C += s A B. The matrices are row-major, given by address and leading dimension.
 
     Args:
         scalars: (3,) of the matrices' dtype: s, 0 and 1.
-        transpose_a: whether A (m, k) is stored as (k, m).
-        transpose_b: whether B (k, n) is stored as (n, k).
+        transpose_a: True if A (m, k) is stored as (k, m).
+        transpose_b: True if B (k, n) is stored as (n, k).
         m: rows of C.
         n: columns of C.
-        k: what is summed over.
+        k: columns of A and rows of B, over which the products are summed.
         a: address of A.
         lda: elements from one stored row of A to the next.
         b: address of B.
-        ldb: likewise.
-        accumulate: whether to add to what C holds.
+        ldb: elements from one stored row of B to the next.
+        accumulate: True to add to C, False to overwrite C.
         c: address of C.
-        ldc: likewise.
+        ldc: elements from one row of C to the next.
     """
-    # BLAS goes by columns: read so, the arrays are transposed, and C' = B' A'.
+    # BLAS is column-major: it sees every array transposed, and computes C' = B' A'.
     size = scalars.itemsize
     _xxgemm(
         kind_of(scalars),
@@ -86,7 +86,7 @@ def product(scalars, transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumula
 
 @parallel
 def _divided_product(scalars, transpose_a, transpose_b, k, a, lda, b, ldb, accumulate, bias, c, parts):
-    """`product`, the longer side of C (m, n) divided among the threads; C starts from `bias` where it has one."""
+    """Compute `product` with the longer side of C (m, n) divided among the threads; C starts from `bias`, if any."""
     m, n = c.shape
     size = scalars.itemsize
     by_rows = m >= n
@@ -125,9 +125,9 @@ def _copy_row(row, target):
 
 
 def matrix(x: Array) -> tuple[Array, int, int]:
-    """An array (rows, columns) as BLAS takes it: itself, its address and leading dimension.
+    """Return an array (rows, columns) as BLAS takes it: the array, its address and its leading dimension.
 
-    A view whose columns do not lie side by side is copied. The caller keeps the array while it uses the address.
+    A view whose columns do not lie side by side is copied. The caller must keep the array while it uses the address.
     """
     size = x.itemsize
     if x.shape[0] < 2 or x.strides[1] != size or x.strides[0] % size or x.strides[0] < size * x.shape[1]:
@@ -135,11 +135,11 @@ def matrix(x: Array) -> tuple[Array, int, int]:
     return x, x.ctypes.data, max(1, x.shape[1] if x.shape[0] < 2 else x.strides[0] // size)
 
 
-def same_dtype(*arrays: Array) -> None:
-    """What goes to BLAS by its address must be what it takes it for.
+def check_same_dtype(*arrays: Array) -> None:
+    """Check that arrays share a dtype that BLAS has: BLAS sees addresses only.
 
     Raises:
-        TypeError: arrays of different dtypes, or of one that BLAS lacks.
+        TypeError: arrays of different dtypes, or of a dtype other than float32 and float64.
     """
     dtypes = {array.dtype for array in arrays}
     if len(dtypes) > 1 or not dtypes <= {np.dtype(np.float32), np.dtype(np.float64)}:
@@ -157,27 +157,27 @@ def multiply(
     accumulate: bool = False,
     bias: Array | None = None,
 ) -> None:
-    """C = A B, C = bias + A B or C += A B on all threads.
+    """Compute C = A B, C = bias + A B or C += A B on all threads.
 
     Args:
         a: (m, k), or (k, m) with `transpose_a`.
         b: (k, n), or (n, k) with `transpose_b`.
         c: (m, n), contiguous.
         transpose_a: multiply by the transpose of `a`.
-        transpose_b: likewise.
-        accumulate: add to C.
-        bias: (n,), what every row of C starts from; not with `accumulate`.
+        transpose_b: multiply by the transpose of `b`.
+        accumulate: True to add to C, False to overwrite C.
+        bias: (n,), to which the products are added in every row of C; not with `accumulate`.
 
     Raises:
         ValueError: shapes that do not fit, or a result that is not contiguous.
-        TypeError: arrays of different dtypes, or of one that BLAS lacks.
+        TypeError: arrays of different dtypes, or of a dtype other than float32 and float64.
     """
     m, k = a.shape[::-1] if transpose_a else a.shape
     inner, n = b.shape[::-1] if transpose_b else b.shape
     if inner != k or c.shape != (m, n) or (bias is not None and bias.shape != (n,)):
         bias_shape = "" if bias is None else f", bias {bias.shape}"
         raise ValueError(f"matrices that do not fit: ({m}, {k}) times ({inner}, {n}) into {c.shape}{bias_shape}")
-    same_dtype(a, b, c, *(() if bias is None else (bias,)))
+    check_same_dtype(a, b, c, *(() if bias is None else (bias,)))
     if not c.flags.c_contiguous:
         raise ValueError("the result of a matrix product must be contiguous: BLAS would write beside it")
     a, address_a, lda = matrix(a)
@@ -204,7 +204,7 @@ def _scalars(dtype: np.dtype[Any], scale: float) -> Array:
     ensure_blas()
     hold_kernel_blas()
     numbers = np.array([scale, 0.0, 1.0], dtype=dtype)
-    # Numba looks the routine up, which takes Python's lock, at its first call: that must not be in a thread.
+    # At its first call Numba looks the routine up, which takes Python's lock: this must not happen in a kernel's thread
     one = np.ones((1, 1), dtype=dtype)
     address = one.ctypes.data
     product(numbers, False, False, 1, 1, 1, address, 1, address, 1, False, np.empty_like(one).ctypes.data, 1)
@@ -212,5 +212,5 @@ def _scalars(dtype: np.dtype[Any], scale: float) -> Array:
 
 
 def scalars(dtype: Any, scale: float = 1.0) -> Array:
-    """What `product` takes as its first argument."""
+    """Return the first argument of `product`: `scale`, 0 and 1."""
     return _scalars(np.dtype(dtype), scale)

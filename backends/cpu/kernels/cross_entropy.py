@@ -1,4 +1,7 @@
-"""Cross-entropy and its gradient: a row of logits is read from memory once, and stays in the cache."""
+"""Cross-entropy and its gradient: a row of logits is read from memory once, and stays in the cache.
+
+The names are those of docs/gradients.md, section "Cross-entropy".
+"""
 
 from __future__ import annotations
 
@@ -13,21 +16,22 @@ from backends.cpu.kernels.softmax import clip, row_maximum
 
 
 @summing
-def _total(x, maximum):
-    total = type_of(x, 0.0)
+def _exponential_sum(x, maximum):
+    exponential_sum = type_of(x, 0.0)
     for j in range(x.shape[0]):
-        total += exponential(x[j] - maximum)
-    return total
+        exponential_sum += exponential(x[j] - maximum)
+    return exponential_sum
 
 
 @summing
 def _exponentials(x, bound, maximum, y):
-    total = type_of(x, 0.0)
+    """Write the exponentials of the clipped x to y; return exponential_sum."""
+    exponential_sum = type_of(x, 0.0)
     for j in range(x.shape[0]):
         e = exponential(clip(x[j], bound) - maximum)
         y[j] = e
-        total += e
-    return total
+        exponential_sum += e
+    return exponential_sum
 
 
 @elementwise
@@ -42,8 +46,9 @@ def _forward(logits, labels, losses):
         losses[i] = 0
         if labels[i] >= 0:
             maximum = row_maximum(logits[i])
-            total = _total(logits[i], maximum)
-            losses[i] = np.log(total) - (logits[i, labels[i]] - maximum)
+            exponential_sum = _exponential_sum(logits[i], maximum)
+            label_logit = logits[i, labels[i]]
+            losses[i] = np.log(exponential_sum) - (label_logit - maximum)
 
 
 @parallel
@@ -51,45 +56,47 @@ def _backward(logits, labels, bound, scale, losses, dlogits):
     for i in prange(logits.shape[0]):
         losses[i] = 0
         if labels[i] >= 0:
-            largest = row_maximum(logits[i])
-            maximum = clip(largest, bound)
-            total = _exponentials(logits[i], bound, maximum, dlogits[i])
-            losses[i] = np.log(total) - (logits[i, labels[i]] - largest)  # not clipped: an infinite logit shows
-            _scale(dlogits[i], type_of(logits, 0.0) if maximum == -bound else scale / total)
+            maximum = row_maximum(logits[i])
+            clipped_maximum = clip(maximum, bound)
+            exponential_sum = _exponentials(logits[i], bound, clipped_maximum, dlogits[i])
+            label_logit = logits[i, labels[i]]
+            losses[i] = np.log(exponential_sum) - (label_logit - maximum)  # not clipped: an infinite logit shows
+            # losses = -log softmax(logits)[labels]: dlogits = (softmax(logits) - one_hot) * scale
+            scaled_inverse_sum = type_of(logits, 0.0) if clipped_maximum == -bound else scale / exponential_sum
+            _scale(dlogits[i], scaled_inverse_sum)
             dlogits[i, labels[i]] -= scale
         else:
             dlogits[i, :] = 0
 
 
-def _checked(labels: Array, logits: Array) -> Array:
-    """Compiled code indexes without a check.
+def _check_labels(operation: str, logits: Array, labels: Array) -> None:
+    """Check labels and logits, since compiled code indexes without a check.
 
     Raises:
-        IndexError: a label for which there is no logit.
-        ValueError: not one label for every row, or logits of another shape than (M, V).
-        TypeError: labels that are no integers, or logits that are no float32 or float64.
+        IndexError: a label that has no logit.
+        ValueError: not one label for every row, or logits that are not (M, V).
+        TypeError: labels that are not integers, or logits that are not float32 or float64.
     """
-    checks.matrix_of_floats("cross_entropy", "logits", logits)
-    if labels.shape != logits.shape[:1]:
-        raise ValueError(f"logits of the shape {logits.shape} need {logits.shape[0]} labels, not {labels.shape}")
-    if labels.dtype.kind not in "iu":
-        raise TypeError(f"cross_entropy: labels must be integers, not {labels.dtype}")
-    if labels.size and int(labels.max()) >= logits.shape[1]:
-        raise IndexError(f"the label {int(labels.max())} has no logit: there are {logits.shape[1]}")
-    return labels
+    rows, columns = checks.check_matrix(operation, "logits", logits)
+    checks.check_integers(operation, "labels", labels, (rows,))
+    if rows and int(labels.max()) >= columns:
+        raise IndexError(f"{operation}: the label {int(labels.max())} has no logit; there are {columns} in each row")
 
 
 def cross_entropy_forward(backend: Backend, logits: Array, labels: Array) -> Array:
-    """-log softmax(logits)[label]; zero where the label is negative."""
-    labels = _checked(labels, logits)
+    """Return the losses (M,), -log softmax(logits)[label]; zero where the label is negative.
+
+    Raises as `_check_labels` does.
+    """
+    _check_labels("cross_entropy_forward", logits, labels)
     losses = backend.empty((logits.shape[0],), logits.dtype)
     _forward(np.ascontiguousarray(logits), labels, losses)
     return losses
 
 
 def cross_entropy_backward(backend: Backend, logits: Array, labels: Array, scale: float) -> tuple[Array, Array]:
-    """The losses, and dlogits of scale * sum(losses)."""
-    labels = _checked(labels, logits)
+    """Return the losses (M,), and dlogits (M, V) of scale * sum(losses). Raises as `_check_labels` does."""
+    _check_labels("cross_entropy_backward", logits, labels)
     losses, dlogits = backend.empty((logits.shape[0],), logits.dtype), backend.empty(logits.shape, logits.dtype)
     _backward(
         np.ascontiguousarray(logits),

@@ -1,4 +1,4 @@
-"""Dropout alone, and what every kernel that draws a dropout mask needs to know."""
+"""Dropout alone, and the arguments of every kernel that draws a dropout mask."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numba import prange
 
 from backends import checks
 from backends.base import Array, Backend
-from backends.cpu.kernels.bits import column_words, counter_word, kept
+from backends.cpu.kernels.bits import counter_word, counter_words, kept
 from backends.cpu.kernels.elementary import type_of
 from backends.cpu.kernels.jit import elementwise, parallel
 
@@ -17,7 +17,7 @@ _NO_ROWS = np.empty(0, dtype=np.uint32)
 
 
 class DropoutPlan(Protocol):
-    """`minibert.ops.Dropout`, which this package does not import."""
+    """The attributes of `minibert.ops.Dropout` that kernels need; this package does not import minibert."""
 
     @property
     def threshold(self) -> int: ...  # noqa: D102
@@ -33,45 +33,55 @@ class DropoutPlan(Protocol):
 
 
 def plan(operation: str, dropout: DropoutPlan | None, rows: int, dtype: Any) -> tuple[Array, tuple[Any, Any, Any, Any]]:
-    """What kernels take: the numbers of the rows (none without dropout), and four numbers.
+    """Return dropout as kernels take it: the row numbers, and (threshold, row_key, column_key, keep_scale).
 
-    These are the threshold that an element's bits must reach to be kept, the two words of the key, and the
-    factor on what is kept. `operation` is for the message about row numbers that are not one for each row.
+    Args:
+        operation: for error messages.
+        dropout: or None; then there are no row numbers.
+        rows: how many row numbers there must be.
+        dtype: of keep_scale.
+
+    Raises:
+        ValueError: not one row number for each row.
+        TypeError: row numbers that are not uint32.
     """
     if dropout is None:
         return _NO_ROWS, (np.uint32(0), np.uint32(0), np.uint32(0), dtype.type(1.0))
-    checks.row_numbers(operation, dropout.row_numbers, rows)
+    checks.check_row_numbers(operation, dropout.row_numbers, rows)
     row_key, column_key = dropout.key
-    factor = dtype.type(dropout.keep_scale)
-    factors = np.uint32(dropout.threshold), np.uint32(row_key), np.uint32(column_key), factor
+    keep_scale = dtype.type(dropout.keep_scale)
+    factors = np.uint32(dropout.threshold), np.uint32(row_key), np.uint32(column_key), keep_scale
     return np.ascontiguousarray(dropout.row_numbers), factors
 
 
 @elementwise
-def _drop_row(x, row_word, words, threshold, keep_scale, y):
+def _drop_row(x, row_word, column_words, threshold, keep_scale, y):
     for j in range(x.shape[0]):
-        y[j] = x[j] * (keep_scale if kept(row_word, words[j], threshold) else type_of(keep_scale, 0.0))
+        keep = kept(row_word, column_words[j], threshold)
+        dropout_mask = keep_scale if keep else type_of(keep_scale, 0.0)
+        y[j] = x[j] * dropout_mask
 
 
 @parallel
-def _drop(x, dropout, numbers, y):
+def _drop(x, dropout, row_numbers, y):
     threshold, row_key, column_key, keep_scale = dropout
-    words = column_words(x.shape[1], column_key)
+    column_words = counter_words(x.shape[1], column_key)
     for i in prange(x.shape[0]):
-        _drop_row(x[i], counter_word(numbers[i], row_key), words, threshold, keep_scale, y[i])
+        _drop_row(x[i], counter_word(row_numbers[i], row_key), column_words, threshold, keep_scale, y[i])
 
 
 def dropout_forward(backend: Backend, x: Array, dropout: DropoutPlan | None) -> Array:
-    """y = x * mask; without dropout, x itself."""
+    """Return y = x * dropout_mask; without dropout (None), x itself. Raises as `checks` does."""
     if dropout is None:
         return x
-    rows, _ = checks.matrix_of_floats("dropout", "the array", x)
-    numbers, factors = plan("dropout", dropout, rows, x.dtype)
+    rows, _ = checks.check_matrix("dropout", "x", x)
+    row_numbers, factors = plan("dropout", dropout, rows, x.dtype)
     y = backend.empty(x.shape, x.dtype)
-    _drop(np.ascontiguousarray(x), factors, numbers, y)
+    _drop(np.ascontiguousarray(x), factors, row_numbers, y)
     return y
 
 
 def dropout_backward(backend: Backend, dy: Array, dropout: DropoutPlan | None) -> Array:
-    """Returns dx: dropping out the gradient is dropout's gradient."""
+    """Return dx = dy * dropout_mask, with the mask of the forward pass."""
+    # y = x * dropout_mask
     return dropout_forward(backend, dy, dropout)

@@ -1,4 +1,7 @@
-"""Looking rows up in tables, and the scatter-add that is its gradient."""
+"""Looking up rows of tables, and its gradient, the scatter-add.
+
+The names are those of docs/gradients.md, section "The tied decoder and the embeddings".
+"""
 
 from __future__ import annotations
 
@@ -27,36 +30,38 @@ def _look_up(tables, ids, y):
 
 
 @elementwise
-def _scatter(target, ids, rows):
+def _scatter(target, indices, rows):
     for i in range(rows.shape[0]):
-        add_row(rows[i], target[ids[i]])
+        add_row(rows[i], target[indices[i]])
 
 
-def scatter_add(target: Array, ids: Array, rows: Array) -> None:
-    """Add rows[i] to target[ids[i]], in place, in the order of i.
+def scatter_add(target: Array, indices: Array, rows: Array) -> None:
+    """Add rows[i] (N, H) to target[indices[i]] (V, H), in place, in the order of i. Raises as `checks` does.
 
-    On one thread: waking the others takes as long as all the additions of a usual batch.
+    One thread does it all: waking the others takes as long as all the additions of a usual batch.
     """
-    count, columns = checks.matrix_of_floats("embedding_backward", "dy", rows)
-    checks.same_kind("embedding_backward", rows.dtype, ("the table", target, (*target.shape[:1], columns)))
-    checks.indices("embedding_backward", "ids", ids, count, target.shape[0])
-    _scatter(target, np.ascontiguousarray(ids), np.ascontiguousarray(rows))
+    count, columns = checks.check_matrix("embedding_backward", "dy", rows)
+    checks.check_arrays("embedding_backward", rows.dtype, ("dtable", target, (*target.shape[:1], columns)))
+    checks.check_indices("embedding_backward", "ids", indices, count, target.shape[0])
+    _scatter(target, np.ascontiguousarray(indices), np.ascontiguousarray(rows))
 
 
 def embedding_forward(backend: Backend, tables: tuple[Array, ...], ids: tuple[Array, ...]) -> Array:
-    """The sum of one row of each table."""
-    _, columns = checks.matrix_of_floats("embedding_forward", "the first table", tables[0])
-    for number, (table, rows) in enumerate(zip(tables, ids, strict=True)):
+    """Return y (N, H), the sum of one row of each table. Raises as `checks` does."""
+    _, columns = checks.check_matrix("embedding_forward", "tables[0]", tables[0])
+    for number, (table, indices) in enumerate(zip(tables, ids, strict=True)):
         shape = *table.shape[:1], columns
-        checks.same_kind("embedding_forward", tables[0].dtype, (f"table {number}", table, shape))
-        checks.indices("embedding_forward", f"ids {number}", rows, ids[0].shape[0], table.shape[0])
+        checks.check_arrays("embedding_forward", tables[0].dtype, (f"tables[{number}]", table, shape))
+        checks.check_integers("embedding_forward", f"ids[{number}]", indices, (ids[0].size,), ids[0].dtype)
+        checks.check_indices("embedding_forward", f"ids[{number}]", indices, ids[0].size, table.shape[0])
     y = backend.empty((ids[0].shape[0], tables[0].shape[1]), tables[0].dtype)
     contiguous = tuple(np.ascontiguousarray(table) for table in tables)
-    _look_up(contiguous, tuple(np.ascontiguousarray(rows) for rows in ids), y)
+    _look_up(contiguous, tuple(np.ascontiguousarray(indices) for indices in ids), y)
     return y
 
 
 def embedding_backward(backend: Backend, dy: Array, ids: tuple[Array, ...], dtables: tuple[Array, ...]) -> None:
-    """Adds dy to the rows of each table that were looked up."""
-    for rows, dtable in zip(ids, dtables, strict=True):
-        scatter_add(dtable, rows, dy)
+    """Add dy (N, H) to the rows of each table (V_k, H) that were looked up. Raises as `checks` does."""
+    # y = tables[0][ids[0]] + tables[1][ids[1]] + ...
+    for indices, dtable in zip(ids, dtables, strict=True):
+        scatter_add(dtable, indices, dy)  # dtable[indices[i]] += dy[i]

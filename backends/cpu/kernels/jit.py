@@ -1,11 +1,11 @@
 """How all kernels are compiled: options, the threads they share, and the on-disk cache.
 
-Numba compiles a kernel when it is first called with a dtype, and keeps the machine code beside the source (or
-in NUMBA_CACHE_DIR), so that only the first process ever waits.
+Numba compiles a kernel when it is first called with a dtype. It keeps the machine code beside the source (or in
+NUMBA_CACHE_DIR), so that only the first process waits for the compiler.
 
-Threads: kernels run on Numba's "workqueue" layer, whose threads sleep between kernels; those of OpenMP spin,
-and rob the next kernel of its cores. The layer ends the process when two Python threads enter it at once, and a
-parallel loop releases Python's global lock, so a lock of our own lets in one at a time.
+Threads: kernels run on Numba's "workqueue" layer, whose threads sleep between kernels. Threads of OpenMP spin instead,
+and take cores away from the next kernel. "workqueue" ends the process when two Python threads enter it at once, and a
+parallel loop releases Python's global lock. So a lock of our own admits one thread at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import numba
 
-if "NUMBA_THREADING_LAYER" not in os.environ:  # a choice of the user's stands
+if "NUMBA_THREADING_LAYER" not in os.environ:  # the user's own choice stays
     numba.config.THREADING_LAYER = "workqueue"
 
 _SOURCES = sorted(Path(__file__).parent.glob("*.py"))
@@ -28,9 +28,9 @@ _STAMP = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdig
 
 
 def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """`numba.njit` with an on-disk cache that is out of date as soon as any kernel changes.
+    """Return `numba.njit` with an on-disk cache that is out of date as soon as any source of the kernels changes.
 
-    Numba looks only at the file of the kernel itself, and would go on using an old helper from another file.
+    By itself Numba looks only at the file of the kernel, and would go on using an old helper from another file.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -49,17 +49,17 @@ elementwise = _compiled(fastmath=EXACT)
 """For functions whose order of operations matters."""
 
 inlined = _compiled(fastmath=EXACT, forceinline=True)
-"""Likewise, for functions of single elements: loops over them become vector instructions only if the compiler
-puts their code into the loop, which without being told it does for some loops and not for others."""
+"""For functions of single elements. A loop over such a function becomes vector instructions only if the compiler puts
+the function's code into the loop; by itself the compiler does so for some loops and not for others."""
 
 summing = _compiled(fastmath=_ANY_ORDER)
-"""For functions with sums, which may be taken in any (but always the same) order, and so in vectors."""
+"""For functions with sums. Their order is free (but always the same), so that they can use vector instructions."""
 
 _IN_PARALLEL = threading.Lock()
 
 
 def parallel(function: Callable[..., None]) -> Callable[..., None]:
-    """For kernels: their `prange` loops are divided among the threads. One runs at a time."""
+    """Compile a kernel whose `prange` loops are divided among the threads. One kernel runs at a time."""
     dispatcher = _compiled(fastmath=_ANY_ORDER, parallel=True)(function)
 
     @functools.wraps(function)
@@ -71,5 +71,5 @@ def parallel(function: Callable[..., None]) -> Callable[..., None]:
 
 
 BLOCK_ROWS = 32
-"""Rows that one pass of a kernel works on. Sums over rows are taken block by block and then over the blocks, so
+"""How many rows one pass of a kernel works on. Sums over rows are computed for each block and then over the blocks, so
 that they do not depend on the number of threads."""

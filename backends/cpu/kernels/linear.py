@@ -1,4 +1,7 @@
-"""Linear layers: gradients of weights go straight to their place, and biases into the products."""
+"""Linear layers: products write the gradients of weights in place, and start from the bias.
+
+The names are those of docs/gradients.md, section "Linear layers".
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,9 @@ from backends.cpu.kernels.blas import multiply
 from backends.cpu.kernels.sums import column_sums
 
 
-def _check_matrices(operation: str, **arrays: Array) -> None:
-    """They are matrices; how they fit each other is `multiply`'s to check. Raises as `checks` does."""
-    for name, array in arrays.items():
-        checks.matrix_of_floats(operation, name, array)
-
-
 def linear_forward(backend: Backend, x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """y = x @ weight.T + bias."""
-    _check_matrices("linear_forward", x=x, weight=weight)
+    """Return y = x @ weight.T + bias: (N, in), (out, in), (out,) -> (N, out). Raises as `checks` does."""
+    checks.check_linear_forward(x, weight, bias)
     y = backend.empty((x.shape[0], weight.shape[0]), x.dtype)
     multiply(x, weight, y, transpose_b=True, bias=bias)
     return y
@@ -33,24 +30,24 @@ def linear_backward(
     dbias: Array | None = None,
     add_to: Array | None = None,
 ) -> Array:
-    """Writes dweight and dbias; returns dx, or add_to + dx in the memory of add_to."""
+    """Write dweight and dbias; return dx, or add_to + dx in the memory of add_to. Raises as `checks` does."""
     linear_backward_weight(backend, dy, x, dweight, dbias)
     return linear_backward_input(backend, dy, weight, add_to)
 
 
 def linear_backward_weight(backend: Backend, dy: Array, x: Array, dweight: Array, dbias: Array | None = None) -> None:
-    """Writes dweight and dbias."""
-    _check_matrices("linear_backward_weight", dy=dy, x=x, dweight=dweight)
-    if dbias is not None:
-        checks.same_kind("linear_backward_weight", dy.dtype, ("dbias", dbias, dy.shape[1:]))
-    multiply(dy, x, dweight, transpose_a=True)
+    """Write dweight (out, in) and, unless it is None, dbias (out,). Raises as `checks` does."""
+    checks.check_linear_backward_weight(dy, x, dweight, dbias)
+    # y = x @ weight.T + bias
+    multiply(dy, x, dweight, transpose_a=True)  # (out, in)
     if dbias is not None:
         column_sums(backend, np.ascontiguousarray(dy), dbias)
 
 
 def linear_backward_input(backend: Backend, dy: Array, weight: Array, add_to: Array | None = None) -> Array:
-    """Returns dx, or add_to + dx in the memory of add_to."""
-    _check_matrices("linear_backward_input", dy=dy, weight=weight)
+    """Return dx (N, in), or add_to + dx in the memory of add_to. Raises as `checks` does."""
+    checks.check_linear_backward_input(dy, weight, add_to)
     dx = backend.empty((dy.shape[0], weight.shape[1]), dy.dtype) if add_to is None else add_to
+    # y = x @ weight.T + bias
     multiply(dy, weight, dx, accumulate=add_to is not None)
     return dx

@@ -1,4 +1,4 @@
-"""What softmaxes share: the largest score of a row, and scores held within bounds."""
+"""The parts that attention and cross-entropy share: the maximum of a row, and scores clipped to a bound."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from backends.cpu.kernels.jit import elementwise, inlined, summing
 
 @inlined
 def clip(x, bound):
-    """x between -bound and bound; NaN stays NaN."""
+    """Clip x to the range from -bound to bound; NaN stays NaN."""
     x = -bound if x < -bound else x
     return bound if x > bound else x
 
@@ -27,11 +27,11 @@ def _largest32(bits):
 
 
 def row_maximum(x):
-    """The largest element of a row; for compiled code.
+    """Return the maximum of a row; for compiled code.
 
-    Bits of floats, read as integers with those of negative ones inverted, have the order of the floats. The
-    largest integer is found with vector instructions; of floats, the compiler would first need to know that
-    none is NaN. (A positive NaN counts as larger than all; a negative one makes the sum of exponentials NaN.)
+    Read as integers, the bits of floats have the order of the floats, once the bits of the negative floats are
+    inverted. The compiler finds the largest integer with vector instructions. It would not do so for floats, since any
+    of them could be NaN. (A positive NaN counts as the largest; a negative NaN makes the sum of exponentials NaN.)
     """
     return x.max()
 

@@ -1,4 +1,4 @@
-"""Sums over rows (biases, layer norms) and over a whole array (the gradient's norm)."""
+"""Sums over rows (for the gradients of biases and layer norms) and over a whole array (for the gradients' norm)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _BLOCK = 1 << 14  # elements of the flat array that one partial sum covers
 
 @elementwise
 def add_row(row, total):
-    """total += row."""
+    """Add a row: total += row."""
     for j in range(row.shape[0]):
         total[j] += row[j]
 
 
 @elementwise
 def add_blocks(blocks, total):
-    """total = the sum of the rows of `blocks`."""
+    """Write the sum of the rows of `blocks` (blocks, C) into total (C,)."""
     total[:] = 0
     for i in range(blocks.shape[0]):
         add_row(blocks[i], total)
@@ -37,7 +37,7 @@ def _column_sums(x, partial):
 
 
 def column_sums(backend: Backend, x: Array, total: Array) -> None:
-    """Writes the sum of x (N, C) over its rows into total (C,)."""
+    """Write the sum of x (N, C) over its rows into total (C,)."""
     partial = backend.empty((-(-x.shape[0] // BLOCK_ROWS), x.shape[1]), x.dtype)
     _column_sums(x, partial)
     add_blocks(partial, total)
@@ -59,8 +59,8 @@ def _square_sums(x, partial):
 
 
 def squared_norm(backend: Backend, x: Array) -> Array:
-    """The sum of squares of x (P,), a 0-d array."""
-    checks.vector_of_floats("squared_norm", "x", x)
+    """Return the sum of the squares of x (P,), a 0-d array. Raises as `checks` does."""
+    checks.check_vector("squared_norm", "x", x)
     partial = np.empty(max(1, -(-x.shape[0] // _BLOCK)), dtype=np.float64)
     _square_sums(x, partial)
     return np.asarray(partial.sum(), dtype=x.dtype)

@@ -1,4 +1,4 @@
-"""What the Numba twins promise beyond their definitions' values: accuracy in ulp, bits, blocks, repeatability."""
+"""Properties of the Numba twins beyond their values: accuracy in ulp, bits, blocks, repeatability."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from backends.cpu.kernels import attention, jit
 from backends.cpu.kernels.elementary import (
     exponential,
     gelu,
-    gelu_and_slope,
+    gelu_and_derivative,
     gelu_new,
-    gelu_new_and_slope,
+    gelu_new_and_derivative,
     normal_parts,
 )
 from backends.cpu.kernels.softmax import row_maximum
@@ -41,7 +41,7 @@ FAST, REFERENCE = Kernels(BACKEND), Kernels(BACKEND, "reference")
 
 
 def mapped(function: Any) -> Any:
-    """A compiled function of arrays from a compiled function of single elements."""
+    """Return a compiled function of arrays, made from a compiled function of single elements."""
 
     @njit
     def over(x, y):
@@ -57,7 +57,7 @@ def mapped(function: Any) -> Any:
 
 
 def ulps(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """The error in units in the last place of the expected values."""
+    """Return the error in units in the last place of the expected values."""
     unit = np.spacing(np.abs(expected).astype(actual.dtype)).astype(np.float64)
     return np.abs(actual.astype(np.float64) - expected) / unit
 
@@ -103,20 +103,20 @@ def test_the_error_function_behind_it_is_off_by_at_most_4_ulp_of_one():
 
 
 @njit
-def slope(u):
-    return gelu_and_slope(u)[1]
+def gelu_derivative(u):
+    return gelu_and_derivative(u)[1]
 
 
 @njit
-def gelu_new_slope(u):
-    return gelu_new_and_slope(u)[1]
+def gelu_new_derivative(u):
+    return gelu_new_and_derivative(u)[1]
 
 
 def tanh_argument(u: Any) -> Any:
     return np.sqrt(2 / np.pi) * (u + 0.044715 * u**3)
 
 
-def exact_gelu_new_slope(u: Any) -> Any:
+def exact_gelu_new_derivative(u: Any) -> Any:
     s = special.expit(2 * tanh_argument(u))
     return s + 2 * u * s * special.expit(-2 * tanh_argument(u)) * np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * u**2)
 
@@ -125,27 +125,28 @@ def exact_gelu_new_slope(u: Any) -> Any:
     ("function", "exact"),
     [
         (gelu, lambda u: u * special.ndtr(u)),
-        (slope, lambda u: special.ndtr(u) + u * np.exp(-u * u / 2) / np.sqrt(2 * np.pi)),
+        (gelu_derivative, lambda u: special.ndtr(u) + u * np.exp(-u * u / 2) / np.sqrt(2 * np.pi)),
         (gelu_new, lambda u: u * special.expit(2 * tanh_argument(u))),
-        (gelu_new_slope, exact_gelu_new_slope),
+        (gelu_new_derivative, exact_gelu_new_derivative),
     ],
-    ids=["gelu", "its derivative", "gelu_new", "the derivative of that"],
+    ids=["gelu", "derivative of gelu", "gelu_new", "derivative of gelu_new"],
 )
 def test_gelu_is_as_exact_as_the_dtype(function: Any, exact: Any):
-    of_float64 = 2e-14 if function is gelu_new_slope else 1e-15  # u s (1 - s) loses digits where s nears 1
-    for dtype, tolerance in ((np.float32, 1e-6), (np.float64, of_float64)):
+    # u s (1 - s) loses digits where s nears 1
+    float64_tolerance = 2e-14 if function is gelu_new_derivative else 1e-15
+    for dtype, tolerance in ((np.float32, 1e-6), (np.float64, float64_tolerance)):
         u = np.linspace(-12.0, 12.0, 200_001).astype(dtype)
         np.testing.assert_allclose(mapped(function)(u), exact(u.astype(np.float64)), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_largest_of_a_row_is_found_through_its_bits(dtype: Any):
-    largest = njit(lambda x: row_maximum(x))
+def test_the_maximum_of_a_row_is_found_through_its_bits(dtype: Any):
+    maximum = njit(lambda x: row_maximum(x))
     rng = np.random.default_rng(0)
     for x in (rng.standard_normal(37), -np.abs(rng.standard_normal(100)), [-0.0, 0.0], [-np.inf], [1.0, np.inf]):
         x = np.array(x, dtype=dtype)
-        assert largest(x) == x.max()
-    assert np.isnan(largest(np.array([1.0, np.nan, np.inf], dtype=dtype)))
+        assert maximum(x) == x.max()
+    assert np.isnan(maximum(np.array([1.0, np.nan, np.inf], dtype=dtype)))
 
 
 # --- random bits -----------------------------------------------------------------------------------------------
@@ -164,13 +165,13 @@ def test_dropout_draws_the_masks_of_the_reference_bit_for_bit(dtype: str):
 
 
 def test_attention_drops_the_weights_that_the_reference_drops():
-    """With the unit matrix for values, the contexts are the weights."""
-    length, heads = 16, 3
+    """With the unit matrix for values, the context is the weights."""
+    length, attention_heads = 16, 3
     rows = Rows(4, length)
-    layout = AttentionLayout(rows, rows, None, heads)
+    layout = AttentionLayout(rows, rows, None, attention_heads)
     rng = np.random.default_rng(2)
-    queries, keys = rng.standard_normal((2, 4 * length, heads * length), dtype=np.float32)
-    values = np.tile(np.eye(length, dtype=np.float32), (4, heads))
+    queries, keys = rng.standard_normal((2, 4 * length, attention_heads * length), dtype=np.float32)
+    values = np.tile(np.eye(length, dtype=np.float32), (4, attention_heads))
     dropout = Dropout(0.4, derive_key(1, Stream.DROPOUT, 2), np.arange(2**32 - 64, 2**32, dtype=np.uint32))
     fast, _ = FAST.attention_forward(queries, keys, values, layout, dropout)
     reference, _ = REFERENCE.attention_forward(queries, keys, values, layout, dropout)
@@ -182,17 +183,17 @@ def test_attention_drops_the_weights_that_the_reference_drops():
 
 
 def _attend(kernels: Kernels, lengths: list[int], asked: list[int], dtype: str, dropped: bool) -> list[np.ndarray]:
-    """Contexts and gradients of sequences of these lengths, the first `asked` positions of each asking."""
-    heads, width, slots = 3, 21, max(lengths)
+    """Return context and gradients of sequences of these lengths, with the first `asked` positions as queries."""
+    attention_heads, width, slots = 3, 21, max(lengths)
     rng = np.random.default_rng(3)
     positions = np.concatenate([b * slots + np.arange(length) for b, length in enumerate(lengths)])
     query_positions = np.concatenate([b * max(asked) + np.arange(number) for b, number in enumerate(asked)])
     keys_at = Rows.at(BACKEND, len(lengths), slots, positions)
     queries_at = Rows.at(BACKEND, len(lengths), max(asked), query_positions)
     real = np.arange(slots) < np.array(lengths)[:, None]
-    real[0, 1] = False  # a key that is there, and masked
+    real[0, 1] = False  # a key that has a row, but is masked
     mask = np.where(real, 0.0, -2.0 * score_bound(np, np.dtype(dtype)))[:, None, None, :].astype(dtype)
-    layout = AttentionLayout(queries_at, keys_at, mask, heads)
+    layout = AttentionLayout(queries_at, keys_at, mask, attention_heads)
     packed = rng.standard_normal((len(positions), 2 * width)).astype(dtype)  # strided views, as in the model
     queries = rng.standard_normal((len(query_positions), width)).astype(dtype)
     numbers = np.arange(len(query_positions), dtype=np.uint32)
@@ -222,7 +223,7 @@ def test_attention_in_blocks_over_ragged_sequences(
         np.testing.assert_allclose(fast, reference, rtol=tolerance, atol=tolerance)
 
 
-def test_attention_keeps_nothing_of_the_size_of_the_weights():
+def test_attention_keeps_two_numbers_a_row_and_not_the_weights():
     rows = Rows(1, 512)
     layout = AttentionLayout(rows, rows, None, 2)
     x = np.random.default_rng(4).standard_normal((512, 128), dtype=np.float32)
@@ -235,7 +236,7 @@ def test_attention_keeps_nothing_of_the_size_of_the_weights():
 def test_attention_refuses_left_out_keys_without_a_mask():
     rows = Rows.at(BACKEND, 2, 3, np.array([0, 1, 3]))
     x = np.ones((3, 4), dtype=np.float32)
-    with pytest.raises(ValueError, match="no mask says that nobody attends"):
+    with pytest.raises(ValueError, match="lack the rows of some slots, so the layout needs a mask"):
         FAST.attention_forward(x, x, x, AttentionLayout(rows, rows, None, 1), None)
 
 
@@ -275,7 +276,7 @@ def test_the_model_with_twins_has_the_gradients_of_the_model_without():
 
 
 def test_kernels_may_be_called_from_several_python_threads():
-    """Numba's "workqueue" ends the process when it is entered twice at once."""
+    """Numba's "workqueue" ends the process when two threads enter it at once."""
     expected = gradient_bits()
     results: list[np.ndarray] = []
     workers = [threading.Thread(target=lambda: results.append(gradient_bits())) for _ in range(4)]
@@ -293,7 +294,7 @@ def test_kernels_may_be_called_from_several_python_threads():
 
 def test_a_warm_training_step_allocates_no_large_array():
     step = Step()
-    assert step.model.kernels.twins, "the fast twins are what reuses memory"
+    assert step.model.kernels.twins, "only the fast twins reuse memory"
     for _ in range(3):
         step()
     reserved = step.model.backend.pool.reserved
@@ -303,7 +304,7 @@ def test_a_warm_training_step_allocates_no_large_array():
     peak = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
     hidden_states = int(step.mask.sum()) * step.model.config.hidden_size * 4
-    assert peak < hidden_states, "everything allocated at any moment is less than one array of hidden states"
+    assert peak < hidden_states, "a warm step allocated as much as one array of hidden states"
     assert step.model.backend.pool.reserved == reserved
 
 

@@ -1,4 +1,4 @@
-"""kernels="reference" runs the definitions and nothing compiled; and what a twin does in the definition's place."""
+"""kernels="reference" runs the definitions and no compiled kernel; a twin makes the calls of its definition."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ print("numba" in sys.modules)
 
 @pytest.mark.parametrize(("choice", "runs_numba"), [("reference", "False"), ("auto", "True")])
 def test_no_compiled_kernel_runs_in_the_reference(choice: str, runs_numba: str):
-    """Nor could it: a whole step, with padding left out and the last layer pruned, does not even import Numba."""
+    """A whole step, without padding and with the last layer pruned, does not even import Numba."""
     command = [sys.executable, "-c", _REFERENCE_STEP, choice]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == runs_numba
 
