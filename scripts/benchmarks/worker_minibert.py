@@ -1,4 +1,4 @@
-"""A worker: Mini-BERT's training step on NumPy. Parties: minibert, and minibert-reference without twins."""
+"""Time Mini-BERT's training step on NumPy: the worker for the parties minibert and minibert-reference (no twins)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from benchmarks.work import Work, peak_bytes, timed
 
 
 def sgemm_gflops(work: Work) -> dict[str, float]:
-    """What NumPy's matrix product reaches in float32, GFLOP/s.
+    """Measure the speed of NumPy's matrix product in float32, in GFLOP/s.
+
+    Each product of this step is repeated, with nothing else between the repetitions.
 
     Returns:
-        "step": on the matrices of this step, each product repeated with nothing else between, medians; "best": the
-        fastest of all repetitions.
+        "step": the speed over all products of this step, from the median time of each; "best": the fastest
+        repetition of all.
     """
     import numpy as np
     from threadpoolctl import threadpool_limits
@@ -46,7 +48,7 @@ def sgemm_gflops(work: Work) -> dict[str, float]:
 
 
 class _Timed:
-    """Kernels that add up the time of every operation."""
+    """Call the operations of `kernels`, and add up the seconds of each."""
 
     def __init__(self, kernels: Any) -> None:
         self.kernels = kernels
@@ -65,7 +67,7 @@ class _Timed:
 
 
 def main() -> None:
-    """Do the work given as the first argument."""
+    """Do the work that the command line describes, and print the figures."""
     work = Work.from_json(sys.argv[1])
     import numpy as np
 
