@@ -160,7 +160,7 @@ def finetune_transformers(
             optimizer.zero_grad()
             loss = model(**inputs, labels=labels).loss
             loss.backward()
-            total += float(loss) * len(labels)
+            total += loss.item() * len(labels)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate(step, steps_per_epoch * settings.epochs)

