@@ -2,15 +2,15 @@
 
     python scripts/verify_fixes.py [--device cpu|cuda|cuda:N] [--seed N]
 
-The fixes belong to four mistakes that are easily made when BERT is written by hand:
+Each fix avoids a mistake that is easily made when BERT is written by hand:
 
 1. The attention mask is added to the scores, before the softmax. The embeddings are never masked.
-2. The gradient of the token embeddings is one scatter-add. There is no loop over tokens, and duplicates count.
+2. The gradient of the token embeddings is one scatter-add. No loop over tokens is needed, and duplicates add up.
 3. There is one softmax, and its weights are finite for every score.
 4. Gradients are accumulated in place, in buffers that are allocated once.
 
-Each fix has one function below. The functions run the model and measure. Times are reported but never judged,
-because they differ between machines. The exit status is 1 if a check fails.
+Each fix has one function below, which runs the code and measures. Times are reported but never judged, because they
+differ between machines. The exit status is 1 if a check fails.
 """
 
 from __future__ import annotations
