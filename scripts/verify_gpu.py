@@ -1,4 +1,4 @@
-"""Check a GPU and write a report: doctor, tests, training on both devices, benchmark. scripts/verify_gpu.py --help."""
+"""Check a GPU and write a report. All options: scripts/verify_gpu.py --help."""
 
 from __future__ import annotations
 
