@@ -17,7 +17,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "Dockerfile.cuda"
-SUITE = ("test_ops.py", "test_twins.py", "test_model.py", "test_backends.py", "test_doctor.py", "test_random_bits.py")
+SUITE = (
+    "tests/ops/test_ops.py",
+    "tests/ops/test_twins.py",
+    "tests/model/test_model.py",
+    "tests/model/test_random_bits.py",
+    "tests/backends/test_backends.py",
+    "tests/commands/test_doctor.py",
+)
 
 
 @dataclass(frozen=True)
@@ -180,4 +187,4 @@ def test_the_steps_run_and_what_they_made_passes_the_cpu_suite(version: str, cud
         return  # what follows knows nothing of CUDA
     run(f"{interpreter} scripts/doctor.py --device cpu --quick")
     run(f"{interpreter} scripts/train.py --help")
-    assert "passed" in run(f"{interpreter} -m pytest -q {' '.join(f'tests/{name}' for name in SUITE)}")
+    assert "passed" in run(f"{interpreter} -m pytest -q {' '.join(SUITE)}")
