@@ -273,7 +273,8 @@ def check_softmax(backend: Backend, seed: int) -> Iterator[Check]:
     logits, cache = model.forward(ids, mask)
     gradients = MiniBERTGradients(model)
     loss = float(gradients.backward(cache, ids))
-    reached = largest(host(cache.layers[0].queries)) * largest(host(cache.layers[0].keys))
+    attention = cache.layers[0].attention
+    reached = largest(host(attention.queries)) * largest(host(attention.keys))
     masked = largest(host(cache.layers[0].attention_weights)[1])
     finite = all(bool(np.all(np.isfinite(host(x)))) for x in (logits, gradients.gradients.flat))
     yield Check(
