@@ -25,14 +25,14 @@ def test_generating_the_documentation_anew_changes_nothing():
 @pytest.mark.parametrize(
     ("page", "call"),
     [
-        ("README.md", "speed()"),
-        ("README.md", "core("),
-        ("CONTRIBUTING.md", "make_targets()"),
-        ("docs/architecture.md", "graph()"),
-        ("docs/architecture.md", "twins("),
-        ("docs/commands.md", 'options("train")'),
-        ("docs/performance.md", 'steps("step, Zen 4")'),
-        ("docs/performance.md", 'memory("step, Zen 4")'),
+        ("README.md", "figures.speed()"),
+        ("README.md", "lists.core("),
+        ("CONTRIBUTING.md", "lists.make_targets()"),
+        ("docs/architecture.md", "imports.graph()"),
+        ("docs/architecture.md", "lists.twins("),
+        ("docs/commands.md", 'lists.options("train")'),
+        ("docs/performance.md", 'figures.steps("step, Zen 4")'),
+        ("docs/performance.md", 'figures.memory("step, Zen 4")'),
     ],
 )
 def test_a_page_generates_its_figures_and_lists(page: str, call: str):
