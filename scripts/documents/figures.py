@@ -1,9 +1,12 @@
-"""Return tables of the figures that are recorded in docs/benchmark.json; no figure comes from anywhere else."""
+"""Return tables of figures: measured ones from docs/benchmark.json alone, and the estimate for GPUs."""
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -126,3 +129,11 @@ def scaling() -> str:
 def embeddings() -> str:
     """Return the times of sentence embeddings, many texts and one from a cold start."""
     return embeddings_table({what: RECORD[what][what] for what in ("throughput", "start")})
+
+
+def gpu_estimate() -> str:
+    """Return what scripts/estimate_gpu_step.py prints; nothing in it was measured."""
+    script = ROOT / "scripts" / "estimate_gpu_step.py"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, env=environment)
+    return done.stdout.rstrip()
