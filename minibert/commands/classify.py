@@ -1,37 +1,42 @@
-"""The command line of `scripts/classify.py`. NumPy and the model are imported when the texts have been seen."""
+"""The command line of `scripts/classify.py`.
+
+NumPy and the model are imported after the texts were read, so that `--help` and errors come at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TextIO
 
-from minibert.commands.parser import Parser, add_threads
-from minibert.commands.pipes import PIPE_CLOSED, as_json, read_lines, write_to_standard_output
+from minibert.commands.input_lines import read_lines
+from minibert.commands.parser import Parser, add_compute_options, add_model
 from minibert.commands.process import SUCCESS, run_command
 from minibert.commands.quick_start import quick_backend
+from minibert.commands.standard_output import PIPE_CLOSED, as_json, write_to_standard_output
 from minibert.errors import explained
 
 
 def build_parser() -> Parser:
-    """All options."""
+    """Return the parser of the command line."""
     parser = Parser(
         prog="classify.py",
-        description="Tell the class of texts with a classifier that scripts/finetune.py, or transformers, has saved.",
-        epilog="Prints one JSON object a text: the text, its label, and the probability of every label.",
+        description="Find the class of texts with a classifier that scripts/finetune.py or transformers has saved.",
+        epilog="Prints one JSON object for every text: the text, its label, and the probability of every label.",
         allow_abbrev=False,
     )
-    parser.add_argument("texts", nargs="*", metavar="TEXT", help="every line of standard input if there is none")
-    parser.add_argument("--text-pair", metavar="TEXT", help="the second text, of a classifier of pairs")
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the classifier's folder")
-    parser.add_argument("--device", default="cpu", metavar="{cpu,cuda,cuda:N}", help="(default: cpu)")
-    add_threads(parser)
-    parser.add_argument("--kernels", default="auto", metavar="{auto,reference}", help="(default: auto)")
+    parser.add_argument(
+        "texts", nargs="*", metavar="TEXT", help="text to classify (default: every line of standard input)"
+    )
+    parser.add_argument(
+        "--text-pair", metavar="TEXT", help="second text of every pair, for a classifier of pairs of texts"
+    )
+    add_model(parser, "folder of the classifier")
+    add_compute_options(parser)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Classifies texts; returns the exit status."""
+    """Run the command and return its exit status."""
     return run_command(lambda: _classify(arguments))
 
 

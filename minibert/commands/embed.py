@@ -1,4 +1,7 @@
-"""The command line of `scripts/embed.py`. NumPy and the model are imported when the texts have been seen."""
+"""The command line of `scripts/embed.py`.
+
+NumPy and the model are imported after the first texts were read, so that `--help` and errors come at once.
+"""
 
 from __future__ import annotations
 
@@ -8,52 +11,82 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from minibert.commands.parser import Parser, add_threads
-from minibert.commands.pipes import PIPE_CLOSED, as_json, read_lines, write_to_standard_output
+from minibert.commands.input_lines import read_lines
+from minibert.commands.parser import Parser, add_compute_options, add_model, add_option
 from minibert.commands.process import SUCCESS, run_command
 from minibert.commands.quick_start import quick_backend
+from minibert.commands.standard_output import PIPE_CLOSED, as_json, write_to_standard_output
 from minibert.errors import InferenceError, explained
 from minibert.inference.pooling import POOLINGS
+from minibert.options import Option, at_least
 
 if TYPE_CHECKING:
     from minibert.inference.embedding import SentenceEmbedder
 
-_CHUNK = 8192  # texts that are sorted together and held in memory
+_CHUNK = 8192  # number of texts that are sorted by length and held in memory together
 
 
 def build_parser() -> Parser:
-    """All options."""
+    """Return the parser of the command line."""
     parser = Parser(
         prog="embed.py",
         description="Turn every line of a file into a vector. Vectors come in the order of the lines.",
-        epilog="Pooling, normalisation and the longest text are read from the folder where sentence-transformers "
-        "wrote it; otherwise vectors are means, as they are.",
+        epilog="If sentence-transformers has saved the folder, the folder says how tokens are pooled, whether vectors "
+        "are normalized and how long a text may be. Otherwise a vector is the mean of the hidden states, not "
+        "normalized.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "input", nargs="?", metavar="FILE", help="a text file, one text a line (default: standard input)"
+        "input", nargs="?", metavar="FILE", help="text file with one text on every line (default: standard input)"
     )
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="an output folder, or Hugging Face's")
+    add_model(parser)
     parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help=".npy (one float32 array) or .jsonl (one object a line); JSON lines to standard output if not given",
+        help="file to write: .npy for one float32 array, .jsonl for one JSON object on every line (default: JSON "
+        "lines on standard output)",
     )
-    parser.add_argument("--text", action="append", metavar="TEXT", help="embed this instead; may be repeated")
-    parser.add_argument("--pooling", choices=POOLINGS, help="how tokens become a vector (default: as the folder says)")
+    parser.add_argument(
+        "--text", action="append", metavar="TEXT", help="embed this text instead of a file; may be repeated"
+    )
+    add_option(
+        parser,
+        Option(
+            "pooling",
+            str,
+            None,
+            "vector of a text: mean of the hidden states of its tokens, or hidden state of its [CLS] token",
+            choices=POOLINGS,
+            default_text="as the model's folder says",
+        ),
+    )
     normalize = parser.add_mutually_exclusive_group()
-    normalize.add_argument("--normalize", action="store_true", default=None, help="vectors of length 1")
-    normalize.add_argument("--no-normalize", dest="normalize", action="store_false", help="vectors as they are")
-    parser.add_argument("--batch-tokens", type=int, metavar="N", help="computed at once (default: what is fastest)")
-    parser.add_argument("--device", default="cpu", metavar="{cpu,cuda,cuda:N}", help="(default: cpu)")
-    add_threads(parser)
-    parser.add_argument("--kernels", default="auto", metavar="{auto,reference}", help="(default: auto)")
+    normalize.add_argument(
+        "--normalize",
+        action="store_true",
+        default=None,
+        help="scale vectors to length 1 (default: as the model's folder says)",
+    )
+    normalize.add_argument("--no-normalize", dest="normalize", action="store_false", help="do not scale vectors")
+    add_option(
+        parser,
+        Option(
+            "batch_tokens",
+            int,
+            None,
+            "number of tokens to compute at once",
+            metavar="N",
+            check=at_least(1),
+            default_text="what is fastest on the device",
+        ),
+    )
+    add_compute_options(parser)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Embeds texts; returns the exit status."""
+    """Run the command and return its exit status."""
     return run_command(lambda: _embed(arguments))
 
 
@@ -66,8 +99,6 @@ def _embed(arguments: Sequence[str] | None) -> int:
             _check_place(options.output)
         if options.text and options.input is not None:
             raise InferenceError(f"give texts by --text or the file {options.input}, not both")
-        if options.batch_tokens is not None and options.batch_tokens < 1:
-            raise InferenceError(f"--batch-tokens must be at least 1, not {options.batch_tokens}")
         texts = iter(options.text) if options.text else read_lines(options.input or "-")
         first = list(islice(texts, _CHUNK))
         backend = quick_backend(options.device, options.kernels, sum(map(len, first)))
@@ -90,7 +121,11 @@ def _embed(arguments: Sequence[str] | None) -> int:
 
 
 def _check_place(output: Path) -> None:
-    """That the file can be written, before hours are spent on what shall be in it."""
+    """Check that the file can be written, before hours are spent on its content.
+
+    Raises:
+        InferenceError: it is a folder, or its folder does not exist or may not be written to.
+    """
     folder = output.parent
     if output.is_dir():
         raise InferenceError(f"--output {output} is a folder; write to a file")
@@ -108,13 +143,13 @@ def _embedded(embedder: SentenceEmbedder, texts: Iterator[str]) -> Iterator[tupl
 def _write_json_lines(chunks: Iterable[tuple[list[str], Any]], file: TextIO) -> None:
     for texts, vectors in chunks:
         for text, vector in zip(texts, vectors.tolist(), strict=True):
-            numbers = ", ".join(format(number, ".9g") for number in vector)  # nine digits tell all float32 apart
+            numbers = ", ".join(format(number, ".9g") for number in vector)  # nine digits identify every float32
             file.write(f'{{"text": {as_json(text, file)}, "embedding": [{numbers}]}}\n')
         file.flush()
 
 
 def _write_file(chunks: Iterable[tuple[list[str], Any]], path: Path, width: int) -> None:
-    """Beside its place first, so that the file is whole if it is there."""
+    """Write all vectors to a file. It appears under its name only when it is complete."""
     import numpy as np
 
     from minibert.files import write_beside

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from minibert.commands.parser import Parser, add_threads
+from minibert.commands.parser import Parser, add_compute_options, add_model, add_option
 from minibert.commands.process import SUCCESS, run_command
 from minibert.commands.screen import make_display
 from minibert.commands.tables import show_evaluation
@@ -18,21 +18,21 @@ from minibert.data.corpus import CORPUS_HELP, open_corpus
 from minibert.data.token_file import prepare_tokens
 from minibert.errors import TrainingError
 from minibert.inference.loading import load_model
+from minibert.options import Option
 from minibert.training.evaluation import evaluate
 from minibert.training.log import read_run_description
 from minibert.training.preparation import CACHE_FOLDER, frozen_batches
-from minibert.training.settings import DTYPES
 
 _DESCRIPTION = """\
-Measure a model on the held-out part of a text: the masks are frozen, so the same model and text always give
-the same figures. For a model of scripts/train.py, corpus, objective and sequence length are those of its run
-unless others are given; then the figures are those that the training ended with."""
+Measure a model on the held-out part of a text. The masks are fixed: the same model and text always give the same
+figures. For a model of scripts/train.py, the defaults of --corpus, --objective and --seq-length are those of its
+training; with them, the figures are those that the training ended with."""
 
-_DEFAULT_LENGTH = 128  # for models from elsewhere; BERT was trained on this length for 90% of its steps
+_DEFAULT_LENGTH = 128  # for models whose training is unknown; BERT had this length in 90% of its steps
 
 
 def build_parser() -> Parser:
-    """All options."""
+    """Return the parser of the command line."""
     parser = Parser(
         prog="evaluate.py",
         description=_DESCRIPTION,
@@ -40,23 +40,43 @@ def build_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="an output folder, or Hugging Face's")
-    parser.add_argument("--corpus", nargs="+", metavar="TEXT", help="see below (default: of the run, or stdlib)")
-    parser.add_argument("--objective", metavar="{mlm,mlm+nsp}", help="(default: of the run, or mlm)")
-    parser.add_argument("--seq-length", type=int, metavar="T", help="(default: of the run, or 128)")
-    parser.add_argument("--device", default="cpu", metavar="{cpu,cuda,cuda:N}", help="(default: cpu)")
-    add_threads(parser)
-    parser.add_argument("--dtype", default="float32", metavar="{float32,float64}", help="(default: float32)")
-    parser.add_argument("--kernels", default="auto", metavar="{auto,reference}", help="(default: auto)")
+    add_model(parser)
     parser.add_argument(
-        "--cache-dir", type=Path, metavar="DIR", help=f"for the tokens (default: {CACHE_FOLDER} beside --model)"
+        "--corpus",
+        nargs="+",
+        metavar="TEXT",
+        help="text to evaluate on, see below (default: the text that the model was trained on, or stdlib)",
+    )
+    add_option(
+        parser,
+        Option(
+            "objective",
+            str,
+            None,
+            "mlm: predict masked tokens; mlm+nsp: also predict whether the second segment follows the first",
+            choices=OBJECTIVES,
+            default_text="the model's own objective in training, or mlm",
+        ),
+    )
+    parser.add_argument(
+        "--seq-length",
+        type=int,
+        metavar="T",
+        help=f"number of tokens in a sequence (default: the model's own length in training, or {_DEFAULT_LENGTH})",
+    )
+    parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help=f"folder that keeps tokenized texts for later runs (default: {CACHE_FOLDER} beside --model)",
     )
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+    add_compute_options(parser, dtype=True)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Evaluates; returns the exit status."""
+    """Run the command and return its exit status."""
     return run_command(lambda: _evaluate(arguments))
 
 
@@ -66,8 +86,6 @@ def _evaluate(arguments: Sequence[str] | None) -> int:
     objective = run.get("objective", OBJECTIVES[0]) if options.objective is None else options.objective
     if objective not in OBJECTIVES:
         raise TrainingError(f"--objective must be one of {', '.join(OBJECTIVES)}, not {objective!r}")
-    if options.dtype not in DTYPES:
-        raise TrainingError(f"--dtype must be one of {', '.join(DTYPES)}, not {options.dtype!r}")
     model, tokenizer = load_model(options.model, options.device, options.dtype, options.kernels)
     longest = model.config.max_position_embeddings
     length = options.seq_length

@@ -1,40 +1,39 @@
-"""The command line of `scripts/fill_mask.py`. It is typed again and again, so it starts fast.
+"""The command line of `scripts/fill_mask.py`.
 
-NumPy and the model are imported when the text has been seen; tables are plain text.
+Users type this command again and again, so it starts fast: NumPy and the model are imported after the arguments were
+read, and tables are plain text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minibert.commands.parser import Parser, add_threads
+from minibert.commands.parser import Parser, add_compute_options, add_model, add_option
 from minibert.commands.process import SUCCESS, run_command
 from minibert.commands.quick_start import quick_backend
+from minibert.options import Option
 
 if TYPE_CHECKING:
     from minibert.inference.fill_mask import Candidate
 
 
 def build_parser() -> Parser:
-    """All options."""
+    """Return the parser of the command line."""
     parser = Parser(
         prog="fill_mask.py",
-        description="Show what a model would put in the place of every [MASK].",
+        description="Show the tokens that a model would put in the place of every [MASK].",
         allow_abbrev=False,
     )
-    parser.add_argument("text", help='quoted, for example "the function returns a [MASK] object."')
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="an output folder, or Hugging Face's")
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="how many candidates (default: 5)")
-    parser.add_argument("--device", default="cpu", metavar="{cpu,cuda,cuda:N}", help="(default: cpu)")
-    add_threads(parser)
-    parser.add_argument("--kernels", default="auto", metavar="{auto,reference}", help="(default: auto)")
+    parser.add_argument("text", help='text with [MASK], in quotes: "the function returns a [MASK] object."')
+    add_model(parser)
+    add_option(parser, Option("top", int, 5, "number of candidates to show for every [MASK]", metavar="N"))
+    add_compute_options(parser)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Fills masks; returns the exit status."""
+    """Run the command and return its exit status."""
     return run_command(lambda: _fill_mask(arguments))
 
 
@@ -53,7 +52,7 @@ def _fill_mask(arguments: Sequence[str] | None) -> int:
 
 
 def table(candidates: Sequence[Candidate]) -> str:
-    """Tokens and probabilities in two columns, with a line of heads above."""
+    """Return a table with two columns, token and probability, and a title line."""
     width = max(len("token"), *(len(candidate.token) for candidate in candidates))
     rows = [f"  {candidate.token:<{width}}  {candidate.probability:11.2%}" for candidate in candidates]
     return "\n".join([f"  {'token':<{width}}  probability", *rows])

@@ -6,7 +6,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from minibert.commands.parser import Parser, add_threads
+from minibert.commands.parser import (
+    Parser,
+    add_compute_options,
+    add_model,
+    add_option,
+    add_settings,
+    given_settings,
+)
 from minibert.commands.process import INTERRUPTED, SUCCESS, polite_interrupts, run_command
 from minibert.errors import TrainingError
 from minibert.finetuning.finetune import Epoch, FineTuning, check_labels, finetune
@@ -14,45 +21,62 @@ from minibert.finetuning.labelled_texts import hold_out, labels_of, read_labelle
 from minibert.finetuning.text_classifier import TextClassifier
 from minibert.huggingface.config_file import CONFIG_FILE
 from minibert.inference.loading import load_model
+from minibert.options import Check, Option, at_least
 from minibert.parameters import CLASSIFICATION_HEADS
 from minibert.training.log import METRICS_FILE, MetricsLog
 
 TABLE_FILE, PICTURE_FILE = "confusion_matrix.txt", "confusion_matrix.png"
 
+_EVALUATION_SHARE = Option(
+    "evaluation_share",
+    float,
+    0.2,
+    "share of --data to hold out for the evaluation, if there is no --evaluation-data",
+    metavar="S",
+    check=Check("between 0 and 1", lambda value: 0.0 < value < 1.0),
+)
+_MAX_LENGTH = Option(
+    "max_length",
+    int,
+    128,
+    "read at most N tokens of every text; this limit is saved with the classifier",
+    metavar="N",
+    check=at_least(8),
+)
+
 
 def build_parser() -> Parser:
-    """All options."""
-    default = FineTuning()
+    """Return the parser of the command line."""
     parser = Parser(
         prog="finetune.py",
         description="Train a classifier of texts from any BERT, evaluate it, and save it.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--model", type=Path, required=True, metavar="DIR", help="what to begin with: an output folder, or another")
+    add_model(
+        parser,
+        "folder of the BERT to start from: an --output of scripts/train.py, or any in Hugging Face's format",
+    )
     add("--data", type=Path, required=True, metavar="FILE", help="labelled texts: .csv with column names, or .jsonl")
-    add("--text-column", required=True, metavar="NAME", help="which column is the text")
-    add("--label-column", required=True, metavar="NAME", help="which column is the class")
-    add("--text-pair-column", metavar="NAME", help="which column is a second text, if there is one")
-    add("--evaluation-data", type=Path, metavar="FILE", help="to evaluate on; a share of --data is held out otherwise")
-    add("--evaluation-share", type=float, default=0.2, metavar="S", help="of --data, held out (default: 0.2)")
+    add("--text-column", required=True, metavar="NAME", help="name of the column that holds the text")
+    add("--label-column", required=True, metavar="NAME", help="name of the column that holds the class")
+    add("--text-pair-column", metavar="NAME", help="name of the column that holds a second text (default: none)")
+    add(
+        "--evaluation-data",
+        type=Path,
+        metavar="FILE",
+        help="labelled texts to evaluate on (default: a part of --data, which is held out)",
+    )
+    for option in (_EVALUATION_SHARE, _MAX_LENGTH):
+        add_option(parser, option)
     add("--output", type=Path, required=True, metavar="DIR", help="a new folder for the classifier")
-    add("--epochs", type=int, default=default.epochs, metavar="N", help=f"at most (default: {default.epochs})")
-    add("--batch-size", type=int, default=default.batch_size, metavar="N", help=f"(default: {default.batch_size})")
-    add("--learning-rate", type=float, default=default.learning_rate, metavar="R", help="(default: 5e-5)")
-    add("--warmup", type=float, default=default.warmup, metavar="S", help=f"share (default: {default.warmup})")
-    add("--weight-decay", type=float, default=default.weight_decay, metavar="W", help="(default: 0.01)")
-    add("--patience", type=int, default=default.patience, metavar="N", help="epochs without progress (default: 2)")
-    add("--max-length", type=int, default=128, metavar="N", help="tokens read of a text, saved with it (default: 128)")
-    add("--seed", type=int, default=0, metavar="N", help="of classifier, order, dropout and split (default: 0)")
-    add("--device", default="cpu", metavar="{cpu,cuda,cuda:N}", help="(default: cpu)")
-    add_threads(parser)
-    add("--kernels", default="auto", metavar="{auto,reference}", help="(default: auto)")
+    add_settings(parser, FineTuning)
+    add_compute_options(parser)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Fine-tunes; returns the exit status."""
+    """Run the command and return its exit status."""
     return run_command(lambda: _finetune(arguments))
 
 
@@ -63,21 +87,9 @@ def _finetune(arguments: Sequence[str] | None) -> int:
 
 def _until_interrupted(arguments: Sequence[str] | None, interrupted: Callable[[], bool]) -> int:
     options = build_parser().parse_args(arguments)
-    settings = FineTuning(
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        warmup=options.warmup,
-        weight_decay=options.weight_decay,
-        patience=options.patience,
-        seed=options.seed,
-    )
+    settings = FineTuning(**given_settings(options, FineTuning))
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
-        raise TrainingError(f"{options.output} is not an empty folder, and nothing is overwritten")
-    if not 0.0 < options.evaluation_share < 1.0:
-        raise TrainingError(f"--evaluation-share must be between 0 and 1, not {options.evaluation_share}")
-    if options.max_length < 8:
-        raise TrainingError(f"--max-length must be at least 8, not {options.max_length}")
+        raise TrainingError(f"{options.output} is not an empty folder, and nothing is overwritten: give a new folder")
     columns = (options.text_column, options.label_column, options.text_pair_column)
     train = read_labelled_texts(options.data, *columns)
     if options.evaluation_data is not None:
@@ -122,7 +134,9 @@ def _until_interrupted(arguments: Sequence[str] | None, interrupted: Callable[[]
             _save(classifier, options.output, best)
     finally:
         log.close()
-        if not (options.output / CONFIG_FILE).exists():  # no classifier, nothing to keep: it may be given again
+        if not (
+            options.output / CONFIG_FILE
+        ).exists():  # without a classifier, leave the folder as it was: it may be given again
             (options.output / METRICS_FILE).unlink()
             if made and not any(options.output.iterdir()):
                 options.output.rmdir()
@@ -130,7 +144,7 @@ def _until_interrupted(arguments: Sequence[str] | None, interrupted: Callable[[]
 
 
 def _save(classifier: TextClassifier, output: Path, best: Epoch) -> None:
-    """The classifier in Hugging Face's format, and its confusion matrix."""
+    """Save the classifier in Hugging Face's format, and its confusion matrix as text and picture."""
     classifier.model.save_pretrained(output)
     classifier.tokenizer.save(output, model_max_length=classifier.max_length)
     table = best.evaluation.table()

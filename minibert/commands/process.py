@@ -1,4 +1,7 @@
-"""How a command ends: exit statuses, one-line errors, Ctrl-C."""
+"""Run a command and end it: exit statuses, errors of one line, Ctrl-C.
+
+No array library is imported here: a command reads its arguments before it loads one.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +14,29 @@ from contextlib import contextmanager
 from types import FrameType
 
 from backends import BackendError
-from minibert.commands.pipes import write_to_nowhere
+from minibert.commands.standard_output import discard_output
 from minibert.errors import DataError, NonFiniteError, TrainingError
 
 SUCCESS, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """Runs a command; turns what the user can mend into one line on standard error.
+    """Run a command, and print an error that the user can correct as one line on standard error.
+
+    Warnings are printed as one line, too. Other exceptions are mistakes of Mini-BERT and keep their traceback.
 
     Args:
-        command: returns the exit status.
+        command: does the work and returns the exit status.
 
     Returns:
-        The exit status: 2 for input that cannot be used, 1 for a training that failed, 130 if interrupted.
+        The exit status: the command's own, 2 for input that cannot be used, 1 for a training that failed or for too
+        little memory, 130 if the command was interrupted.
     """
 
     def show_warning(message: Warning | str, *_: object, **__: object) -> None:
         tell(f"warning: {message}")
 
-    _let_everything_be_printed()
+    _escape_unprintable_characters()
     with warnings.catch_warnings():
         warnings.showwarning = show_warning
         try:
@@ -39,18 +45,20 @@ def run_command(command: Callable[[], int]) -> int:
             return _fail(error, FAILURE)
         except (TrainingError, DataError, BackendError) as error:
             return _fail(error, BAD_INPUT)
-        except MemoryError as error:  # CuPy's is one, too
-            advice = "use shorter sequences or smaller batches; in training, a larger --accumulate does it as well"
+        except MemoryError as error:  # CuPy's OutOfMemoryError is a MemoryError, too
+            advice = (
+                "use shorter sequences or smaller batches; in training, a larger --accumulate needs less memory, too"
+            )
             return _fail(f"out of memory ({error}): {advice}", FAILURE)
-        except OSError as error:  # a full disk, a folder that may not be written to
+        except OSError as error:  # such as a full disk, or a folder without permission to write
             where = f"{error.filename}: " if error.filename else ""
             return _fail(f"{where}{error.strerror or error}", BAD_INPUT)
         except KeyboardInterrupt:
             return _fail("interrupted", INTERRUPTED)
 
 
-def _let_everything_be_printed() -> None:
-    """Characters that a terminal's encoding lacks come out as escapes: hours of work must not die of a print."""
+def _escape_unprintable_characters() -> None:
+    """Let print escape characters that the terminal's encoding lacks, so that no print can end a long training."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
@@ -62,27 +70,35 @@ def _fail(error: object, status: int) -> int:
 
 
 def tell(line: str) -> None:
-    """Prints a line on standard error, if anybody still reads it: Ctrl-C ends the `tee` of `2>&1 | tee log`, too."""
+    """Print a line on standard error, unless its reader has ended.
+
+    Ctrl-C sends its signal to all programs of a pipeline: in `train.py 2>&1 | tee log` it also ends `tee`.
+    """
     try:
         print(line, file=sys.stderr, flush=True)
     except BrokenPipeError:
-        write_to_nowhere(sys.stderr)
+        discard_output(sys.stderr)
 
 
 @contextmanager
 def polite_interrupts(
     promise: str = "finishing this step and saving a checkpoint",
 ) -> Iterator[Callable[[], bool]]:
-    """Lets Ctrl-C (or a SIGTERM, as from a container that is stopped) end the work at a good moment.
+    """Let the first Ctrl-C end the work at the next good moment instead of at once.
 
-    The value tells whether one has come. Before it is asked for the first time, and for the second Ctrl-C, the
-    program ends at once.
+    SIGTERM, which stopping a container sends, counts as Ctrl-C.
 
     Args:
-        promise: what is done about the first one; the person who sent it reads this.
+        promise: what the program does after the first Ctrl-C; it is printed then.
+
+    Yields:
+        A function that returns True after the first Ctrl-C. Call it wherever the work can end.
+
+    Raises:
+        KeyboardInterrupt: at the second Ctrl-C, or at one that comes before the function was first called.
     """
     asked = requested = False
-    before = {}
+    previous_handlers = {}
 
     def interrupted() -> bool:
         nonlocal asked
@@ -97,9 +113,9 @@ def polite_interrupts(
         tell(f"\n{promise} (again to stop at once)")
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, request)
+        previous_handlers[number] = signal.signal(number, request)
     try:
         yield interrupted
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)

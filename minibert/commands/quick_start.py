@@ -1,7 +1,8 @@
-"""For commands that are typed again and again: with little to compute, starting is most of the time.
+"""Choose the backend that starts fastest, for commands that users type again and again with short texts.
 
-Nothing here imports NumPy, so that the decision is made before NumPy is: its BLAS reads the number of its
-threads when it is loaded, and waking a second thread for a sentence takes longer than the sentence.
+With little to compute, most of the time goes into starting. This module does not import NumPy, because the choice
+has to be made before NumPy is loaded: NumPy's BLAS reads its number of threads then, and waking a second thread takes
+longer than computing one sentence.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ import sys
 
 from backends import Backend
 
-_FEW_CHARACTERS = 500  # of text, which takes less time without SciPy than importing it does
+_FEW_CHARACTERS = 500  # so short a text is computed without SciPy in less time than importing SciPy takes
 
 
 def quick_backend(device: str, kernels: str, characters: int) -> Backend | str:
-    """The backend that starts fastest where there is little to compute, otherwise the device as it was given.
+    """Return the backend that starts fastest if there is little to compute; otherwise return `device` unchanged.
 
     Args:
-        device: that was asked for.
-        kernels: that were asked for.
-        characters: of all texts together.
+        device: the value of `--device`.
+        kernels: the value of `--kernels`.
+        characters: number of characters in all texts together.
     """
     if device != "cpu" or kernels != "auto" or characters > _FEW_CHARACTERS:
         return device

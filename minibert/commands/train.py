@@ -5,21 +5,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from minibert.commands.parser import Parser, add_threads
-from minibert.commands.pipes import LastingOutput
+from minibert.commands.parser import Parser, add_settings, add_threads
 from minibert.commands.process import INTERRUPTED, SUCCESS, polite_interrupts, run_command, tell
 from minibert.commands.screen import make_display
-from minibert.config import PRESETS
-from minibert.data.batch_source import OBJECTIVES
+from minibert.commands.standard_output import PipeSafeOutput
 from minibert.data.corpus import CORPUS_HELP
 from minibert.errors import TrainingError
+from minibert.options import COMPUTATION, flag
 from minibert.training.preparation import CACHE_FOLDER
 from minibert.training.session import new_output, resume, start
-from minibert.training.settings import DEFAULT_MINUTES, DTYPES, Settings, option
+from minibert.training.settings import FREE_TO_CHANGE, RUN, Settings
 
 _DESCRIPTION = """\
 Pretrain BERT on your own text, on a CPU or a GPU. Without any option this makes a small BERT from the
@@ -46,7 +44,7 @@ examples:
 
 
 def build_parser() -> Parser:
-    """All options. One that is not given does not appear in the result, so that `--resume` knows what was."""
+    """Return the parser. An option that is not given stays out of its result, so that `--resume` knows what was."""
     parser = Parser(
         prog="train.py",
         description=_DESCRIPTION,
@@ -55,81 +53,28 @@ def build_parser() -> Parser:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    defaults = {name: field.default for name, field in Settings.__dataclass_fields__.items()}
-
-    def add(group: Any, name: str, kind: type, metavar: str, text: str) -> None:
-        default = defaults[name]
-        note = "" if default is None else f" (default: {default:g})" if kind is float else f" (default: {default})"
-        group.add_argument(option(name), type=kind, metavar=metavar, help=text + note)
-
-    run = parser.add_argument_group("the run")
-    run.add_argument("--corpus", nargs="+", metavar="TEXT", help="what to train on, see below (default: stdlib)")
-    run.add_argument("--output", type=Path, metavar="DIR", help="a new folder (default: runs/<date and time>)")
+    groups = add_settings(parser, Settings)
+    add_threads(groups[COMPUTATION])
+    run = groups[RUN]
+    run.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="a new folder for the model, the checkpoints and the log of the run (default: runs/<date and time>)",
+    )
     run.add_argument(
         "--resume",
         action="store_true",
-        help="continue the run in --output from its last checkpoint, with its own settings; only --steps or "
-        "--minutes, --device, --kernels, --accumulate, --learning-rate and the intervals below may be changed",
+        help="continue the run in --output from its last checkpoint. The run keeps its settings; only these may be "
+        f"changed: {', '.join(map(flag, FREE_TO_CHANGE))}",
     )
-    add(run, "device", str, "{cpu,cuda,cuda:N}", "where to compute")
-    add_threads(run)
-    add(run, "steps", int, "N", "how many optimizer steps to train; such a run can be repeated bit for bit on a CPU")
-    add(run, "minutes", float, "M", f"or how long, evaluations included (default: {DEFAULT_MINUTES:g})")
-    add(run, "seed", int, "N", "of parameters, order, masks and dropout")
     run.add_argument(
         "--cache-dir",
         type=Path,
         metavar="DIR",
-        help=f"for vocabularies and tokens, which later runs find again (default: {CACHE_FOLDER} beside --output)",
+        help="folder that keeps vocabularies and tokenized texts for later runs "
+        f"(default: {CACHE_FOLDER} beside --output)",
     )
-
-    model = parser.add_argument_group("the model")
-    add(model, "preset", str, "{" + ",".join(PRESETS) + "}", "its size")
-    add(model, "vocab_size", int, "V", "tokens in the vocabulary")
-    model.add_argument("--cased", action="store_true", help="tell upper from lower case")
-    add(model, "dropout", float, "P", "of hidden states and attention weights; 0.1 for more than a few epochs")
-    add(
-        model,
-        "initializer_range",
-        float,
-        "S",
-        "spread of fresh weights (default: 0.02, BERT-base's, scaled to the width)",
-    )
-    add(model, "dtype", str, "{" + ",".join(DTYPES) + "}", "of all numbers")
-    add(model, "kernels", str, "{auto,reference}", "fast twins of single operations, or their definitions")
-
-    task = parser.add_argument_group("the task")
-    add(task, "objective", str, "{" + ",".join(OBJECTIVES) + "}", "masked tokens, or next sentences as well")
-    add(task, "seq_length", int, "T", "tokens in a sequence")
-    add(task, "mask_probability", float, "P", "the share of tokens to predict; evaluations predict 15%%")
-    task.add_argument("--whole-word-masking", action="store_true", help="mask words instead of word pieces")
-
-    step = parser.add_argument_group("the optimizer")
-    add(
-        step, "batch_size", int, "B", "sequences in an optimizer step, all micro-batches together; more for longer runs"
-    )
-    add(
-        step,
-        "accumulate",
-        int,
-        "N",
-        "micro-batches a step is divided into; less memory, the same result but for rounding",
-    )
-    add(
-        step,
-        "learning_rate",
-        float,
-        "R",
-        "the highest, reached at the end of the warm-up (default: 2e-3 for tiny, less for wider models)",
-    )
-    add(step, "warmup", float, "SHARE", "of the training over which the learning rate rises, to fall afterwards")
-    add(step, "weight_decay", float, "W", "of AdamW; biases and layer norms have none")
-    add(step, "clip_norm", float, "N", "gradients with a larger norm are scaled down to it")
-
-    reports = parser.add_argument_group("intervals, in steps")
-    add(reports, "report_every", int, "N", "a line of metrics")
-    add(reports, "evaluate_every", int, "N", "an evaluation on the held-out text")
-    add(reports, "checkpoint_every", int, "N", "a checkpoint")
     return parser
 
 
@@ -142,11 +87,9 @@ def _train(arguments: Sequence[str] | None) -> int:
     given = vars(build_parser().parse_args(arguments))
     output, cache = given.pop("output", None), given.pop("cache_dir", None)
     resumed = given.pop("resume", False)
-    if "corpus" in given:
-        given["corpus"] = tuple(given["corpus"])
     if "steps" in given and "minutes" in given:
         raise TrainingError("--steps and --minutes both say when to stop: give one of them")
-    screen = LastingOutput()
+    screen = PipeSafeOutput()
     display = make_display(Console(file=screen.stream))
     with polite_interrupts() as ctrl_c:
 

@@ -15,54 +15,74 @@ from minibert.finetuning.scores import Scores
 from minibert.finetuning.text_classifier import EncodedText, TextClassifier
 from minibert.gradients import MiniBERTGradients
 from minibert.optimizer import AdamW, linear_schedule
+from minibert.options import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SEED, at_least, check_options, option
 from minibert.random_bits import Stream, derive_key
+
+_TRAINING = "the training"  # the heading of these options in --help
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How to fine-tune.
-
-    Attributes:
-        epochs: passes over the texts, at most.
-        batch_size: texts of a step.
-        learning_rate: at its highest, after the warm-up.
-        warmup: share of the steps in which the learning rate rises.
-        weight_decay: of AdamW.
-        patience: epochs without a lower evaluation loss after which training stops; None: never early.
-        seed: of the order and of dropout.
+    """How to fine-tune. Every field is an option of `scripts/finetune.py`, declared here.
 
     Raises:
-        TrainingError: a number outside its range.
+        TrainingError: a value is not accepted; the message names the option.
     """
 
-    epochs: int = 3
-    batch_size: int = 16
-    learning_rate: float = 5e-5
-    warmup: float = 0.1
-    weight_decay: float = 0.01
-    patience: int | None = 2
-    seed: int = 0
+    epochs: int = option(
+        3, "train for at most N passes over the texts", metavar="N", check=at_least(1), group=_TRAINING
+    )
+    batch_size: int = option(
+        16, "number of texts in an optimizer step", metavar="N", check=at_least(1), group=_TRAINING
+    )
+    learning_rate: float = option(
+        5e-5,
+        "highest learning rate, reached at the end of the warm-up",
+        metavar="R",
+        check=POSITIVE,
+        group=_TRAINING,
+    )
+    warmup: float = option(
+        0.1,
+        "share of the steps during which the learning rate rises; it falls afterwards",
+        metavar="S",
+        check=BELOW_ONE,
+        group=_TRAINING,
+    )
+    weight_decay: float = option(
+        0.01,
+        "weight decay of AdamW; it does not apply to biases and layer norms",
+        metavar="W",
+        check=NOT_NEGATIVE,
+        group=_TRAINING,
+    )
+    patience: int | None = option(  # None: never stop early
+        2,
+        "stop after N epochs in a row without a lower evaluation loss",
+        metavar="N",
+        check=at_least(1),
+        group=_TRAINING,
+    )
+    seed: int = option(
+        0,
+        "seed of all random numbers: the classifier's initial parameters, the order of the texts, dropout, and which "
+        "texts are held out",
+        metavar="N",
+        check=SEED,
+        group=_TRAINING,
+    )
 
     def __post_init__(self) -> None:
-        ranges = {
-            "epochs": (self.epochs >= 1, "at least 1"),
-            "batch_size": (self.batch_size >= 1, "at least 1"),
-            "learning_rate": (0.0 < self.learning_rate < math.inf, "above 0 and finite"),
-            "warmup": (0.0 <= self.warmup < 1.0, "at least 0 and below 1"),
-            "weight_decay": (0.0 <= self.weight_decay < math.inf, "at least 0 and finite"),
-            "patience": (self.patience is None or self.patience >= 1, "at least 1"),
-            "seed": (0 <= self.seed < 2**64, "at least 0 and below 2^64"),
-        }
-        for name, (holds, wanted) in ranges.items():
-            if not holds:
-                raise TrainingError(f"--{name.replace('_', '-')} must be {wanted}, not {getattr(self, name)!r}")
+        check_options(self)
 
     def rate(self, step: int, steps: int) -> float:
-        """The learning rate of a step, that of the schedule in the middle of it: no step is without effect.
+        """Return the learning rate of a step.
+
+        The schedule is read at the middle of the step, so that neither the first nor the last step has the rate 0.
 
         Args:
-            step: from 0.
-            steps: of the whole training, if it does not stop early.
+            step: number of the step, from 0.
+            steps: number of steps in the whole training, if it does not stop early.
         """
         return self.learning_rate * linear_schedule((step + 0.5) / steps, self.warmup)
 

@@ -1,4 +1,7 @@
-"""All that decides how a run goes, in one place: checked, saved with every checkpoint, compared on resume."""
+"""The settings of a training run: declared with their options, checked, saved in every checkpoint.
+
+A resumed run keeps its settings, but for those in `FREE_TO_CHANGE`.
+"""
 
 from __future__ import annotations
 
@@ -11,146 +14,230 @@ from typing import Any
 from minibert.config import PRESETS, MiniBERTConfig
 from minibert.data.batch_source import OBJECTIVES
 from minibert.data.masking import MaskingRule
-from minibert.errors import TrainingError, explained
+from minibert.errors import TrainingError
+from minibert.options import (
+    BELOW_ONE,
+    DEVICE,
+    DTYPE,
+    KERNELS,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    Check,
+    at_least,
+    check_options,
+    flag,
+    option,
+    options_of,
+    shown,
+)
 
-DTYPES = ("float32", "float64")
+RUN, MODEL, TASK, OPTIMIZER = "the run", "the model", "the task", "the optimizer"
+INTERVALS = "intervals, in steps"
 
-DEFAULT_MINUTES = 2.5
-
+_DEFAULT_MINUTES = 2.5
 _BASE_INITIALIZER_RANGE, _BASE_HIDDEN_SIZE = 0.02, 768  # of BERT-base
 _TINY_LEARNING_RATE, _TINY_HIDDEN_SIZE = 2e-3, 128  # found by trial on the standard library's documentation
-
-FREE_TO_CHANGE = frozenset(
-    {
-        *("steps", "minutes", "learning_rate", "device", "kernels", "accumulate"),
-        *("report_every", "evaluate_every", "checkpoint_every"),
-    }
-)
-"""Settings that may differ when a run is resumed; all others are part of what the run is."""
+_SHARE_OF_TOKENS = Check("above 0 and at most 1", lambda value: 0.0 < value <= 1.0)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train; the defaults make a small BERT from Python's own documentation in minutes.
+    """How to train. Every field is an option of `scripts/train.py`, declared here with its meaning and its default.
 
-    Where None stands for "what suits the model", the value is filled in when the settings are made.
-
-    Attributes:
-        corpus: sources of text, see `minibert.data.corpus.CORPUS_HELP`.
-        device: "cpu", "cuda" or "cuda:N".
-        preset: one of `minibert.config.PRESETS`.
-        objective: "mlm" (masked tokens), or "mlm+nsp" (and whether segment B follows A), as in BERT.
-        seq_length: T, tokens in a sequence.
-        batch_size: B, sequences in an optimizer step, on the whole.
-        accumulate: into how many micro-batches a step is divided; less memory, the same result up to rounding.
-        steps: how many optimizer steps to train, or None to go by `minutes`.
-        minutes: how long to train, evaluations included, or None to go by `steps`.
-        learning_rate: at the end of the warm-up, where it is highest; None for one that suits the width, which is
-            2e-3 for tiny and goes down as 1 / H.
-        warmup: the share of the training over which the learning rate rises.
-        weight_decay: of AdamW.
-        clip_norm: gradients with a larger global norm are scaled down to it.
-        dropout: of hidden states and attention weights.
-        initializer_range: standard deviation of fresh weights, or None for BERT-base's 0.02, scaled to the width
-            so that a narrow model begins with activations of the same size: 0.02 * sqrt(768 / H).
-        seed: of parameters, order, masks and dropout.
-        vocab_size: V; a small corpus may get fewer tokens.
-        cased: tell upper from lower case.
-        mask_probability: the share of tokens to predict. BERT's is 0.15; a model learns more from the same
-            computation when it predicts more (Wettig et al., "Should you mask 15% in masked language modeling?",
-            EACL 2023), which counts in a short run. Evaluations always predict 15%.
-        whole_word_masking: mask words instead of word pieces.
-        dtype: "float32" or "float64".
-        kernels: "auto" or "reference".
-        report_every: steps between two lines of metrics.
-        evaluate_every: steps between two evaluations.
-        checkpoint_every: steps between two checkpoints.
+    The defaults make a small BERT from the documentation of Python's standard library in a few minutes. `minutes`,
+    `learning_rate` and `initializer_range` are None by default; `__post_init__` then replaces None by the value that
+    the option's `default_text` describes.
 
     Raises:
-        TrainingError: a value that makes no sense; the message names the option.
+        TrainingError: a value is not accepted; the message names the option.
     """
 
-    corpus: tuple[str, ...] = ("stdlib",)
-    device: str = "cpu"
-    preset: str = "tiny"
-    objective: str = "mlm"
-    seq_length: int = 64
-    batch_size: int = 8
-    accumulate: int = 1
-    steps: int | None = None
-    minutes: float | None = None
-    learning_rate: float | None = None
-    warmup: float = 0.1
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    dropout: float = 0.0
-    initializer_range: float | None = None
-    seed: int = 0
-    vocab_size: int = 4096
-    cased: bool = False
-    mask_probability: float = 0.4
-    whole_word_masking: bool = False
-    dtype: str = "float32"
-    kernels: str = "auto"
-    report_every: int = 50
-    evaluate_every: int = 500
-    checkpoint_every: int = 500
+    # the run
+    corpus: tuple[str, ...] = option(
+        ("stdlib",),
+        "text to train on: one or more files, folders or globs; stdlib is the documentation of Python's own library",
+        metavar="TEXT",
+        group=RUN,
+    )
+    steps: int | None = option(
+        None,
+        "train for N optimizer steps; on a CPU, such a run can be repeated bit for bit",
+        metavar="N",
+        default_text="as many as --minutes allows",
+        check=at_least(1),
+        group=RUN,
+        may_change=True,
+    )
+    minutes: float | None = option(
+        None,
+        "train for M minutes, evaluations included",
+        metavar="M",
+        default_text=f"{_DEFAULT_MINUTES:g}, unless --steps is given",
+        check=POSITIVE,
+        group=RUN,
+        may_change=True,
+    )
+    seed: int = option(
+        0,
+        "seed of all random numbers: initial parameters, order of the sequences, masks and dropout",
+        metavar="N",
+        check=SEED,
+        group=RUN,
+    )
+
+    # the computation
+    device: str = DEVICE.field(may_change=True)
+    kernels: str = KERNELS.field(may_change=True)
+    dtype: str = DTYPE.field()
+
+    # the model
+    preset: str = option("tiny", "size of the model", choices=PRESETS, group=MODEL)
+    vocab_size: int = option(
+        4096,
+        "number of tokens in the vocabulary; a small text may give fewer",
+        metavar="V",
+        check=at_least(1),
+        group=MODEL,
+    )
+    cased: bool = option(
+        False, "distinguish upper and lower case; otherwise text is made lower case and loses its accents", group=MODEL
+    )
+    dropout: float = option(
+        0.0,
+        "dropout probability of hidden states and attention weights; use 0.1 for more than a few epochs",
+        metavar="P",
+        check=BELOW_ONE,
+        group=MODEL,
+    )
+    initializer_range: float | None = option(
+        None,
+        "standard deviation of the initial weights",
+        metavar="S",
+        # a narrow model begins with activations of the same size as BERT-base, whose H is 768 and whose value is 0.02
+        default_text="0.02 * sqrt(768 / H) for hidden size H; BERT-base has 0.02",
+        check=POSITIVE,
+        group=MODEL,
+    )
+
+    # the task
+    objective: str = option(
+        "mlm",
+        "mlm: predict masked tokens; mlm+nsp: also predict whether the second segment follows the first, as in BERT",
+        choices=OBJECTIVES,
+        group=TASK,
+    )
+    seq_length: int = option(64, "number of tokens in a sequence", metavar="T", group=TASK)
+    # BERT predicts 15% of the tokens. A model learns more from the same computation when it predicts more (Wettig et
+    # al., "Should you mask 15% in masked language modeling?", EACL 2023), which matters in a short run.
+    mask_probability: float = option(
+        0.4,
+        "share of the tokens to predict in training; evaluations always predict 15%",
+        metavar="P",
+        check=_SHARE_OF_TOKENS,
+        group=TASK,
+    )
+    whole_word_masking: bool = option(False, "mask whole words instead of word pieces", group=TASK)
+
+    # the optimizer
+    batch_size: int = option(
+        8,
+        "number of sequences in an optimizer step, all micro-batches together; use more for longer runs",
+        metavar="B",
+        check=at_least(1),
+        group=OPTIMIZER,
+    )
+    accumulate: int = option(
+        1,
+        "split every step into N micro-batches; needs less memory, and the result is the same up to rounding",
+        metavar="N",
+        check=at_least(1),
+        group=OPTIMIZER,
+        may_change=True,
+    )
+    learning_rate: float | None = option(
+        None,
+        "highest learning rate, reached at the end of the warm-up",
+        metavar="R",
+        default_text="2e-3 * 128 / H for hidden size H; 2e-3 for tiny",
+        check=POSITIVE,
+        group=OPTIMIZER,
+        may_change=True,
+    )
+    warmup: float = option(
+        0.1,
+        "share of the training during which the learning rate rises; it falls afterwards",
+        metavar="SHARE",
+        check=BELOW_ONE,
+        group=OPTIMIZER,
+    )
+    weight_decay: float = option(
+        0.01,
+        "weight decay of AdamW; it does not apply to biases and layer norms",
+        metavar="W",
+        check=NOT_NEGATIVE,
+        group=OPTIMIZER,
+    )
+    clip_norm: float = option(
+        1.0,
+        "largest global norm of the gradients; if theirs is larger, they are scaled down to it",
+        metavar="N",
+        check=POSITIVE,
+        group=OPTIMIZER,
+    )
+
+    # intervals, in steps
+    report_every: int = option(
+        50, "write a line of metrics every N steps", metavar="N", check=at_least(1), group=INTERVALS, may_change=True
+    )
+    evaluate_every: int = option(
+        500,
+        "evaluate on the held-out text every N steps",
+        metavar="N",
+        check=at_least(1),
+        group=INTERVALS,
+        may_change=True,
+    )
+    checkpoint_every: int = option(
+        500, "save a checkpoint every N steps", metavar="N", check=at_least(1), group=INTERVALS, may_change=True
+    )
 
     def __post_init__(self) -> None:
-        self._require("preset", self.preset in PRESETS, f"one of {', '.join(PRESETS)}")
-        hidden_size = MiniBERTConfig.preset(self.preset).hidden_size
-        if self.steps is None and self.minutes is None:
-            object.__setattr__(self, "minutes", DEFAULT_MINUTES)
-        if self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", _TINY_LEARNING_RATE * _TINY_HIDDEN_SIZE / hidden_size)
-        if self.initializer_range is None:
-            scaled = _BASE_INITIALIZER_RANGE * math.sqrt(_BASE_HIDDEN_SIZE / hidden_size)
-            object.__setattr__(self, "initializer_range", scaled)
+        check_options(self)
         if self.steps is not None and self.minutes is not None:
             raise TrainingError("--steps and --minutes both say when to stop: give one of them")
-        for name in ("seq_length", "batch_size", "accumulate", "report_every", "evaluate_every", "checkpoint_every"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        self._require("steps", self.steps is None or self.steps >= 1, "at least 1")
-        self._require("minutes", self.minutes is None or 0.0 < self.minutes < math.inf, "a positive number")
-        for name in ("learning_rate", "clip_norm", "initializer_range"):
-            self._require(name, 0.0 < getattr(self, name) < math.inf, "a positive number")
-        self._require("weight_decay", 0.0 <= self.weight_decay < math.inf, "at least 0")
-        self._require("warmup", 0.0 <= self.warmup < 1.0, "a share from 0 to below 1")
-        self._require("dropout", 0.0 <= self.dropout < 1.0, "at least 0 and below 1")
-        self._require("seed", 0 <= self.seed < 2**64, "from 0 to 2**64 - 1")
-        for name, choices in (("objective", OBJECTIVES), ("dtype", DTYPES)):
-            self._require(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
-        self._require("kernels", self.kernels in ("auto", "reference"), "auto or reference")
         if self.accumulate > self.batch_size:
             raise TrainingError(
-                f"--accumulate {self.accumulate} divides a step into more micro-batches than --batch-size "
+                f"--accumulate {self.accumulate} splits a step into more micro-batches than --batch-size "
                 f"{self.batch_size} has sequences"
             )
-        with explained():
-            longest = self.model_config(self.vocab_size).max_position_embeddings
-            self.masking_rule()
-        if self.seq_length > longest:
+        sizes = MiniBERTConfig.preset(self.preset)
+        if self.seq_length > sizes.max_position_embeddings:
             raise TrainingError(
                 f"--seq-length {self.seq_length} is longer than the model's table of positions, which has "
-                f"{longest} entries"
+                f"{sizes.max_position_embeddings} entries"
             )
-        shortest = 8 if self.next_sentence else 4  # the special tokens and something to predict
-        self._require("seq_length", self.seq_length >= shortest, f"at least {shortest}")
-
-    def _require(self, name: str, holds: bool, what: str) -> None:
-        if not holds:
-            raise TrainingError(f"{option(name)} must be {what}, not {getattr(self, name)!r}")
+        shortest = 8 if self.next_sentence else 4  # room for the special tokens and for one token to predict
+        if self.seq_length < shortest:
+            raise TrainingError(f"--seq-length must be at least {shortest}, not {self.seq_length}")
+        if self.steps is None and self.minutes is None:
+            object.__setattr__(self, "minutes", _DEFAULT_MINUTES)
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", _TINY_LEARNING_RATE * _TINY_HIDDEN_SIZE / sizes.hidden_size)
+        if self.initializer_range is None:
+            scaled = _BASE_INITIALIZER_RANGE * math.sqrt(_BASE_HIDDEN_SIZE / sizes.hidden_size)
+            object.__setattr__(self, "initializer_range", scaled)
 
     @property
     def next_sentence(self) -> bool:
-        """Whether next-sentence prediction is part of the objective."""
+        """True if next-sentence prediction is part of the objective."""
         return self.objective == "mlm+nsp"
 
     def model_config(self, vocab_size: int) -> MiniBERTConfig:
-        """The model to train.
+        """Return the config of the model to train.
 
         Args:
-            vocab_size: of the tokenizer; it may have come out smaller than `self.vocab_size`.
+            vocab_size: number of tokens that the tokenizer has; it may be smaller than `self.vocab_size`.
         """
         return MiniBERTConfig.preset(
             self.preset,
@@ -161,19 +248,19 @@ class Settings:
         )
 
     def masking_rule(self) -> MaskingRule:
-        """What is hidden from the model."""
+        """Return the rule by which training sequences are masked."""
         return MaskingRule(probability=self.mask_probability, whole_word=self.whole_word_masking)
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings, ready for JSON."""
+        """Return all settings as values that JSON can hold."""
         return {**dataclasses.asdict(self), "corpus": list(self.corpus)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Settings:
-        """The inverse of `to_dict`; unknown fields, of a later version, are an error.
+        """Return the settings that `to_dict` has written.
 
         Raises:
-            TrainingError: fields that this version does not know.
+            TrainingError: there are fields that this version does not know, as from a later version.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := set(fields) - known:
@@ -181,24 +268,26 @@ class Settings:
         return cls(**{**fields, "corpus": tuple(fields["corpus"])})
 
     def resumed_with(self, given: Mapping[str, Any]) -> Settings:
-        """The settings of this run with those that may change on resume replaced.
+        """Return the settings of this run, changed as asked for on resume.
+
+        `steps` and `minutes` replace each other.
 
         Args:
-            given: what the user asked for explicitly.
+            given: the settings that were given on the command line, by name.
 
         Raises:
-            TrainingError: something else was asked for than what the run was started with.
+            TrainingError: a setting that is not in `FREE_TO_CHANGE` was given another value.
         """
         contradictions = [
-            f"{option(name)} is {shown(getattr(self, name))} in this run, not {shown(value)}"
+            f"{flag(name)} is {shown(getattr(self, name))} in this run, not {shown(value)}"
             for name, value in given.items()
             if name not in FREE_TO_CHANGE and value != getattr(self, name)
         ]
         if contradictions:
-            allowed = ", ".join(sorted(map(option, FREE_TO_CHANGE)))
+            allowed = ", ".join(sorted(map(flag, FREE_TO_CHANGE)))
             raise TrainingError(
                 f"cannot resume: {'; '.join(contradictions)}. A resumed run keeps its settings: leave these options "
-                f"out, or start another run in another --output. Free to change: {allowed}"
+                f"out, or start a new run in another --output. Free to change: {allowed}"
             )
         changes = dict(given)
         if "steps" in changes:
@@ -208,11 +297,5 @@ class Settings:
         return dataclasses.replace(self, **changes)
 
 
-def option(name: str) -> str:
-    """How a setting is called on the command line."""
-    return "--" + name.replace("_", "-")
-
-
-def shown(value: Any) -> str:
-    """A setting's value as one would type it."""
-    return " ".join(value) if isinstance(value, tuple) else str(value)
+FREE_TO_CHANGE = tuple(name for name, declared in options_of(Settings).items() if declared.may_change)
+"""The settings that may differ when a run is resumed. All others stay as they were when the run was started."""

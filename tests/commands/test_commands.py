@@ -16,8 +16,8 @@ from minibert.commands import evaluate as evaluate_command
 from minibert.commands import fill_mask as fill_mask_command
 from minibert.commands import train as train_command
 from minibert.commands.screen import PlainDisplay
+from minibert.options import flag
 from minibert.training.log import METRICS_FILE, read_metrics
-from minibert.training.settings import option
 from minibert.training.trainer import Trainer
 from tests.support.small_run import SMALL, losses, of_kind, write_text
 
@@ -32,7 +32,7 @@ def corpus(tmp_path_factory):
 def options(corpus, output, /, **changes):
     """The command line of a small run."""
     values = {**SMALL, "corpus": corpus, "output": output, **changes}
-    return [str(word) for name, value in values.items() for word in (option(name), value)]
+    return [str(word) for name, value in values.items() for word in (flag(name), value)]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 
 from minibert import MiniBERT
 from minibert.commands.embed import main
-from minibert.commands.pipes import read_lines
+from minibert.commands.input_lines import read_lines
 from minibert.data.tokenizer import Tokenizer, wordpiece
 from minibert.errors import InferenceError
 from minibert.inference.embedding import EmbeddingWarning, SentenceEmbedder
@@ -260,7 +260,7 @@ def test_many_texts_are_taken_chunk_by_chunk(folder, tmp_path, monkeypatch):
         (["--output", "vectors.txt"], "write to a file that ends in .npy or .jsonl"),
         (["--batch-tokens", "0"], "--batch-tokens must be at least 1"),
         (["absent.txt"], "absent.txt: No such file"),
-        (["--pooling", "max"], "invalid choice: 'max'"),
+        (["--pooling", "max"], "--pooling must be one of mean, cls, not 'max'"),
         (["--text", "hi", "absent.txt"], "give texts by --text or the file absent.txt, not both"),
         (["--text", "a\udcff"], "this is not Unicode text: 'a\\udcff'"),
         (["absent.txt", "--output", "no/where.npy"], "--output no/where.npy: there is no folder no"),

@@ -15,9 +15,9 @@ import pytest
 from minibert.commands import train as train_command
 from minibert.commands.screen import PlainDisplay
 from minibert.errors import NonFiniteError, TrainingError
+from minibert.options import flag
 from minibert.training.checkpoint import checkpoints
 from minibert.training.log import METRICS_FILE, MetricsLog, read_metrics, read_run_description
-from minibert.training.settings import option
 from tests.support.small_run import SMALL, go_on, losses, of_kind, run, write_text
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
@@ -38,7 +38,7 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(corpus: Path, output: Path, **changes: Any) -> list[str]:
     values = {**SMALL, "corpus": corpus, "output": output, **changes}
-    return [str(word) for name, value in values.items() for word in (option(name), value)]
+    return [str(word) for name, value in values.items() for word in (flag(name), value)]
 
 
 # --- before the first checkpoint ------------------------------------------------------------------------------

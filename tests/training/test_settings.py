@@ -9,9 +9,11 @@ import math
 import pytest
 
 from minibert.commands.screen import duration
+from minibert.commands.train import build_parser
 from minibert.errors import TrainingError
+from minibert.options import flag, options_of
 from minibert.training.budget import Budget
-from minibert.training.settings import Settings
+from minibert.training.settings import FREE_TO_CHANGE, Settings
 from tests.support.small_run import small_settings, write_text
 
 
@@ -31,20 +33,22 @@ def corpus(tmp_path_factory):
         ({"seq_length": 513}, "--seq-length 513 is longer than the model's table of positions, which has 512"),
         ({"seq_length": 2}, "--seq-length must be at least"),
         ({"batch_size": 0}, "--batch-size must be at least 1, not 0"),
-        ({"batch_size": 4, "accumulate": 5}, "--accumulate 5 divides a step into more micro-batches"),
+        ({"batch_size": 4, "accumulate": 5}, "--accumulate 5 splits a step into more micro-batches"),
         ({"steps": 0}, "--steps must be at least 1"),
-        ({"minutes": 0.0, "steps": None}, "--minutes must be a positive number"),
+        ({"minutes": 0.0, "steps": None}, "--minutes must be above 0 and finite"),
         ({"minutes": 1.0}, "--steps and --minutes"),
-        ({"learning_rate": math.nan}, "--learning-rate must be a positive number, not nan"),
+        ({"learning_rate": math.nan}, "--learning-rate must be above 0 and finite, not nan"),
         ({"learning_rate": -1e-3}, "--learning-rate must be"),
-        ({"warmup": 1.0}, "--warmup must be a share"),
+        ({"warmup": 1.0}, "--warmup must be at least 0 and below 1"),
         ({"dropout": 1.0}, "--dropout must be at least 0 and below 1"),
         ({"weight_decay": -0.1}, "--weight-decay must be at least 0"),
-        ({"clip_norm": 0.0}, "--clip-norm must be a positive number"),
+        ({"clip_norm": 0.0}, "--clip-norm must be above 0 and finite"),
         ({"seed": -1}, "--seed must be from 0"),
-        ({"mask_probability": 0.0}, "masking probability"),
+        ({"mask_probability": 0.0}, "--mask-probability must be above 0 and at most 1, not 0.0"),
         ({"dtype": "float16"}, "--dtype must be one of float32, float64"),
-        ({"kernels": "fast"}, "--kernels must be"),
+        ({"kernels": "fast"}, "--kernels must be one of auto, reference, not 'fast'"),
+        ({"device": "tpu"}, "--device must be cpu, cuda or cuda:N .*, not 'tpu'"),
+        ({"vocab_size": 0}, "--vocab-size must be at least 1, not 0"),
         ({"report_every": 0}, "--report-every must be at least 1"),
     ],
 )
@@ -79,8 +83,17 @@ def test_wider_models_get_a_lower_rate_and_smaller_weights_unless_told_otherwise
 
 
 def test_every_setting_is_documented():
+    text = build_parser().format_help()
     for field in dataclasses.fields(Settings):
-        assert f"{field.name}" in (Settings.__doc__ or "")
+        assert f"  {flag(field.name)} " in text
+        assert options_of(Settings)[field.name].meaning
+
+
+def test_a_resumed_run_may_change_its_length_its_device_its_learning_rate_and_its_intervals_only():
+    assert set(FREE_TO_CHANGE) == {
+        *("steps", "minutes", "learning_rate", "device", "kernels", "accumulate"),
+        *("report_every", "evaluate_every", "checkpoint_every"),
+    }
 
 
 # --- budget ---------------------------------------------------------------------------------------------------
