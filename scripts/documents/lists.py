@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import re
 
 from benchmarks.report import table
 
 from documents.files import ROOT, first_sentence, link
+from minibert.commands.parser import options_table
 
 CORE = (
     "minibert/config.py",
@@ -25,11 +25,6 @@ CORE = (
     "minibert/optimizer.py",
 )
 """The files that can be read in an afternoon, in the order in which to read them: what BERT is, and how it learns."""
-
-
-def _cell(text: str) -> str:
-    """Return plain text as it must be written in a cell of a Markdown table."""
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
 
 
 def core(page: str) -> str:
@@ -76,24 +71,12 @@ def scripts(page: str) -> str:
 
 
 def options(command: str) -> str:
-    """Return the options of a command with their help texts.
+    """Return the options of a command with their defaults and help texts.
 
     Args:
         command: a module of `minibert.commands` that has a function `build_parser`.
     """
-    parser: argparse.ArgumentParser = importlib.import_module(f"minibert.commands.{command}").build_parser()
-    formatter = argparse.HelpFormatter("")
-    rows = []
-    for action in parser._actions:
-        if isinstance(action, argparse._HelpAction):
-            continue
-        name = ", ".join(f"`{string}`" for string in action.option_strings) or f"`{action.metavar or action.dest}`"
-        value = "" if action.nargs == 0 or not action.option_strings else formatter._format_args(action, action.dest)
-        if action.choices is not None:
-            value = "{" + ",".join(map(str, action.choices)) + "}"
-        text = (action.help or "") % {**vars(action), "prog": parser.prog}
-        rows.append((name, f"`{value}`" if value else "", _cell(text)))
-    return table(("option", "value", "meaning"), rows)
+    return options_table(importlib.import_module(f"minibert.commands.{command}").build_parser())
 
 
 def twins(page: str) -> str:
