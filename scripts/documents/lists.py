@@ -71,12 +71,14 @@ def scripts(page: str) -> str:
 
 
 def options(command: str) -> str:
-    """Return the options of a command with their defaults and help texts.
+    """Return the options of a command with their defaults and help texts, then the notes at the end of `--help`.
 
     Args:
         command: a module of `minibert.commands` that has a function `build_parser`.
     """
-    return options_table(importlib.import_module(f"minibert.commands.{command}").build_parser())
+    parser = importlib.import_module(f"minibert.commands.{command}").build_parser()
+    notes = f"\n\n```text\n{parser.epilog}\n```" if parser.epilog else ""
+    return options_table(parser) + notes
 
 
 def twins(page: str) -> str:
