@@ -16,10 +16,14 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from cogapp import Cog  # noqa: E402
-
 from minibert.commands.parser import Parser  # noqa: E402
-from minibert.commands.process import FAILURE, SUCCESS  # noqa: E402
+from minibert.commands.process import BAD_INPUT, FAILURE, SUCCESS  # noqa: E402
+
+try:
+    from cogapp import Cog
+except ModuleNotFoundError as error:
+    print(f"error: {error}; run make docs-tables, or install it: pip install '.[test]'", file=sys.stderr)
+    sys.exit(BAD_INPUT)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -95,6 +95,17 @@ def machines() -> str:
     )
 
 
+def software() -> str:
+    """Return the libraries that computed the training steps of the record, one line for each combination."""
+    found = dict.fromkeys(
+        figures["description"]
+        for run in (*FASTER, *SLOWER)
+        for result in RECORD[run]["steps"]
+        for figures in result["parties"].values()
+    )
+    return "\n".join(f"- {description}" for description in found)
+
+
 def steps(*runs: str) -> str:
     """Return the table of training steps of some recorded runs."""
     return steps_table(_steps(*runs))

@@ -45,7 +45,7 @@ def core(page: str) -> str:
         many = f" ({len(files)} files)" if path.is_dir() else ""
         rows.append((link(name, page) + many, f"{round(lines, -1):,}", what))
     rows.append(("together", f"{round(total, -1):,}", ""))
-    return table(("file", "lines, rounded", "what it says of itself"), rows)
+    return table(("file", "lines, rounded", "content"), rows)
 
 
 def make_targets() -> str:
