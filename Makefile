@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 PARITY_READY := $(PARITY)/.ready
 CUDA_READY := $(CUDA)/.ready
 
-.PHONY: help setup train test test-parity test-cuda-build verify-gpu lint format verify simple-test clean
+.PHONY: help setup train test test-parity test-cuda-build verify-gpu lint format verify simple-test docs-tables clean
 
 help:
 	@echo "make train        train BERT on this Python's own documentation, about three minutes"
@@ -18,6 +18,7 @@ help:
 	@echo "make verify-gpu   on a machine with a GPU: run doctor, tests, training, benchmark; write a report"
 	@echo "make lint         check style, types and the directions of imports"
 	@echo "make format       rewrite the code in the house style"
+	@echo "make docs-tables  write the generated tables, lists and graphs of the documentation anew"
 	@echo "make verify       show that the four critical fixes hold"
 	@echo "make simple-test  check in seconds that Mini-BERT works here"
 	@echo "make setup        only create the virtual environment in $(VENV)"
@@ -69,6 +70,9 @@ lint: $(READY)
 format: $(READY)
 	$(VENV)/bin/python -m ruff check --fix .
 	$(VENV)/bin/python -m ruff format .
+
+docs-tables: $(READY)
+	$(VENV)/bin/python scripts/generate_docs.py $(ARGS)
 
 verify: $(READY)
 	$(VENV)/bin/python scripts/verify_fixes.py
