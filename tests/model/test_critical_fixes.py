@@ -20,7 +20,7 @@ import pytest
 
 from backends import Array, Backend, get_backend
 from minibert import AdamW, GradientAccumulator, MiniBERT, MiniBERTConfig, MiniBERTGradients, stable_softmax
-from minibert.data.tokenizer import Tokenizer, wordpiece
+from minibert.data.tokenizer import Tokenizer, build_wordpiece
 from minibert.finetuning.text_classifier import TextClassifier
 from minibert.inference.fill_mask import fill_mask
 from minibert.kernels import CHOICES, Kernels
@@ -252,7 +252,7 @@ def test_attention_loss_and_predictions_have_one_softmax(backend: Backend, monke
     assert_close(backend, dlogits, 0.25 - one_hot[:3], dtype)
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(CONFIG.vocab_size - 5))]
-    tokenizer = Tokenizer(wordpiece({word: id_ for id_, word in enumerate(words)}))
+    tokenizer = Tokenizer(build_wordpiece({word: id_ for id_, word in enumerate(words)}))
     (candidates,) = fill_mask(model, tokenizer, "1 [MASK] 2")
     assert [candidate.probability for candidate in candidates] == [0.25] * 5
 
