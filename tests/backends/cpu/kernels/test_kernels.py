@@ -333,7 +333,7 @@ def test_the_blas_that_kernels_call_has_one_thread():
 def test_impossible_numbers_of_threads_are_refused(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ValueError, match="must be at least 1, not 0"):
         threads.set_threads(0)
-    with pytest.raises(ValueError, match="NUMBA_NUM_THREADS allows more"):
+    with pytest.raises(ValueError, match="set the environment variable NUMBA_NUM_THREADS to allow more"):
         threads.set_threads(10_000)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(BackendError, match=r"pip install '\.\[fast\]'"):
