@@ -1,4 +1,4 @@
-# Every command sets up what it needs: a virtual environment in .venv, made anew when pyproject.toml changes.
+# Every command first sets up the virtual environment that it needs, and again whenever pyproject.toml has changed.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -8,18 +8,19 @@ READY := $(VENV)/.ready
 PARITY_READY := $(PARITY)/.ready
 CUDA_READY := $(CUDA)/.ready
 
-.PHONY: help setup train test test-parity test-cuda-build verify-gpu lint format verify simple-test clean
+.PHONY: help setup train test test-parity test-cuda-build verify-gpu lint format verify simple-test docs-tables clean
 
 help:
 	@echo "make train        train BERT on this Python's own documentation, about three minutes"
 	@echo "make test         run the tests (NumPy, read-only NumPy, array-api-strict)"
 	@echo "make test-parity  run the comparisons with PyTorch and transformers (downloads both)"
 	@echo "make test-cuda-build  compile the CUDA kernels, run all tests on an emulated GPU (downloads 1.5 GB)"
-	@echo "make verify-gpu   on a machine with a GPU: doctor, tests, training, benchmark, a report"
-	@echo "make lint         check style and types"
+	@echo "make verify-gpu   on a machine with a GPU: run doctor, tests, training, benchmark; write a report"
+	@echo "make lint         check style, types and the directions of imports"
 	@echo "make format       rewrite the code in the house style"
+	@echo "make docs-tables  write the generated tables, lists and graphs of the documentation anew"
 	@echo "make verify       show that the four critical fixes hold"
-	@echo "make simple-test  check the basic functions in seconds"
+	@echo "make simple-test  check in seconds that Mini-BERT works here"
 	@echo "make setup        only create the virtual environment in $(VENV)"
 	@echo "make clean        remove the environments and caches (never runs/)"
 
@@ -56,7 +57,7 @@ test-cuda-build: $(CUDA_READY)
 	$(CUDA)/bin/python -m pytest tests/cuda_build $(ARGS)
 	$(CUDA)/bin/python -m pytest --device cuda-emulated tests tests/cuda_emulated $(ARGS)
 
-# In the environment that is active, since only its owner knows which CuPy fits the driver.
+# Runs in the active environment, because only its owner knows which CuPy fits the driver.
 verify-gpu:
 	python scripts/verify_gpu.py $(ARGS)
 
@@ -69,6 +70,9 @@ lint: $(READY)
 format: $(READY)
 	$(VENV)/bin/python -m ruff check --fix .
 	$(VENV)/bin/python -m ruff format .
+
+docs-tables: $(READY)
+	$(VENV)/bin/python scripts/generate_docs.py $(ARGS)
 
 verify: $(READY)
 	$(VENV)/bin/python scripts/verify_fixes.py

@@ -1,4 +1,4 @@
-"""Files that are either the old ones or the new ones, never half of either."""
+"""Write files so that a crash leaves either the old file or the new one, never a part of one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from backends import Array
 
 
 def write_beside(path: Path, write: Callable[[Path], object]) -> None:
-    """Have a file written in the same folder, flush it to the disk, and rename it to `path`.
+    """Write a file under another name in the same folder, flush it to the disk, and rename it to `path`.
 
     Args:
-        path: where the file shall be; its folder exists.
+        path: the name of the finished file; its folder exists.
         write: called with the path to write to.
+
+    Raises:
+        OSError: the file cannot be written or renamed; the old file is still there.
     """
     with _written_beside(path, write) as beside:
         beside.replace(path)
@@ -29,18 +32,21 @@ def write_beside(path: Path, write: Callable[[Path], object]) -> None:
 def write_tensors_and_text(
     tensors_path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str], text_path: Path, text: str
 ) -> None:
-    """Write host arrays as safetensors, and the text that says what they are, in place of others in the same folder.
+    """Write a safetensors file and a text file that belong together, in place of the old ones.
 
-    No two renames are one, so a crash can come between them. It must not leave new tensors with an old text, which
-    may well fit in shape and mean something else: a text that changes is moved away first, and comes back if the
-    tensors cannot be put in place. A crash in between leaves no text at all, which nobody takes for a whole folder.
+    A crash can happen between the two renames. It must never leave new tensors with the old text: that could fit in
+    shape and mean something else. So, if the text changes, the old text is moved away first. It comes back if the
+    tensors cannot be put in place. A crash in between leaves no text file, and such a folder is refused.
 
     Args:
-        tensors_path: where the tensors shall be; its folder exists.
-        tensors: by name.
-        metadata: of the safetensors file.
-        text_path: where the text shall be.
-        text: written in UTF-8.
+        tensors_path: the path of the safetensors file; its folder exists.
+        tensors: host arrays, by name.
+        metadata: for the header of the safetensors file.
+        text_path: the path of the text file, in the same folder.
+        text: its new content, written in UTF-8.
+
+    Raises:
+        OSError: a file cannot be written or renamed.
     """
     kept = before_save(text_path)
     with (
@@ -65,13 +71,13 @@ def write_tensors_and_text(
 
 
 def before_save(path: Path) -> Path:
-    """Where `write_tensors_and_text` keeps the old text while it puts the new files in place."""
+    """Return the path where `write_tensors_and_text` keeps the old text while it puts the new files in place."""
     return path.with_name(f"{path.name}.before-save")
 
 
 @contextmanager
 def _written_beside(path: Path, write: Callable[[Path], object]) -> Iterator[Path]:
-    """A new file in the folder of `path`, on the disk; removed in the end where it was not renamed."""
+    """Write a temporary file in the folder of `path` and flush it; remove it at the end if it was not renamed."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     beside = Path(name)
@@ -85,19 +91,21 @@ def _written_beside(path: Path, write: Callable[[Path], object]) -> Iterator[Pat
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file with the same line ends on every system, beside its place first."""
+    """Replace a UTF-8 file as `write_beside` does, with the same line ends on every system."""
     write_beside(path, lambda beside: beside.write_text(text, encoding="utf-8", newline=""))
 
 
 def rename_folder(beside: Path, final: Path) -> None:
-    """Flush all files of a folder to the disk, then rename it: under its name it is whole, even after a power cut.
+    """Flush all files of a folder to the disk, then rename the folder.
+
+    A folder under its final name is therefore complete, even after a power cut.
 
     Args:
-        beside: the finished folder; it holds files only.
-        final: in the same folder as `beside`.
+        beside: the complete folder under its temporary name; it holds files only.
+        final: its final name, in the same folder as `beside`.
 
     Raises:
-        OSError: among others, that `final` is there already and not empty.
+        OSError: for example because `final` exists already and is not empty.
     """
     for path in (*sorted(beside.iterdir()), beside):
         flush(path)
@@ -106,27 +114,28 @@ def rename_folder(beside: Path, final: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Make sure that the content of a file, or the names in a folder (and so its renames, in their order), have
-    reached the disk.
+    """Wait until the content of a file, or the names in a folder, have reached the disk.
+
+    Flushing a folder between two renames keeps their order after a power cut.
     """
     is_folder = path.is_dir()
     try:
         handle = os.open(path, os.O_RDONLY)
     except PermissionError:
-        if is_folder:  # Windows does not open folders, and some that may be written to may not be read
+        if is_folder:  # Windows does not open folders, and a folder can be writable without being readable
             return
         raise
     try:
         os.fsync(handle)
     except OSError as error:
-        if not is_folder or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks cannot
+        if not is_folder or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks cannot flush folders
             raise
     finally:
         os.close(handle)
 
 
 def _umask() -> int:
-    """What a plain open() would have left out; a temporary file is made for its owner alone."""
+    """Return the permissions that a plain open() removes. A temporary file is readable by its owner alone."""
     umask = os.umask(0)
     os.umask(umask)
     return umask

@@ -106,18 +106,59 @@ class MiniBERT:
         labels: Sequence[str] | None = None,
         seed: int = 0,
     ) -> MiniBERT:
-        """Load a model from a folder in Hugging Face's format; see `minibert.huggingface.pretrained`."""
-        from minibert.huggingface.pretrained import from_pretrained
+        """Load a model from a folder in Hugging Face's format.
 
-        return from_pretrained(
-            folder, device=device, dtype=dtype, kernels=kernels, heads=heads, labels=labels, seed=seed
+        Args:
+            folder: with `config.json` and `model.safetensors` (or its shards and their index).
+            device: "cpu", "cuda" or "cuda:N", or a `Backend`.
+            dtype: "float32" or "float64"; the stored weights are converted.
+            kernels: as for the class.
+            heads: the heads to have, from `minibert.parameters.HEADS`; other stored heads are not read. None: pooler
+                and classifier of a `BertForSequenceClassification`, otherwise the pretraining heads.
+            labels: the classes of a new classifier. It replaces a stored one, unless that has the same labels.
+            seed: of the heads that the folder lacks, and of dropout.
+
+        Raises:
+            NoClassifierError: a classifier without labels is asked for, and the folder has none.
+            PretrainedError: the folder holds no BERT, is damaged, or contradicts itself; names file and tensor.
+
+        Warns:
+            PretrainedWarning: heads that the folder lacks are drawn at random (a new classifier is not mentioned);
+                tensors that BERT does not have are ignored.
+        """
+        from minibert.huggingface.pretrained import PretrainedModel
+
+        pretrained = PretrainedModel.read(folder, heads, labels)
+        model = cls(
+            pretrained.config,
+            backend=device,
+            dtype=dtype,
+            seed=seed,
+            kernels=kernels,
+            initialised=False,
+            heads=pretrained.heads,
         )
+        pretrained.copy_into(model.parameters, model.backend, seed)
+        pretrained.warn(stacklevel=2)
+        model.absent_heads = pretrained.absent_heads
+        return model
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write a folder that Hugging Face's `transformers` loads; see `minibert.huggingface.pretrained`."""
-        from minibert.huggingface.pretrained import save_pretrained
+        """Write a folder that Hugging Face's `transformers` loads: `config.json` and `model.safetensors`.
 
-        save_pretrained(self, folder)
+        A save that fails leaves the old model whole; see `minibert.huggingface.pretrained.write_pretrained`.
+
+        Args:
+            folder: where to write; it is created if it does not exist.
+
+        Raises:
+            OSError: the files cannot be written.
+        """
+        from minibert.huggingface.pretrained import write_pretrained
+
+        dtype = "float64" if self.dtype == self.backend.xp.float64 else "float32"
+        host = {name: self.backend.to_numpy(view) for name, view in self.parameters.items()}
+        write_pretrained(folder, self.config, self.heads, host, dtype)
 
     def forward(
         self,

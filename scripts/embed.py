@@ -1,4 +1,4 @@
-"""Turn every line of a file into a vector. All options: scripts/embed.py --help."""
+"""Turn texts into vectors, one for each line of a file. All options: scripts/embed.py --help."""
 
 from __future__ import annotations
 

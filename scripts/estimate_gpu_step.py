@@ -1,7 +1,10 @@
-"""Estimate the time of a training step on a GPU from counts: floating-point operations, bytes, launches.
+"""Estimate the time of a training step on a GPU, without a GPU, from its operations, bytes and kernel launches.
 
-No GPU was measured for this. The counts are of this code (tests/cuda_emulated counts the launches); the speeds are
-the manufacturer's peaks, times the shares below, which are assumptions.
+    python scripts/estimate_gpu_step.py [--batch-size B] [--seq-length T]
+
+The script prints the table of docs/cuda.md. Nothing is measured. The counts are those of this code
+(tests/cuda_emulated/test_activity.py counts the launches). The speeds are the manufacturer's peaks, multiplied by
+the shares below, which are assumptions.
 """
 
 from __future__ import annotations
@@ -12,16 +15,22 @@ from minibert import MiniBERTConfig
 from minibert.commands.parser import Parser
 from minibert.parameters import Layout
 
-LAUNCHES_PER_LAYER, LAUNCHES_OF_THE_PRUNED_LAYER, LAUNCHES_BEYOND = 33, 40, 57
-SHARE_OF_BANDWIDTH = 0.75  # that kernels which only move data reach
-SECONDS_OF_HOST_PER_LAUNCH = 8e-6  # Python and CuPy; the device waits for the host when its own work is shorter
+LAUNCHES_PER_LAYER, LAUNCHES_OF_THE_PRUNED_LAYER, LAUNCHES_BEYOND = 33, 40, 57  # beyond: outside the layers
+SHARE_OF_BANDWIDTH = 0.75  # of the peak, for kernels that only move data
+SECONDS_OF_HOST_PER_LAUNCH = 8e-6  # Python and CuPy; the device waits for the host if its own work takes less time
 SECONDS_BETWEEN_KERNELS = 1.5e-6
-PREDICTED = 0.15
+PREDICTED = 0.15  # share of the tokens that a step predicts
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """Peaks from the data sheets: operations a second by arithmetic, bytes a second of memory."""
+    """A GPU with the peaks of its data sheet.
+
+    Attributes:
+        name: for the table.
+        peaks: arithmetic -> floating-point operations per second.
+        bandwidth: of the memory, in bytes per second.
+    """
 
     name: str
     peaks: dict[str, float]
@@ -32,13 +41,20 @@ GPUS = (
     Gpu("A100 SXM 80 GB", {"float32": 19.5e12, "TF32": 156e12, "float16": 312e12}, 2.039e12),
     Gpu("H100 SXM", {"float32": 67e12, "TF32": 495e12, "float16": 989e12}, 3.35e12),
 )
-SHARE_OF_PEAK = {"float32": 0.80, "TF32": 0.50, "float16": 0.45}  # that products of these sizes reach
-BYTES = {"float32": 4, "TF32": 4, "float16": 2}
+SHARE_OF_PEAK = {"float32": 0.80, "TF32": 0.50, "float16": 0.45}  # for matrix products of these sizes
+BYTES = {"float32": 4, "TF32": 4, "float16": 2}  # of a number in memory
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Of one training step: operations in products, numbers moved, launches, all parameters."""
+    """Counts of one training step.
+
+    Attributes:
+        operations: floating-point operations in matrix products.
+        numbers: numbers read from memory or written to it.
+        launches: of kernels.
+        parameters: of the model.
+    """
 
     operations: float
     numbers: float
@@ -47,7 +63,10 @@ class Counts:
 
 
 def count(config: MiniBERTConfig, sequences: int, length: int) -> Counts:
-    """Count a step that predicts 15% of the tokens; backward products are twice the forward ones."""
+    """Count a step that predicts 15% of the tokens.
+
+    The backward pass has two matrix products for every product of the forward pass, hence the factor 3.
+    """
     h, i, v, layers = config.hidden_size, config.intermediate_size, config.vocab_size, config.num_hidden_layers
     n, m = sequences * length, int(PREDICTED * sequences * length)
     scores = n * config.num_attention_heads * length
@@ -56,24 +75,26 @@ def count(config: MiniBERTConfig, sequences: int, length: int) -> Counts:
     heads = 2 * m * (h * h + h * v)
     operations = 3.0 * ((layers - 1) * full + pruned + heads)
     # Kernels between the products, in numbers read and written. Forward: bias 6, split 6, merge 2, two sub-layers 8.
-    # Backward: two sub-layers 14, sums 3, split 9, merge 6. And GELU 2 + 4 of width I (its output is written again in
-    # the backward pass, not kept), softmax 3 + 4.
+    # Backward: two sub-layers 14, sums 3, split 9, merge 6. GELU, of width I, has 2 forward and 4 backward, because
+    # its output is not kept but computed again. The softmax has 3 forward and 4 backward.
     between = n * h * (22 + 32) + n * i * 6 + scores * 7
-    # The products themselves: those with weights, two of which add to what is there; those of attention.
+    # The products themselves: with weights (two of these add to an array that exists), and in attention.
     products = n * (3 * (8 * h + 2 * i) + 2 * h) + n * h * 12 + scores * 6
-    # In the pruned layer keys and values are of all tokens: bias 4, splits 8, sums 2, merge 4, products 9.
+    # The pruned layer still needs the keys and values of all tokens: bias 4, splits 8, sums 2, merge 4, products 9.
     keys_and_values = n * h * 27
-    # Logits: product, bias, loss and gradient in one, three readers of that. Embeddings, their norm and dropout.
+    # Logits: the product, the bias, loss and gradient in one pass, and three kernels that read the gradient.
+    # Embeddings: the look-up, layer norm and dropout.
     of_heads = m * v * 8 + n * h * 20
     parameters = Layout.of(config).size
-    # weights read twice and their gradients written; the norm by way of the squares; AdamW reads four, writes three
+    # Parameters: weights are read twice and their gradients written (3). For the norm, gradients are read, their
+    # squares written and read again (3). AdamW reads four numbers and writes three (7).
     numbers = (layers - 1 + m / n) * (between + products) + keys_and_values + of_heads + parameters * (3 + 3 + 7)
     launches = (layers - 1) * LAUNCHES_PER_LAYER + LAUNCHES_OF_THE_PRUNED_LAYER + LAUNCHES_BEYOND
     return Counts(operations, numbers, launches, parameters)
 
 
 def milliseconds(counts: Counts, gpu: Gpu, arithmetic: str) -> tuple[float, str]:
-    """The estimate, and what it is bound by."""
+    """Return the estimated milliseconds of a step, and what bounds it: "launches", "products" or "memory"."""
     products = counts.operations / (gpu.peaks[arithmetic] * SHARE_OF_PEAK[arithmetic])
     moving = counts.numbers * BYTES[arithmetic] / (gpu.bandwidth * SHARE_OF_BANDWIDTH)
     device = products + moving + counts.launches * SECONDS_BETWEEN_KERNELS

@@ -1,4 +1,4 @@
-"""Show what a model would put in the place of [MASK]. All options: scripts/fill_mask.py --help."""
+"""Print the most probable words for every [MASK] in a text. All options: scripts/fill_mask.py --help."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train a classifier of texts from any BERT. All options: scripts/finetune.py --help."""
+"""Train a text classifier from a pretrained BERT. All options: scripts/finetune.py --help."""
 
 from __future__ import annotations
 

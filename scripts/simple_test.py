@@ -1,8 +1,9 @@
-"""Does Mini-BERT work here? Build a small model, run it forward and backward, and let it learn, in seconds.
+"""Check in seconds that Mini-BERT works here: build a small model, run it forward and backward, and let it learn.
 
     python scripts/simple_test.py [--device cpu|cuda|cuda:N]
 
-Prints a tick for everything that works. Exit status 1 as soon as something does not; the full suite is `pytest`.
+The script prints a tick for every step that works. At the first step that does not, it stops with exit status 1.
+The full test suite is `pytest`.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ TICK, CROSS = ("✓", "✗") if "utf" in (sys.stdout.encoding or "").lower() els
 
 
 def expect(condition: object, otherwise: str) -> None:
-    """Like assert, but also under `python -O`."""
+    """Raise AssertionError with that message if the condition is false; unlike assert, also under `python -O`."""
     if not condition:
         raise AssertionError(otherwise)
 
 
 class SimpleTest:
-    """The steps in their order; each starts from what the ones before it left.
+    """The steps of the test, in order; each step uses what the steps before it computed.
 
     Args:
         device: "cpu", "cuda" or "cuda:N".
@@ -44,36 +45,36 @@ class SimpleTest:
         self.labels = np.where(predicted, self.ids, -100)
         self.predictions = int(predicted.sum())
 
-    def builds(self) -> str:
-        """A model builds."""
+    def build(self) -> str:
+        """A model can be built."""
         self.model = MiniBERT(CONFIG, backend=self.backend)
         flat = self.model.parameters.flat
         return f"{len(self.model.parameters)} parameters, {flat.shape[0]:,} numbers of {flat.dtype}"
 
-    def goes_forward(self) -> str:
+    def go_forward(self) -> str:
         """The forward pass gives finite logits, and no attention to padding."""
         logits, self.cache = self.model.forward(self.ids, self.mask)
-        expect(logits.shape == (*self.ids.shape, CONFIG.vocab_size), f"logits of shape {logits.shape}")
-        expect(np.all(np.isfinite(self.backend.to_numpy(logits))), "logits that are not finite")
+        expect(logits.shape == (*self.ids.shape, CONFIG.vocab_size), f"the logits have the shape {logits.shape}")
+        expect(np.all(np.isfinite(self.backend.to_numpy(logits))), "some logits are infinite or NaN")
         weights = self.backend.to_numpy(self.cache.layers[0].attention_weights)
         padding = weights * (self.mask == 0)[:, None, None, :]
-        expect(not np.any(padding), f"attention of {padding.max()} to padding")
+        expect(not np.any(padding), f"padding gets an attention weight of {padding.max()}")
         return f"logits {tuple(logits.shape)}, attention weights {weights.shape}"
 
-    def goes_backward(self) -> str:
-        """The backward pass gives a loss near that of guessing, and a gradient for every parameter."""
+    def go_backward(self) -> str:
+        """The backward pass gives a gradient for every parameter; the loss is close to that of guessing."""
         self.gradients = MiniBERTGradients(self.model)
         self.loss = float(self.gradients.backward(self.cache, self.labels))
         guessing = float(np.log(CONFIG.vocab_size))
-        expect(abs(self.loss - guessing) < 0.5, f"a loss of {self.loss}, where guessing has {guessing}")
+        expect(abs(self.loss - guessing) < 0.5, f"the loss is {self.loss}; guessing would give {guessing}")
         flat = self.backend.to_numpy(self.gradients.gradients.flat)
-        expect(np.all(np.isfinite(flat)), "gradients that are not finite")
+        expect(np.all(np.isfinite(flat)), "some gradients are infinite or NaN")
         heads = ("pooler", "next_sentence")  # no next-sentence labels were given
         zero = [n for n, g in self.gradients.gradients.items() if not n.startswith(heads) and not bool((g != 0).any())]
-        expect(not zero, f"gradients that are all zero: {zero}")
+        expect(not zero, f"the gradients of these parameters are all zero: {zero}")
         return f"loss {self.loss:.3f} (guessing: {guessing:.3f}), norm of the gradient {np.linalg.norm(flat):.3f}"
 
-    def accumulates(self) -> str:
+    def accumulate(self) -> str:
         """Two micro-batches accumulate to the gradient of the whole batch."""
         whole = np.array(self.backend.to_numpy(self.gradients.gradients.flat))
         self.accumulator = GradientAccumulator(self.model)
@@ -84,9 +85,9 @@ class SimpleTest:
         self.accumulator.average()
         error = np.max(np.abs(self.backend.to_numpy(self.accumulator.gradients.flat) - whole)) / np.max(np.abs(whole))
         expect(error < 1e-4, f"the gradients differ by {error:.1e}")
-        return f"{self.predictions} predictions in unequal parts, largest difference {error:.1e}"
+        return f"{self.predictions} predictions in two unequal parts, largest difference {error:.1e}"
 
-    def learns(self) -> str:
+    def learn(self) -> str:
         """One optimizer step lowers the loss."""
         norm = float(AdamW(self.model).step(self.accumulator.gradients, learning_rate=1e-3))
         cache = self.model.forward(self.ids, self.mask)[1]
@@ -96,11 +97,11 @@ class SimpleTest:
 
 
 def run(what: str, step: Callable[[], str]) -> bool:
-    """Run one step and print how it went."""
+    """Run one step and print its result; return True if it worked."""
     start = time.perf_counter()
     try:
         found = step()
-    except Exception as error:  # whatever it is, say at which step
+    except Exception as error:  # any error is reported together with its step
         print(f"{CROSS} {what}\n  {type(error).__name__}: {error}")
         return False
     print(f"{TICK} {what}\n  {found} ({time.perf_counter() - start:.2f} s)")
@@ -108,7 +109,7 @@ def run(what: str, step: Callable[[], str]) -> bool:
 
 
 def main() -> int:
-    """Run the steps until one fails."""
+    """Run the steps until one fails; return the exit status."""
     parser = Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     arguments = parser.parse_args()
@@ -117,7 +118,7 @@ def main() -> int:
     except (BackendError, ValueError) as error:
         parser.error(str(error))
     print(test.backend.description())
-    steps = (test.builds, test.goes_forward, test.goes_backward, test.accumulates, test.learns)
+    steps = (test.build, test.go_forward, test.go_backward, test.accumulate, test.learn)
     return 0 if all(run((step.__doc__ or "").strip(), step) for step in steps) else 1
 
 

@@ -1,4 +1,4 @@
-"""Everything that only a GPU can show, with a report: doctor, tests, training on both devices, benchmark."""
+"""Check a GPU and write a report. All options: scripts/verify_gpu.py --help."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 try:
     from minibert.commands.verify_gpu import main
 except ModuleNotFoundError as error:
-    advice = "in Mini-BERT's folder and in an environment of its own: pip install -e . (docs/cuda.md)"
-    print(f"error: {error}; install Mini-BERT first, {advice}", file=sys.stderr)
+    advice = "run `pip install -e .` in Mini-BERT's folder and in a virtual environment (see docs/cuda.md)"
+    print(f"error: {error}. Mini-BERT is not installed: {advice}", file=sys.stderr)
     sys.exit(2)
 
 if __name__ == "__main__":

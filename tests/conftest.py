@@ -1,8 +1,9 @@
-"""The backends that tests run on, chosen with `--device`, and the warnings that they must not give.
+"""Options and fixtures of pytest: where the tests compute, and whether Numba is there.
 
-`pytest --device cpu` (the default) runs the whole matrix of tests/support/backends_under_test.py but CuPy;
-`pytest --device cuda` runs the same tests on CuPy, and stops at once where there is no GPU;
-`pytest --device cuda-emulated` runs them on an emulated CuPy that needs no GPU (see docs/cuda.md).
+pytest --device cpu             the default: NumPy and array_api_strict (tests/support/backends_under_test.py)
+pytest --device cuda            the same tests on CuPy; stops at once if there is no GPU
+pytest --device cuda-emulated   the same tests on an emulated CuPy, which needs no GPU (docs/cuda.md)
+pytest --without-numba          the tests as on a machine that has no Numba
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from tests.support import backends_under_test
 from tests.support.emulated_cuda import modules as emulated_cuda
 from tests.support.emulated_cuda.run import python_path
 
+NUMBA_TESTS = Path(__file__).parent / "backends" / "cpu" / "kernels"
+"""The tests of the kernels that Numba compiles. They import Numba, so `--without-numba` leaves the folder out."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--without-numba", action="store_true", help="test as on a machine that has no Numba")
@@ -27,10 +31,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--device") == "cuda-emulated":
         emulated_cuda.install()
-        os.environ["PYTHONPATH"] = python_path()  # for the processes that tests start
-        config.option.device = "cuda"  # from here on it is in CuPy's place, and says "EMULATED" of itself
+        os.environ["PYTHONPATH"] = python_path()  # so that processes which tests start get the emulated CuPy, too
+        config.option.device = "cuda"  # the emulated CuPy takes CuPy's place; its descriptions say "EMULATED"
     if config.getoption("--without-numba"):
-        sys.modules["numba"] = None  # type: ignore[assignment] # "not there", for every import from now on
+        sys.modules["numba"] = None  # type: ignore[assignment] # every later import of Numba fails
     device = config.getoption("--device")
     try:
         get_backend(device)
@@ -39,9 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Tests of the compiled kernels themselves need what compiles them."""
-    is_of_numba = collection_path.name == "kernels"
-    return True if is_of_numba and config.getoption("--without-numba") else None
+    """Leave out the folder NUMBA_TESTS under `--without-numba`."""
+    return True if collection_path == NUMBA_TESTS and config.getoption("--without-numba") else None
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -49,7 +52,10 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that takes `backend` on all of the matrix, `float64_backend` where the device has float64."""
+    """Run a test that takes `backend` once for every backend under test.
+
+    A test that takes `float64_backend` runs only on those whose device has float64.
+    """
     device = metafunc.config.getoption("--device")
     for fixture in ("backend", "float64_backend"):
         if fixture in metafunc.fixturenames:
@@ -61,17 +67,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> str:
-    """What `--device` says, for tests that go through names."""
+    """The value of `--device`, for tests that need the name of the device."""
     return str(request.config.getoption("--device"))
 
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest, device: str) -> Backend:
-    """Every backend of the matrix, one after the other."""
+    """Each backend under test, one after the other."""
     return backends_under_test.make(request.param, device)
 
 
 @pytest.fixture
 def float64_backend(request: pytest.FixtureRequest, device: str) -> Backend:
-    """Every backend of the matrix whose device has float64."""
+    """Each backend under test whose device has float64, one after the other."""
     return backends_under_test.make(request.param, device)

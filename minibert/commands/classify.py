@@ -49,13 +49,14 @@ def _classify(arguments: Sequence[str] | None) -> int:
 
         classifier = TextClassifier.load(options.model, backend, options.kernels)
     pairs = None if options.text_pair is None else [options.text_pair] * len(texts)
-    found = classifier.probabilities(classifier.encode(texts, pairs))
-    whole = write_to_standard_output(lambda file: _write(texts, classifier.labels, found.tolist(), file))
+    probabilities = classifier.probabilities(classifier.encode(texts, pairs)).tolist()
+    whole = write_to_standard_output(lambda file: _write(texts, classifier.labels, probabilities, file))
     return SUCCESS if whole else PIPE_CLOSED
 
 
-def _write(texts: Sequence[str], labels: Sequence[str], found: Sequence[Sequence[float]], file: TextIO) -> None:
-    for text, row in zip(texts, found, strict=True):
+def _write(texts: Sequence[str], labels: Sequence[str], rows: Sequence[Sequence[float]], file: TextIO) -> None:
+    """Write one JSON object a line for each text; a row holds the probabilities of its labels."""
+    for text, row in zip(texts, rows, strict=True):
         probabilities = {label: round(p, 6) for label, p in zip(labels, row, strict=True)}
         result = {"text": text, "label": labels[row.index(max(row))], "probabilities": probabilities}
         file.write(as_json(result, file) + "\n")

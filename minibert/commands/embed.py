@@ -96,7 +96,7 @@ def _embed(arguments: Sequence[str] | None) -> int:
         if options.output is not None and options.output.suffix not in (".npy", ".jsonl"):
             raise InferenceError(f"--output {options.output}: write to a file that ends in .npy or .jsonl")
         if options.output is not None:
-            _check_place(options.output)
+            _check_output(options.output)
         if options.text and options.input is not None:
             raise InferenceError(f"give texts by --text or the file {options.input}, not both")
         texts = iter(options.text) if options.text else read_lines(options.input or "-")
@@ -112,7 +112,7 @@ def _embed(arguments: Sequence[str] | None) -> int:
             normalize=options.normalize,
             batch_tokens=options.batch_tokens,
         )
-        chunks = _embedded(embedder, chain(first, texts))
+        chunks = _embed_in_chunks(embedder, chain(first, texts))
         if options.output is None:
             whole = write_to_standard_output(lambda file: _write_json_lines(chunks, file))
             return SUCCESS if whole else PIPE_CLOSED
@@ -120,32 +120,38 @@ def _embed(arguments: Sequence[str] | None) -> int:
     return SUCCESS
 
 
-def _check_place(output: Path) -> None:
-    """That the file can be written, before hours are spent on what shall be in it."""
+def _check_output(output: Path) -> None:
+    """Check that the file can be written, before hours are spent on its content.
+
+    Raises:
+        InferenceError: it is a folder, or its folder does not exist or may not be written to.
+    """
     folder = output.parent
     if output.is_dir():
         raise InferenceError(f"--output {output} is a folder; write to a file")
     if not folder.is_dir():
-        raise InferenceError(f"--output {output}: there is no folder {folder}")
+        raise InferenceError(f"--output {output}: there is no folder {folder}; create it or write elsewhere")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise InferenceError(f"--output {output}: the folder {folder} may not be written to")
+        raise InferenceError(f"--output {output}: you may not write to the folder {folder}; write elsewhere")
 
 
-def _embedded(embedder: SentenceEmbedder, texts: Iterator[str]) -> Iterator[tuple[list[str], Any]]:
+def _embed_in_chunks(embedder: SentenceEmbedder, texts: Iterator[str]) -> Iterator[tuple[list[str], Any]]:
+    """Yield some texts at a time with their vectors (n, H), in the order of the texts."""
     while chunk := list(islice(texts, _CHUNK)):
         yield chunk, embedder.embed(chunk)
 
 
 def _write_json_lines(chunks: Iterable[tuple[list[str], Any]], file: TextIO) -> None:
+    """Write one JSON object a line for each text."""
     for texts, vectors in chunks:
         for text, vector in zip(texts, vectors.tolist(), strict=True):
-            numbers = ", ".join(format(number, ".9g") for number in vector)  # nine digits tell all float32 apart
+            numbers = ", ".join(format(number, ".9g") for number in vector)  # nine digits identify every float32
             file.write(f'{{"text": {as_json(text, file)}, "embedding": [{numbers}]}}\n')
         file.flush()
 
 
 def _write_file(chunks: Iterable[tuple[list[str], Any]], path: Path, width: int) -> None:
-    """Beside its place first, so that the file is whole if it is there."""
+    """Write all vectors to a file. It appears under its name only when it is complete."""
     import numpy as np
 
     from minibert.files import write_beside

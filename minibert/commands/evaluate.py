@@ -11,7 +11,7 @@ from rich.console import Console
 
 from minibert.commands.parser import Parser, add_compute_options, add_model, add_option
 from minibert.commands.process import SUCCESS, run_command
-from minibert.commands.screen import make_display
+from minibert.commands.screen import make_screen
 from minibert.commands.tables import show_evaluation
 from minibert.data.batch_source import OBJECTIVES, build_sequences
 from minibert.data.corpus import CORPUS_HELP, open_corpus
@@ -98,20 +98,20 @@ def _evaluate(arguments: Sequence[str] | None) -> int:
     if objective == "mlm+nsp" and run.get("objective", objective) != objective:
         raise TrainingError(
             f"the model in {options.model} was trained with --objective {run['objective']}: its next-sentence head was "
-            "never trained, and figures of it would mean nothing; evaluate it with --objective mlm"
+            "never trained, so its figures would mean nothing; evaluate the model with --objective mlm"
         )
 
-    display = make_display(Console(stderr=options.json))  # standard output is for the figures
+    screen = make_screen(Console(stderr=options.json))  # with --json, standard output is for the figures alone
     corpus = open_corpus(options.corpus or run.get("corpus", ["stdlib"]))
     try:
         cache = options.cache_dir or options.model.resolve().parent / CACHE_FOLDER
-        tokenized = prepare_tokens(corpus, tokenizer, cache, progress=display.preparing)
+        tokenized = prepare_tokens(corpus, tokenizer, cache, progress=screen.preparing)
     finally:
-        display.end()
+        screen.end()
     sequences = build_sequences(objective, tokenized.evaluation, tokenizer, length)
     evaluation = evaluate(model, frozen_batches(sequences, tokenizer), tokenized.unigram_counts)
     if options.json:
         print(json.dumps(evaluation.to_dict(), allow_nan=False))
     else:
-        show_evaluation(display.console, evaluation, f"{options.model} on the held-out part of {corpus.description}")
+        show_evaluation(screen.console, evaluation, f"{options.model} on the held-out part of {corpus.description}")
     return SUCCESS

@@ -1,4 +1,4 @@
-"""The command line of `scripts/finetune.py`."""
+"""The command behind `scripts/finetune.py`: train a classifier of texts, evaluate it and save it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from minibert.commands.confusion_matrix import confusion_table, draw_confusion_matrix
 from minibert.commands.parser import (
     Parser,
     add_compute_options,
@@ -16,14 +17,15 @@ from minibert.commands.parser import (
 )
 from minibert.commands.process import INTERRUPTED, SUCCESS, polite_interrupts, run_command
 from minibert.errors import TrainingError
-from minibert.finetuning.finetune import Epoch, FineTuning, check_labels, finetune
-from minibert.finetuning.labelled_texts import hold_out, labels_of, read_labelled_texts
+from minibert.finetuning.finetune import Epoch, FineTuning, FineTuningResult, check_labels, finetune
+from minibert.finetuning.labelled_texts import LabelledText, hold_out, labels_of, read_labelled_texts
 from minibert.finetuning.text_classifier import TextClassifier
 from minibert.huggingface.config_file import CONFIG_FILE
 from minibert.inference.loading import load_model
 from minibert.options import Check, Option, at_least
 from minibert.parameters import CLASSIFICATION_HEADS
-from minibert.training.log import METRICS_FILE, MetricsLog
+from minibert.training.log import METRICS_FILE, RunLog
+from minibert.training.output_folder import FolderState, folder_state
 
 TABLE_FILE, PICTURE_FILE = "confusion_matrix.txt", "confusion_matrix.png"
 
@@ -88,7 +90,7 @@ def _finetune(arguments: Sequence[str] | None) -> int:
 def _until_interrupted(arguments: Sequence[str] | None, interrupted: Callable[[], bool]) -> int:
     options = build_parser().parse_args(arguments)
     settings = FineTuning(**given_settings(options, FineTuning))
-    if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
+    if folder_state(options.output) is not FolderState.NEW:
         raise TrainingError(f"{options.output} is not an empty folder, and nothing is overwritten: give a new folder")
     columns = (options.text_column, options.label_column, options.text_pair_column)
     train = read_labelled_texts(options.data, *columns)
@@ -109,9 +111,22 @@ def _until_interrupted(arguments: Sequence[str] | None, interrupted: Callable[[]
     classifier = TextClassifier(model, tokenizer, options.max_length)
     print(f"{len(train):,} texts to train on, {len(evaluation):,} to evaluate on, {len(labels)} classes", flush=True)
 
-    made = not options.output.exists()
-    options.output.mkdir(parents=True, exist_ok=True)
-    log = MetricsLog(options.output / METRICS_FILE)
+    result = _train_and_save(classifier, train, evaluation, settings, options.output, interrupted)
+    return SUCCESS if result.finished else INTERRUPTED
+
+
+def _train_and_save(
+    classifier: TextClassifier,
+    train: Sequence[LabelledText],
+    evaluation: Sequence[LabelledText],
+    settings: FineTuning,
+    output: Path,
+    interrupted: Callable[[], bool],
+) -> FineTuningResult:
+    """Train the classifier, report and log every epoch, and save the best one; without one, leave no files behind."""
+    created = not output.exists()
+    output.mkdir(parents=True, exist_ok=True)
+    log = RunLog(output / METRICS_FILE)
 
     def report(epoch: Epoch) -> None:
         scores = epoch.evaluation
@@ -123,31 +138,31 @@ def _until_interrupted(arguments: Sequence[str] | None, interrupted: Callable[[]
         )
 
     try:
-        outcome = finetune(classifier, train, evaluation, settings, report, interrupted)
-        if outcome.best is None:
+        result = finetune(classifier, train, evaluation, settings, report, interrupted)
+        if result.best is None:
             print("interrupted before the first epoch was finished: nothing was saved", file=sys.stderr)
         else:
-            if not outcome.finished:
-                print("interrupted: the best of the epochs that were finished is saved", file=sys.stderr)
-            best = outcome.best
-            log.write("result", epoch=best.number, finished=outcome.finished, **best.evaluation.to_dict())
-            _save(classifier, options.output, best)
+            if not result.finished:
+                print("interrupted: the best of the finished epochs is saved", file=sys.stderr)
+            best = result.best
+            log.write("result", epoch=best.number, finished=result.finished, **best.evaluation.to_dict())
+            _save(classifier, output, best)
     finally:
         log.close()
-        if not (options.output / CONFIG_FILE).exists():  # without a classifier, the folder is left as it was
-            (options.output / METRICS_FILE).unlink()
-            if made and not any(options.output.iterdir()):
-                options.output.rmdir()
-    return SUCCESS if outcome.finished else INTERRUPTED
+        if not (output / CONFIG_FILE).exists():  # without a classifier, the folder is left as it was
+            (output / METRICS_FILE).unlink()
+            if created and not any(output.iterdir()):
+                output.rmdir()
+    return result
 
 
 def _save(classifier: TextClassifier, output: Path, best: Epoch) -> None:
     """Save the classifier in Hugging Face's format, and its confusion matrix as text and picture."""
     classifier.model.save_pretrained(output)
     classifier.tokenizer.save(output, model_max_length=classifier.max_length)
-    table = best.evaluation.table()
+    table = confusion_table(best.evaluation)
     (output / TABLE_FILE).write_text(table + "\n", encoding="utf-8")
     print(f"\nbest epoch: {best.number}\n\n{table}\n")
-    if not best.evaluation.draw(output / PICTURE_FILE):
+    if not draw_confusion_matrix(best.evaluation, output / PICTURE_FILE):
         print(f"{PICTURE_FILE} was not drawn: Matplotlib is not installed (pip install '.[plot]')")
     print(f'The classifier is in {output}. Try next:\n  python scripts/classify.py --model {output} "a text"')

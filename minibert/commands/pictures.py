@@ -1,4 +1,4 @@
-"""The loss curve of a run, as a picture."""
+"""Draw the loss curve of a run."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ PLOT_FILE = "loss_curve.png"
 
 
 def draw_loss_curve(history: Sequence[dict[str, Any]], path: Path) -> bool:
-    """Draws training and evaluation loss against the step, and the unigram baseline.
+    """Draw training loss, evaluation loss and the unigram baseline against the step.
 
     Args:
-        history: from `minibert.training.log.read_metrics`.
-        path: of the PNG.
+        history: from `minibert.training.log.read_history`.
+        path: the PNG file to write.
 
     Returns:
-        False if Matplotlib, which is optional, is not installed; nothing is drawn then.
+        True; False if Matplotlib, which is optional, is not installed. Then nothing is drawn.
     """
     try:
         from matplotlib.figure import Figure  # without pyplot: no window, no global state

@@ -1,26 +1,25 @@
-"""Tables for people: results and examples."""
+"""Print tables in a terminal: the figures of an evaluation, the results of a run, and examples."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from minibert.inference.examples import Example
-    from minibert.training.evaluation import Evaluation
-    from minibert.training.run import Outcome
+from minibert.inference.examples import Example
+from minibert.training.display import duration
+from minibert.training.evaluation import Evaluation
+from minibert.training.run import Outcome
 
 
 def evaluation_rows(evaluation: Evaluation) -> list[tuple[str, str]]:
-    """The figures of an evaluation, with their units."""
+    """Return the figures of an evaluation as rows of (name, value with unit)."""
     rows = [
         ("evaluation loss", f"{evaluation.loss:.3f} nats"),
         ("unigram baseline", f"{evaluation.unigram_loss:.3f} nats"),
-        ("under the baseline", f"{evaluation.below_unigram:.3f} nats"),
+        ("difference", evaluation.compared_with_unigram()),
         ("perplexity", f"{evaluation.perplexity:,.1f}"),
         ("accuracy", f"{evaluation.accuracy:.1%} of {evaluation.predictions:,} masked tokens"),
     ]
@@ -31,21 +30,19 @@ def evaluation_rows(evaluation: Evaluation) -> list[tuple[str, str]]:
 
 
 def show_evaluation(console: Console, evaluation: Evaluation, title: str) -> None:
-    """Prints the table of an evaluation."""
+    """Print the figures of an evaluation."""
     _show_rows(console, evaluation_rows(evaluation), title)
 
 
-def show_results(console: Console, outcome: Outcome, peak_memory: int | None) -> None:
-    """Prints the table at the end of a run."""
-    from minibert.commands.screen import duration
-
+def show_results(console: Console, outcome: Outcome) -> None:
+    """Print the results of a finished run."""
     assert outcome.evaluation is not None
     rows = evaluation_rows(outcome.evaluation)
     rows.append(("training", f"{outcome.step:,} steps in {duration(outcome.elapsed)}"))
     if outcome.tokens_per_second:
         rows.append(("speed", f"{outcome.tokens_per_second:,.0f} tokens/s"))
-    if peak_memory is not None:
-        rows.append(("peak memory", f"{peak_memory / 1e6:,.0f} MB"))
+    if outcome.peak_memory is not None:
+        rows.append(("peak memory", f"{outcome.peak_memory / 1e6:,.0f} MB"))
     _show_rows(console, rows, "Results")
 
 
@@ -59,10 +56,10 @@ def _show_rows(console: Console, rows: Sequence[tuple[str, str]], title: str) ->
 
 
 def show_examples(console: Console, examples: Sequence[Example]) -> None:
-    """Prints sentences with a hidden word, the word, and what the model would put."""
+    """Print sentences with a hidden word, the word, and the model's candidates for it."""
     if not examples:
         return
-    table = Table(title="Words it was never shown", title_justify="left")
+    table = Table(title="Held-out sentences with one word hidden", title_justify="left")
     table.add_column("sentence")
     table.add_column("hidden word")
     table.add_column("the model's candidates")

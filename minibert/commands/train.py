@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from minibert.commands.parser import Parser, add_settings, add_threads
+from minibert.commands.pictures import PLOT_FILE, draw_loss_curve
 from minibert.commands.process import INTERRUPTED, SUCCESS, polite_interrupts, run_command, tell
-from minibert.commands.screen import make_display
+from minibert.commands.screen import Screen, make_screen
 from minibert.commands.standard_output import PipeSafeOutput
+from minibert.commands.tables import show_examples, show_results
 from minibert.data.corpus import CORPUS_HELP
 from minibert.errors import TrainingError
+from minibert.inference.examples import fill_mask_examples
 from minibert.options import COMPUTATION, flag
+from minibert.training.log import METRICS_FILE, read_history
 from minibert.training.preparation import CACHE_FOLDER
+from minibert.training.run import Outcome, Run
 from minibert.training.session import new_output, resume, start
 from minibert.training.settings import FREE_TO_CHANGE, RUN, Settings
 
@@ -79,7 +85,7 @@ def build_parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains; returns the exit status."""
+    """Train; return the exit status."""
     return run_command(lambda: _train(arguments))
 
 
@@ -89,24 +95,43 @@ def _train(arguments: Sequence[str] | None) -> int:
     resumed = given.pop("resume", False)
     if "steps" in given and "minutes" in given:
         raise TrainingError("--steps and --minutes both say when to stop: give one of them")
-    screen = PipeSafeOutput()
-    display = make_display(Console(file=screen.stream))
+    if resumed and output is None:
+        raise TrainingError("--resume continues the run in --output: say which folder that is")
+    standard_output = PipeSafeOutput()
+    screen = make_screen(Console(file=standard_output.stream))
     with polite_interrupts() as ctrl_c:
 
         def interrupted() -> bool:
-            return ctrl_c() or screen.closed_by_reader
+            return ctrl_c() or standard_output.closed_by_reader
 
         if resumed:
-            if output is None:
-                raise TrainingError("--resume continues the run in --output: say which folder that is")
-            outcome = resume(given, output, display, cache=cache, interrupted=interrupted)
+            session = resume(given, output, screen, cache=cache)
         else:
             settings = Settings(**given)
             output = output or new_output()
-            outcome = start(settings, output, display, cache=cache, interrupted=interrupted)
-    if screen.closed_by_reader and not outcome.finished:
-        tell(
-            f"standard output was closed: stopped after step {outcome.step}, which is saved. Continue with "
-            f"python scripts/train.py --output {output} --resume"
-        )
-    return SUCCESS if outcome.finished else INTERRUPTED
+            session = start(settings, output, screen, cache=cache)
+        with session as run:
+            outcome = run.train(interrupted)
+            if outcome.finished:
+                show_end(run, outcome, screen)
+    if outcome.finished:
+        return SUCCESS
+    command = f"python scripts/train.py --output {output} --resume"
+    screen.message(f"interrupted after step {outcome.step}, which is saved. Continue with\n  {command}")
+    if standard_output.closed_by_reader:
+        tell(f"standard output was closed: stopped after step {outcome.step}, which is saved. Continue with {command}")
+    return INTERRUPTED
+
+
+def show_end(run: Run, outcome: Outcome, screen: Screen) -> None:
+    """Draw the loss curve of a finished run, show its results and examples, and say what to try next."""
+    drawn = draw_loss_curve(read_history(run.output / METRICS_FILE), run.output / PLOT_FILE)
+    show_results(screen.console, outcome)
+    examples = fill_mask_examples(run.model, run.data.tokenizer, run.data.tokenized.evaluation)
+    show_examples(screen.console, examples)
+    if not drawn:
+        screen.message(f"{PLOT_FILE} was not drawn: Matplotlib is not installed (pip install '.[plot]')")
+    screen.message(f"The model, its vocabulary, the metrics and the loss curve are in {run.output}. Try next:")
+    text = examples[0].text if examples else run.data.tokenizer.special_tokens["mask_token"]
+    screen.message(f"  python scripts/fill_mask.py --model {run.output} {shlex.quote(text)}")
+    screen.message(f"  python scripts/evaluate.py --model {run.output}")

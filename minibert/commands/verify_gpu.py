@@ -1,4 +1,4 @@
-"""Everything that only a GPU can show, in one command, with a report; for scripts/verify_gpu.py."""
+"""The command behind `scripts/verify_gpu.py`: run everything that needs a real GPU, and write a report."""
 
 from __future__ import annotations
 
@@ -18,30 +18,42 @@ from minibert.commands.parser import Parser
 from minibert.commands.process import FAILURE, SUCCESS, run_command
 from minibert.errors import TrainingError
 from minibert.files import write_text
-from minibert.training.log import METRICS_FILE, read_metrics
+from minibert.training.log import METRICS_FILE, read_history
 
 LOSS_TOLERANCE = 1e-4
-"""Relative, of the losses of the first steps on both devices; rounding differs, and training makes it grow."""
+"""The largest relative difference between the losses of the first steps on both devices. Rounding differs, and the
+difference grows during training."""
 
-COMPARED_STEPS = 20
-_TAIL = 4000  # characters of a command's output that the report keeps
-
-
+COMPARED_STEPS = 20  # the first steps of both trainings
 NEEDED_MODULES = ("pytest", "array_api_strict")
-"""By the tests. A plain installation does not bring them."""
+"""Modules that the tests need and a plain installation does not have."""
+
+_TAIL = 4000  # characters at the end of a command's output that the report keeps
 
 
 @dataclass(frozen=True)
 class Part:
-    """One command of the verification."""
+    """One command of the verification.
+
+    Attributes:
+        name: what the command shows.
+        command: the program and its arguments.
+    """
 
     name: str
     command: list[str]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of it."""
+class PartResult:
+    """The result of one command.
+
+    Attributes:
+        part: the command.
+        passed: True if its exit status was 0.
+        seconds: how long it ran.
+        output: what it wrote to standard output and standard error.
+    """
 
     part: Part
     passed: bool
@@ -49,15 +61,15 @@ class Outcome:
     output: str
 
 
-def parts(device: str, output: Path, steps: int, tests: Sequence[str], quick: bool = False) -> list[Part]:
-    """The commands, in order.
+def list_parts(device: str, output: Path, steps: int, tests: Sequence[str], quick: bool = False) -> list[Part]:
+    """Return the commands of the verification, in order.
 
     Args:
-        device: "cuda", "cuda:N", or "cpu" to try the command itself.
-        output: where the two runs go.
-        steps: of each training.
-        tests: what pytest is given; nothing for all.
-        quick: speed is only tried, on the smallest model.
+        device: "cuda", "cuda:N", or "cpu" to try the verification itself.
+        output: the folder for the two trainings.
+        steps: the number of steps of each training.
+        tests: arguments for pytest; empty for the whole suite.
+        quick: True to measure speed only briefly, on the smallest model.
     """
     python = sys.executable
     training = ["scripts/train.py", "--steps", str(steps), "--dropout", "0.1", "--report-every", "1"]
@@ -70,26 +82,26 @@ def parts(device: str, output: Path, steps: int, tests: Sequence[str], quick: bo
     sizes = ["--batch-size", "2", "--seq-length", "16", "--steps", "2"] if quick else []
     benchmark = [python, "scripts/benchmark_gpu.py", "--device", device, *sizes, "--preset"]
     return made + [
-        Part(f"benchmark of {preset}, with PyTorch where it is", [*benchmark, preset])
+        Part(f"benchmark of {preset}, with PyTorch if it is installed", [*benchmark, preset])
         for preset in (("tiny",) if quick else ("mini", "base"))
     ]
 
 
 def check_modules() -> None:
-    """Refuse to begin where the tests could not run.
+    """Check that the modules are installed which the tests need.
 
     Raises:
         TrainingError: a module is missing; the message says how to install it.
     """
     if missing := [name for name in NEEDED_MODULES if importlib.util.find_spec(name) is None]:
         raise TrainingError(
-            f"the tests need {' and '.join(missing)}: pip install -e '.[cuda12,test,plot]' in Mini-BERT's folder "
-            "(or '.[cuda13,test,plot]', whichever fits the driver)"
+            f"the tests need {' and '.join(missing)}: run pip install -e '.[cuda12,test,plot]' in Mini-BERT's folder "
+            "('.[cuda13,test,plot]' if the driver serves CUDA 13)"
         )
 
 
-def run(part: Part) -> Outcome:
-    """Run a command; its output is shown as it comes about, and kept."""
+def run_part(part: Part) -> PartResult:
+    """Run a command; print its output at once, and keep it."""
     print(f"\n=== {part.name}: {' '.join(part.command[1:])}", flush=True)
     start = time.monotonic()
     lines = []
@@ -98,57 +110,85 @@ def run(part: Part) -> Outcome:
         for line in process.stdout:
             print(line, end="", flush=True)
             lines.append(line)
-    return Outcome(part, process.returncode == 0, time.monotonic() - start, "".join(lines))
+    return PartResult(part, process.returncode == 0, time.monotonic() - start, "".join(lines))
 
 
-def compare_losses(output: Path) -> tuple[bool, str]:
-    """Whether the first losses of both trainings agree, and how closely."""
+def check_losses(output: Path) -> tuple[bool, str]:
+    """Compare the first losses of both trainings.
+
+    Args:
+        output: the folder with both trainings.
+
+    Returns:
+        True if they agree within `LOSS_TOLERANCE`, and the finding in words.
+    """
     losses = []
     for name in ("device", "cpu"):
         path = output / name / METRICS_FILE
         if not path.exists():
             return False, f"there is no {path}"
-        entries = [entry for entry in read_metrics(path) if entry["kind"] == "train"]
+        entries = [entry for entry in read_history(path) if entry["kind"] == "train"]
         losses.append(np.array([entry["loss"] for entry in entries[:COMPARED_STEPS]]))
     if losses[0].shape != losses[1].shape or not losses[0].size:
         return False, "the two trainings did not report the same steps"
     error = float(np.abs(losses[0] / losses[1] - 1.0).max())
-    return error <= LOSS_TOLERANCE, f"{losses[0].size} losses differ by at most {error:.1e} relative"
+    return error <= LOSS_TOLERANCE, f"the relative difference of {losses[0].size} losses is at most {error:.1e}"
 
 
-def report(description: str, outcomes: Sequence[Outcome], losses: tuple[bool, str]) -> str:
-    """The report, in Markdown."""
-    rows = [(o.part.name, o.passed, f"{o.seconds:.0f} s") for o in outcomes]
+def format_report(description: str, results: Sequence[PartResult], losses: tuple[bool, str]) -> str:
+    """Return the report in Markdown: a table of what passed, and the end of each command's output.
+
+    Args:
+        description: of the device.
+        results: of all parts.
+        losses: from `check_losses`.
+    """
+    rows = [(result.part.name, result.passed, f"{result.seconds:.0f} s") for result in results]
     rows.append((f"the same losses on both devices (tolerance {LOSS_TOLERANCE})", *losses))
-    table = "\n".join(f"| {name} | {'pass' if passed else 'FAIL'} | {detail} |" for name, passed, detail in rows)
+    lines = "\n".join(f"| {name} | {'pass' if passed else 'FAIL'} | {detail} |" for name, passed, detail in rows)
     details = "\n".join(
-        f"## {o.part.name}\n\n`{' '.join(o.part.command[1:])}`\n\n```\n{o.output[-_TAIL:].strip()}\n```\n"
-        for o in outcomes
+        f"## {result.part.name}\n\n`{' '.join(result.part.command[1:])}`\n\n"
+        f"```\n{result.output[-_TAIL:].strip()}\n```\n"
+        for result in results
     )
     when = datetime.now().astimezone().isoformat(timespec="minutes")
-    return f"# Mini-BERT on {description}\n\n{when}\n\n| what | | |\n| --- | --- | --- |\n{table}\n\n{details}"
+    table = f"| part | result | detail |\n| --- | --- | --- |\n{lines}"
+    return f"# Mini-BERT on {description}\n\n{when}\n\n{table}\n\n{details}"
+
+
+def build_parser() -> Parser:
+    """Return the parser of the command line."""
+    parser = Parser(
+        prog="verify_gpu.py",
+        description="Run the doctor, all tests, a training on GPU and CPU, and benchmarks, and write a report.",
+    )
+    parser.add_argument("--device", default="cuda", metavar="D", help="cuda or cuda:N (default: cuda)")
+    parser.add_argument(
+        "--steps", type=int, default=500, metavar="N", help="number of training steps on each device (default: 500)"
+    )
+    parser.add_argument("--quick", action="store_true", help="try all parts, but measure speed only briefly")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder for the report and both trainings (default: in runs/)"
+    )
+    parser.add_argument("tests", nargs="*", help="arguments for pytest (default: the whole suite)")
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Verifies a GPU; the exit status is 0 if all is well, 2 if there is no GPU, else 1."""
+    """Run the command and return its exit status: 0 if all passed, 1 if not, 2 without a GPU or what the tests need."""
+    return run_command(lambda: _verify(arguments))
 
-    def command() -> int:
-        parser = Parser(prog="verify_gpu.py", description="Doctor, tests, training and benchmark on a GPU; a report.")
-        parser.add_argument("--device", default="cuda", metavar="D", help="cuda (default) or cuda:N")
-        parser.add_argument("--steps", type=int, default=500, metavar="N", help="of the training on each device")
-        parser.add_argument("--quick", action="store_true", help="only try the command: no proper measurements")
-        parser.add_argument("--output", type=Path, metavar="DIR", help="where report and runs go")
-        parser.add_argument("tests", nargs="*", help="what to give to pytest instead of the whole suite")
-        given = parser.parse_args(arguments)
-        check_modules()
-        description = get_backend(given.device).description()  # no GPU: an error at once
-        output = given.output or Path("runs") / f"verify-gpu-{datetime.now():%Y-%m-%d-%H-%M-%S}"
-        output.mkdir(parents=True)
-        outcomes = [run(part) for part in parts(given.device, output, given.steps, given.tests, given.quick)]
-        losses = compare_losses(output)
-        write_text(output / "report.md", report(description, outcomes, losses))
-        passed = all(outcome.passed for outcome in outcomes) and losses[0]
-        print(f"\n{losses[1]}\n{'all passed' if passed else 'FAILED'}; the report is {output / 'report.md'}")
-        return SUCCESS if passed else FAILURE
 
-    return run_command(command)
+def _verify(arguments: Sequence[str] | None) -> int:
+    options = build_parser().parse_args(arguments)
+    check_modules()
+    description = get_backend(options.device).description()  # without a GPU, this raises at once
+    output = options.output or Path("runs") / f"verify-gpu-{datetime.now():%Y-%m-%d-%H-%M-%S}"
+    output.mkdir(parents=True)
+    parts = list_parts(options.device, output, options.steps, options.tests, options.quick)
+    results = [run_part(part) for part in parts]
+    losses_agree, finding = check_losses(output)
+    write_text(output / "report.md", format_report(description, results, (losses_agree, finding)))
+    passed = losses_agree and all(result.passed for result in results)
+    print(f"\n{finding}\n{'all passed' if passed else 'FAILED'}; the report is {output / 'report.md'}")
+    return SUCCESS if passed else FAILURE

@@ -1,7 +1,8 @@
-"""Where the text comes from: files, folders, globs, compressed files, JSON lines, the standard library.
+"""Read text: find the files of a corpus, and yield their documents and sentences.
 
-`open_corpus(sources)` finds the files; iterating over the `Corpus` streams their documents, as often as
-one likes, one document in memory at a time.
+`open_corpus(sources)` finds the files: text files, compressed files, JSON lines, folders, globs, or Python's
+standard library. Iterating over the `Corpus` yields its documents, one in memory at a time, and can be
+repeated. `split_sentences` divides a document into sentences.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,21 +24,27 @@ TEXT_EXTENSIONS = (".txt", ".text", ".md", ".rst", ".jsonl")
 COMPRESSIONS = (".gz", ".xz")
 
 # A text without blank lines is cut into documents of this size, so that memory stays bounded. The longest
-# of 233 State of the Union addresses has 217,000 characters: real documents are hardly ever cut.
+# of 233 State of the Union addresses has 217,000 characters, so real documents are hardly ever cut.
 MAX_DOCUMENT_CHARACTERS = 1 << 18
+
+# Text without any sentence end (a table, a program) is cut here, so that a sentence is never a whole file.
+MAX_SENTENCE_CHARACTERS = 1000
+
+_CLOSING = "\"')\\]}\u2019\u201d\u00bb"
+_SENTENCE_END = re.compile(rf"\n|(?<=[.!?])\s+|(?<=[.!?][{_CLOSING}])\s+|(?<=[\u3002\uff01\uff1f])")
 
 CORPUS_HELP = f"""\
 Where the text comes from: one or more of
-  a text file      documents are separated by blank lines (the format of the original BERT); inside a
-                   document, line breaks and the ends of sentences separate sentences. A document
-                   longer than {MAX_DOCUMENT_CHARACTERS:,} characters is cut at a line break.
-  a .jsonl file    one JSON object per line, its document in the field "text" (blank lines are kept, so
-                   this is the format for books and articles)
-  a folder         every {" ".join(TEXT_EXTENSIONS)} file below it, in sorted order; hidden
-                   files and folders are left out
-  a glob           quoted, for example 'books/**/*.txt'
-  stdlib           the documentation inside Python's own standard library, about 2 MB of English that
-                   is on every machine (for a folder of that name write ./stdlib)
+  a text file      blank lines separate documents (the format of the original BERT); inside a document,
+                   a sentence ends at a line break or after a full stop, "!" or "?". A document longer
+                   than {MAX_DOCUMENT_CHARACTERS:,} characters is cut at a line break, and a longer line at a space.
+  a .jsonl file    one JSON object per line, with the document in its field "text". The document may
+                   contain blank lines, so this is the format for books and articles.
+  a folder         every {" ".join(TEXT_EXTENSIONS)} file in it and in its subfolders, in
+                   sorted order; hidden files and folders are skipped
+  a glob           in quotes, for example 'books/**/*.txt'
+  stdlib           the documentation inside Python's own standard library: about 2 MB of English, present
+                   on every machine (for a folder of that name write ./stdlib)
 Files are UTF-8 and may be compressed ({" ".join(COMPRESSIONS)}); a file named twice is read once."""
 
 
@@ -45,8 +53,8 @@ class Document:
     """One document of a corpus.
 
     Attributes:
-        text: the document, never blank; sentences are told apart later (`minibert.data.sentences`).
-        source: where it stands, for messages.
+        text: the whole document, never blank; `split_sentences` divides it.
+        source: the file (for JSON lines also the line) it was read from, for messages.
     """
 
     text: str
@@ -54,15 +62,15 @@ class Document:
 
 
 class Corpus:
-    """The documents of some files, and perhaps of the standard library; iterate over it as often as you like.
+    """The documents of some files. Iterating reads the files again each time.
 
     Args:
         files: what to read, in this order.
-        with_stdlib: whether the standard library's documentation comes after them.
-        description: how the person who chose the text calls it.
+        with_stdlib: True to add the standard library's documentation after the files.
+        description: the sources as the user named them, for messages.
 
     Raises:
-        DataError: while iterating, when a file cannot be read or there is no text at all.
+        DataError: while iterating, if a file cannot be read or there is no text at all.
     """
 
     def __init__(self, files: Sequence[Path], with_stdlib: bool, description: str) -> None:
@@ -76,23 +84,23 @@ class Corpus:
             empty = False
             yield document
         if empty:
-            raise DataError(f"there is no text in {self.description}: every file is empty or blank")
+            raise DataError(f"there is no text in {self.description}: every file is empty or blank; name others")
 
     def _documents(self) -> Iterator[Document]:
         for path in self.files:
-            reader = _json_lines if _extension(path) == ".jsonl" else _blank_line_separated
-            yield from reader(path)
+            read = _read_json_lines if _extension(path) == ".jsonl" else _read_text_file
+            yield from read(path)
         if self.with_stdlib:
             for name, text in stdlib_documents():
                 yield Document(text, f"{STDLIB}:{name}")
 
     def fingerprint(self) -> str:
-        """64 hexadecimal digits that change when a file's path, size or time of change does.
+        """Return 64 hexadecimal digits that change when a file's path, size or modification time changes.
 
         The text itself is not read, so this is cheap for any corpus.
 
         Raises:
-            DataError: a file has gone since the corpus was opened.
+            DataError: a file can no longer be found or read.
         """
         digest = hashlib.sha256()
         for path in self.files:
@@ -107,39 +115,64 @@ class Corpus:
 
 
 def open_corpus(sources: Sequence[str]) -> Corpus:
-    """Finds the text named by `sources`; see `CORPUS_HELP` for what they may be.
+    """Find the files named by `sources`; `CORPUS_HELP` describes every kind of source.
 
     Args:
         sources: files, folders, globs and the word `stdlib`; the order is kept.
 
     Raises:
         DataError: a source does not exist or matches nothing, or the first document cannot be read.
+        TypeError: `sources` is a string instead of a list of strings.
     """
     if isinstance(sources, str):
         raise TypeError("open_corpus takes a list of sources, not one string")
     if not sources:
         raise DataError("no text was named; give a file, a folder or the word stdlib")
     # A dictionary keeps the order and reads a file that two sources name only once.
-    files = {path.resolve(): None for source in sources if source != STDLIB for path in _find(source)}
+    files = {path.resolve(): None for source in sources if source != STDLIB for path in _find_files(source)}
     corpus = Corpus(list(files), STDLIB in sources, " + ".join(sources))
-    next(iter(corpus))  # most mistakes show in the first document: better now than after the model is built
+    next(iter(corpus))  # most mistakes show in the first document; report them before a model is built
     return corpus
 
 
+def split_sentences(text: str) -> Iterator[str]:
+    """Yield the sentences of a document; none is blank or longer than `MAX_SENTENCE_CHARACTERS`.
+
+    A sentence ends at a line break; after `.`, `!` or `?` (and one closing quote or bracket) if white space
+    follows; and after the full-width forms of these marks, with or without white space. So abbreviations end
+    sentences, too. Next-sentence prediction needs coherent stretches of text, not correct grammar, so this does
+    no harm.
+    """
+    for sentence in _SENTENCE_END.split(text):
+        yield from _cut_sentence(sentence.strip())
+
+
+def _cut_sentence(sentence: str) -> Iterator[str]:
+    """Yield pieces of at most `MAX_SENTENCE_CHARACTERS`, cut at a space if there is one."""
+    while len(sentence) > MAX_SENTENCE_CHARACTERS:
+        space = sentence.rfind(" ", 1, MAX_SENTENCE_CHARACTERS)
+        cut = space if space > 0 else MAX_SENTENCE_CHARACTERS
+        yield sentence[:cut].rstrip()
+        sentence = sentence[cut:].lstrip()
+    if sentence:
+        yield sentence
+
+
 def _extension(path: Path) -> str:
-    """`.txt` for `a.txt` and for `a.txt.gz`."""
+    """Return `.txt` for `a.txt` and for `a.txt.gz`."""
     suffixes = [suffix for suffix in path.suffixes if suffix not in COMPRESSIONS]
     return suffixes[-1].lower() if suffixes else ""
 
 
-def _find(source: str) -> list[Path]:
+def _find_files(source: str) -> list[Path]:
+    """Return the files that one source names, sorted if it names several."""
     path = Path(source).expanduser()
     if path.is_dir():
-        files = _files_below(path)
+        files = _find_files_below(path)
         if not files:
             raise DataError(
                 f"the folder {source} has no text: no file ends in {', '.join(TEXT_EXTENSIONS)} "
-                f"(also compressed, {' or '.join(COMPRESSIONS)}); name other files directly or by a glob"
+                f"({' or '.join(COMPRESSIONS)} may follow); name other files directly or with a glob"
             )
         return files
     if path.exists():
@@ -149,12 +182,13 @@ def _find(source: str) -> list[Path]:
         matches = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
         files = [match for match in matches if match.is_file()]
         if not files:
-            raise DataError(f"no file matches {source!r} (looked in {Path.cwd()}); use ** to look in folders below")
+            raise DataError(f"no file matches {source!r} (looked in {Path.cwd()}); use ** to search subfolders")
         return files
     raise DataError(f"there is no file or folder {source!r} (looked in {Path.cwd()}), and it is not the word {STDLIB}")
 
 
-def _files_below(folder: Path) -> list[Path]:
+def _find_files_below(folder: Path) -> list[Path]:
+    """Return the visible text files of a folder and its subfolders, sorted."""
     found = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -163,8 +197,8 @@ def _files_below(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _blank_line_separated(path: Path) -> Iterator[Document]:
-    """The documents of a plain text file: stretches of lines without a blank one, cut where they get too long."""
+def _read_text_file(path: Path) -> Iterator[Document]:
+    """Yield the documents of a text file: runs of lines without a blank line, cut where they get too long."""
     lines: list[str] = []
     length = 0
     for line in read_lines(path, MAX_DOCUMENT_CHARACTERS):
@@ -179,8 +213,8 @@ def _blank_line_separated(path: Path) -> Iterator[Document]:
         yield Document("\n".join(lines), str(path))
 
 
-def _json_lines(path: Path) -> Iterator[Document]:
-    """The documents of a JSON lines file; a line is an object whose field "text" is the document."""
+def _read_json_lines(path: Path) -> Iterator[Document]:
+    """Yield the documents of a JSON lines file; each line is an object with the document in its field "text"."""
     for number, line in enumerate(read_lines(path, None), start=1):
         if not line.strip():
             continue
@@ -188,9 +222,11 @@ def _json_lines(path: Path) -> Iterator[Document]:
         try:
             record = json.loads(line)
         except RecursionError as error:
-            raise DataError(f"{where} is nested too deeply to be read; write its text as one string") from error
+            raise DataError(f"{where} is nested too deeply to be read; write the text as one string") from error
         except ValueError as error:
-            raise DataError(f'{where} is not JSON ({error}); every line is one object with a field "text"') from error
+            raise DataError(
+                f'{where} is not JSON ({error}); every line must be one object with a field "text"'
+            ) from error
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             found = sorted(record) if isinstance(record, dict) else type(record).__name__
             raise DataError(f'{where} has no string field "text" (found {found}); rename the field that holds the text')
@@ -198,6 +234,8 @@ def _json_lines(path: Path) -> Iterator[Document]:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise DataError(f"{where} holds half a surrogate pair, which is no character: {error}") from error
+            raise DataError(
+                f"{where} holds half a surrogate pair, which is not a character: {error}; write the whole character"
+            ) from error
         if text.strip():
             yield Document(text, where)

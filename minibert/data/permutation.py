@@ -1,12 +1,13 @@
-"""A random order of n things without storing it: position -> thing, as a pure function, in O(1) memory.
+"""Compute a random order of n things without storing it. A side road of `batch_source.py` and of fine-tuning.
 
 An epoch visits every sequence once in random order. A shuffled array of numbers would cost 8 bytes per
-sequence and would have to be saved for an exact resume; a keyed *bijection* of `range(n)` costs nothing.
+sequence and would have to be saved for an exact resume. Here the order is a function of the position and a
+key: a keyed *bijection* of `range(n)`, which needs no memory.
 
-It is a Feistel network (Luby and Rackoff, "How to construct pseudorandom permutations from pseudorandom
-functions", SIAM J. Computing 1988) on the smallest power of two that holds n. Results that fall outside
-`range(n)` are enciphered again until they fall inside: the "cycle walking" of Black and Rogaway, "Ciphers
-with arbitrary finite domains" (CT-RSA 2002). Fewer than two passes are needed on average.
+The bijection is a Feistel network (Luby and Rackoff, "How to construct pseudorandom permutations from
+pseudorandom functions", SIAM J. Computing 1988) on the smallest power of two that is at least n. A result
+outside `range(n)` is enciphered again until it lies inside: the "cycle walking" of Black and Rogaway,
+"Ciphers with arbitrary finite domains" (CT-RSA 2002). This takes fewer than two passes on average.
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ import numpy.typing as npt
 
 from minibert.random_bits import Key, Stream, derive_key, random_bits
 
-# Four rounds make a Feistel network pseudorandom; small domains have short halves, so there are more.
+# Four rounds make a Feistel network pseudorandom. Small domains have short halves, so we take more rounds.
 _ROUNDS = 8
 
 
 def permute(positions: npt.ArrayLike, size: int, key: Key) -> npt.NDArray[np.int64]:
-    """Where a random permutation of `range(size)` sends the given positions.
+    """Return the things at the given positions of a random order of `range(size)`.
 
     Args:
         positions: integers of any shape, each from 0 to size - 1.
-        size: how many things are put in order, 1 to 2**62.
+        size: the number of things in the order, 1 to 2**62.
         key: from `derive_key`; another key gives another order.
 
     Returns:
-        int64 of the shape of `positions`; over all of `range(size)` every value occurs exactly once.
+        int64, with the shape of `positions`. All positions from 0 to size - 1 together give every thing once.
 
     Raises:
-        ValueError: a size outside its range, or a position outside `range(size)`.
+        ValueError: `size` is outside 1 to 2**62, or a position is outside `range(size)`.
     """
     if not 1 <= size <= 2**62:
         raise ValueError(f"a permutation orders 1 to 2**62 things; got {size}")
@@ -48,14 +49,14 @@ def permute(positions: npt.ArrayLike, size: int, key: Key) -> npt.NDArray[np.int
 
 
 def _encipher(words: npt.NDArray[np.uint64], bits: int, key: Key) -> npt.NDArray[np.uint64]:
-    """A keyed bijection of the integers below 2**bits (bits <= 62)."""
+    """Apply a keyed bijection of the integers below 2**bits (bits <= 62) to each word."""
     right_bits = bits - bits // 2
     left = (words >> np.uint64(right_bits)).astype(np.uint32)
     right = (words & ((1 << right_bits) - 1)).astype(np.uint32)
     left_mask, right_mask = (1 << (bits // 2)) - 1, (1 << right_bits) - 1
     seed = key[0] | key[1] << 32
     for step in range(_ROUNDS):
-        # The halves may differ by one bit, so they take turns instead of changing places.
+        # The halves may differ in length by one bit, so they are changed in turn instead of being swapped.
         round_key = derive_key(seed, Stream.ORDER, step)
         if step % 2:
             left ^= random_bits(right, round_key) & left_mask

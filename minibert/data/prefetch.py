@@ -1,4 +1,4 @@
-"""Making the next batches in the background while the model works on this one."""
+"""Make the next batches in a background thread while the model works on this one. A side road: it saves only time."""
 
 from __future__ import annotations
 
@@ -14,31 +14,29 @@ T = TypeVar("T")
 def prefetch(
     make: Callable[[int], T], first_step: int, last_step: int | None, depth: int = 4
 ) -> Generator[T, None, None]:
-    """`make(first_step), make(first_step + 1), ...` in order, made by a background thread.
+    """Yield `make(first_step), make(first_step + 1), ...` in order, computed in a background thread.
 
     NumPy and the tokenizer release Python's lock in their loops, so the thread really runs beside the model.
-    It starts with the first value asked for and ends with the last one; when the consumer stops early
-    (`close()` the generator, or drop it), the thread ends after the value it is at.
+    The thread starts when the first value is asked for, and ends after the last one. If the consumer stops early
+    (it calls `close()` on the generator, or drops it), the thread ends after the value that it is computing.
 
     Args:
-        make: a function of the step; called by one thread only. What it raises is raised to the consumer
-            in the place of the value, after the values before it.
-        first_step: where to begin.
-        last_step: the last step, included; None: without end.
-        depth: how many values may wait, at least 1; they are held in memory.
+        make: a function of the step; only the background thread calls it. If it raises an error, the consumer
+            gets the values before it and then this error.
+        first_step: the first step.
+        last_step: the last step, included; None: no end.
+        depth: how many finished values may wait in memory, at least 1.
 
     Raises:
-        ValueError: depth below 1.
+        ValueError: `depth` is below 1.
     """
     if depth < 1:
         raise ValueError(f"prefetch needs room for at least one value; got depth {depth}")
-    return _prefetched(make, first_step, last_step, depth)
+    return _generate(make, first_step, last_step, depth)
 
 
-def _prefetched(
-    make: Callable[[int], T], first_step: int, last_step: int | None, depth: int
-) -> Generator[T, None, None]:
-    """The generator of `prefetch`, whose arguments are right."""
+def _generate(make: Callable[[int], T], first_step: int, last_step: int | None, depth: int) -> Generator[T, None, None]:
+    """Yield the values of `prefetch`, whose arguments are already checked."""
     steps = count(first_step) if last_step is None else iter(range(first_step, last_step + 1))
     room = Semaphore(depth)
     ready: SimpleQueue[tuple[T | None, BaseException | None, bool]] = SimpleQueue()
@@ -56,7 +54,7 @@ def _prefetched(
         else:
             ready.put((None, None, True))
 
-    thread = Thread(target=work, name="prefetch", daemon=True)  # daemon: never keeps a dying program alive
+    thread = Thread(target=work, name="prefetch", daemon=True)  # daemon: the program can end without waiting for it
     thread.start()
     try:
         while True:

@@ -1,7 +1,7 @@
-"""The sequences a model is given, cut out of a tokenized corpus: packed for masked language modelling, in
-pairs for next-sentence prediction. Nothing is hidden in them yet; `masking.py` does that.
+"""Read sequences of T tokens from a tokenized corpus; `masking.py` hides tokens in them afterwards.
 
-Both are numbered from 0 to `len() - 1` and cut out on demand, so they take no memory of their own.
+`PackedSequences` are for masked language modelling alone; `PairedSequences` also for next-sentence prediction.
+Both number their sequences from 0 to `len() - 1` and read them on demand, so they take no memory of their own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from minibert.random_bits import Key, random_bits
 
 @dataclass(frozen=True)
 class Examples:
-    """Sequences before masking; the fields are those of `Batch`."""
+    """Sequences before masking; the fields have the shapes and meanings of those in `Batch`."""
 
     input_ids: npt.NDArray[np.int32]
     attention_mask: npt.NDArray[np.int32] | None = None
@@ -29,37 +29,43 @@ class Examples:
 
 
 class Sequences(Protocol):
-    """What a batch is made of."""
+    """The numbered sequences of a split, from which batches are made.
+
+    Attributes:
+        seq_length: T, the number of tokens in each sequence.
+    """
 
     seq_length: int
 
     def __len__(self) -> int:
-        """How many sequences there are."""
+        """Return the number of sequences."""
 
-    def examples(self, indices: npt.NDArray[np.int64], key: Key) -> Examples:
-        """The sequences of these numbers (B,); the key decides whatever is random about them."""
+    def read_examples(self, indices: npt.NDArray[np.int64], key: Key) -> Examples:
+        """Return the sequences with these numbers (B,); the key decides all random choices."""
 
 
 class PackedSequences:
-    """Text without padding: `[CLS] stretch of text [SEP]`, every sequence full.
+    """Packed sequences without padding: `[CLS] T - 2 tokens of text [SEP]`.
 
-    The documents stand one after the other, each followed by [SEP] (as in RoBERTa's FULL-SENTENCES: Liu et
-    al. 2019, section 4.2), and are cut every T - 2 tokens. So no work is spent on padding, short documents
-    share a sequence, and [SEP] tells the model where one ends. What is left at the very end, less than a
-    sequence, is not used.
+    The documents follow each other, each with a [SEP] at its end (as in RoBERTa's FULL-SENTENCES: Liu et al.
+    2019, section 4.2), and the text is cut every T - 2 tokens. So no work is spent on padding, short documents
+    share a sequence, and [SEP] tells the model where a document ends. The last tokens of the text, fewer than
+    T - 2, are not used.
 
     Args:
         split: the text.
-        tokenizer: knows [CLS] and [SEP].
+        tokenizer: knows the ids of [CLS] and [SEP].
         seq_length: T, at least 3.
 
     Raises:
-        DataError: too short a sequence, or too little text for one.
+        DataError: `seq_length` is below 3, or the text is too short for one sequence.
     """
 
     def __init__(self, split: TokenSplit, tokenizer: Tokenizer, seq_length: int) -> None:
         if seq_length < 3:
-            raise DataError(f"a sequence holds [CLS], text and [SEP]: at least 3 tokens, not {seq_length}")
+            raise DataError(
+                f"a sequence holds [CLS], text and [SEP]: at least 3 tokens, not {seq_length}; give a longer sequence"
+            )
         self.seq_length = seq_length
         self._tokens = split.tokens
         self._text_length = seq_length - 2
@@ -73,8 +79,8 @@ class PackedSequences:
     def __len__(self) -> int:
         return self._tokens.size // self._text_length
 
-    def rows(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        """(B, T) the sequences with these numbers (B,)."""
+    def read_rows(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """Return the input_ids (B, T) of the sequences with these numbers (B,)."""
         ids = np.empty((len(indices), self.seq_length), dtype=np.int32)
         ids[:, 0] = self._cls_id
         ids[:, -1] = self._sep_id
@@ -82,32 +88,33 @@ class PackedSequences:
         ids[:, 1:-1] = self._tokens[starts[:, None] + np.arange(self._text_length)]  # (B, T - 2)
         return ids
 
-    def examples(self, indices: npt.NDArray[np.int64], key: Key) -> Examples:
-        """The sequences with these numbers; nothing about them is random."""
-        return Examples(self.rows(indices))
+    def read_examples(self, indices: npt.NDArray[np.int64], key: Key) -> Examples:
+        """Return the sequences with these numbers (B,); nothing about them is random."""
+        return Examples(self.read_rows(indices))
 
 
 class PairedSequences:
-    """Pairs of segments: `[CLS] A [SEP] B [SEP]` and padding, for next-sentence prediction (Devlin et al. 2019).
+    """Next-sentence pairs: `[CLS] A [SEP] B [SEP]` and padding (Devlin et al. 2019, section 3.1, task 2).
 
-    Pair number i begins with the sentence at token i * (T - 3) of the text. From there to the end of the
-    document, or of the sequence, the text is cut in two after one of its sentences, drawn at random. In half
-    of the pairs B is what follows A (label 0); in the others it is a stretch that begins with a random
-    sentence of another document, all tokens being equally likely (label 1). In a few pairs the sequence is
-    shorter on purpose, so that the model meets other lengths than T.
+    Pair number i begins with the sentence that holds token i * (T - 3) of the text. The text from there to the
+    end of the document, or to the end of the sequence, is cut in two after a random one of its sentences. The
+    first part is A. In half of the pairs, B is the second part (label 0). In the other half, B is a stretch that
+    begins with a random sentence of another document; each token of the other documents is equally likely to
+    choose its sentence (label 1). A few pairs are shorter on purpose, so that the model sees other lengths than T.
 
-    Other than in Google's create_pretraining_data.py the pairs are drawn anew in every epoch, and a text that
-    has only one sentence left begins earlier; if its document is a single sentence it is cut within it, where
-    Google makes such pairs random ones and thereby spoils the balance of the labels.
+    Two things differ from Google's create_pretraining_data.py. The pairs are drawn anew in every epoch. And if
+    only the last sentence of a document is left, the pair begins one sentence earlier; a document of a single
+    sentence is cut within this sentence. Google makes such pairs random, which spoils the balance of the labels.
 
     Args:
         split: the text.
-        tokenizer: knows the special tokens.
+        tokenizer: knows the ids of the special tokens.
         seq_length: T, at least 5.
         short_probability: the share of pairs with a random shorter length (Google's `short_seq_prob`).
 
     Raises:
-        DataError: too short a sequence, too little text, or a single document, which has no other to draw from.
+        DataError: `seq_length` is below 5, the text is too short for one sequence, or there is only one document
+            and so no other to draw from.
     """
 
     def __init__(
@@ -136,34 +143,36 @@ class PairedSequences:
     def __len__(self) -> int:
         return self._split.number_of_tokens // self._text_length
 
-    def examples(self, indices: npt.NDArray[np.int64], key: Key) -> Examples:
-        """The pairs with these numbers (B,), drawn by `key`."""
+    def read_examples(self, indices: npt.NDArray[np.int64], key: Key) -> Examples:
+        """Return the pairs with these numbers (B,); the key decides all random choices."""
         split, tokenizer = self._split, self._tokenizer
         bits = random_bits(np.asarray(indices).astype(np.uint32), key, 6)  # (B, 6)
+        # The columns decide: 0 if the pair is shorter, 1 its shorter length, 2 if B is random, 3 where A ends, 4 and 5
+        # where a random B begins (two words, for texts of more than 2**32 tokens).
         uniform = bits / 2.0**32  # (B, 6) in [0, 1)
         shorter = 2 + np.floor(uniform[:, 1] * (self._text_length - 1)).astype(np.int64)  # 2 .. T - 3
         budget = np.where(uniform[:, 0] < self._short_probability, shorter, self._text_length)  # (B,)
 
         anchors = np.asarray(indices, dtype=np.int64) * self._text_length
-        document, sentence = self._place(anchors)
+        document, sentence = self._locate(anchors)
         document_start = split.document_offsets[document]
         document_end = split.document_offsets[document + 1] - 1  # without its [SEP]
         start = split.sentence_offsets[sentence]
-        # The last sentence of a document has none after it: begin with the one before, if there is one.
+        # Nothing follows the last sentence of a document, so begin with the sentence before it, if there is one.
         is_last = split.sentence_offsets[sentence + 1] > document_end
         start = np.where(is_last & (start > document_start), split.sentence_offsets[sentence - 1], start)
         end = np.minimum(document_end, start + budget)
 
-        # A token of all the others, as if the document at hand were not there.
+        # Draw a token of the other documents: draw from the text without this document, then skip the document.
         document_length = document_end + 1 - document_start
         fine = (uniform[:, 4] + uniform[:, 5] / 2.0**32) * (split.number_of_tokens - document_length)
         other = np.minimum(fine.astype(np.int64), split.number_of_tokens - document_length - 1)
         other += np.where(other >= document_start, document_length, 0)
-        other_document, other_sentence = self._place(other)
+        other_document, other_sentence = self._locate(other)
         other_start = split.sentence_offsets[other_sentence]
         other_end = split.document_offsets[other_document + 1] - 1
 
-        cut = self._cut(start, end, uniform[:, 3])
+        cut = self._draw_cut(start, end, uniform[:, 3])
         is_random = (uniform[:, 2] < 0.5) | (cut == end)  # nothing follows a document of one token
         a_length = cut - start
         b_start = np.where(is_random, other_start, cut)
@@ -171,10 +180,10 @@ class PairedSequences:
 
         columns = np.arange(self.seq_length)  # (T,)
         first_sep = (a_length + 1)[:, None]  # (B, 1) the column of the [SEP] after A
-        last_sep = first_sep + (b_end - b_start + 1)[:, None]  # (B, 1) of the one after B
+        last_sep = first_sep + (b_end - b_start + 1)[:, None]  # (B, 1) the column of the [SEP] after B
         token_types = (columns > first_sep) & (columns <= last_sep)  # (B, T)
         place = np.where(token_types, (b_start[:, None] - first_sep), start[:, None]) + columns - 1  # (B, T)
-        # Columns that hold no text may point outside the text; they are overwritten.
+        # The columns of special tokens and padding may point outside the text; they are overwritten below.
         ids = split.tokens[np.clip(place, 0, split.number_of_tokens - 1)].astype(np.int32)
         ids[:, 0] = tokenizer.cls_id
         ids[(columns == first_sep) | (columns == last_sep)] = tokenizer.sep_id
@@ -182,19 +191,22 @@ class PairedSequences:
         mask = (columns <= last_sep).astype(np.int32)
         return Examples(ids, mask, token_types.astype(np.int32), is_random.astype(np.int32))
 
-    def _place(self, tokens: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The numbers of the documents and sentences some tokens belong to; a binary search in the mapped files."""
+    def _locate(self, tokens: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the numbers of the documents and sentences that hold these tokens, by binary search."""
         document = np.searchsorted(self._split.document_offsets, tokens, side="right") - 1
         sentence = np.searchsorted(self._split.sentence_offsets, tokens, side="right") - 1
         return document, sentence
 
-    def _cut(
+    def _draw_cut(
         self, start: npt.NDArray[np.int64], end: npt.NDArray[np.int64], uniform: npt.NDArray[np.float64]
     ) -> npt.NDArray[np.int64]:
-        """(B,) where A ends and B begins: after a random sentence, or within the only one; `end` if it is one token."""
+        """Return (B,) offsets where A ends: after a random sentence, or within the sentence if there is only one.
+
+        A stretch of a single token cannot be cut; then the offset is `end`.
+        """
         offsets = self._split.sentence_offsets
         first = np.searchsorted(offsets, start, side="right")
-        inside = np.searchsorted(offsets, end, side="left") - first  # (B,) sentences that begin between the two
+        inside = np.searchsorted(offsets, end, side="left") - first  # (B,) sentences that begin between start and end
         at_sentence = offsets[np.minimum(first + (uniform * inside).astype(np.int64), offsets.size - 1)]
         within = start + np.maximum(1, (uniform * (end - start)).astype(np.int64))
         return np.where(inside > 0, at_sentence, within)

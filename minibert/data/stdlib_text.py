@@ -1,7 +1,8 @@
-"""The corpus that is on every machine: the documentation inside Python's own standard library.
+"""The corpus named `stdlib`: the documentation inside Python's own standard library. A side road of `corpus.py`.
 
-It is the help topics of `pydoc` and every different docstring of the library's sources, about 2 MB of
-English. The sources are parsed, never imported, so nothing runs and nothing has side effects.
+It consists of the help topics of `pydoc` and the docstrings of the library's source files, each docstring
+once: about 2 MB of English that is present on every machine. The sources are parsed, never imported, so
+nothing runs and nothing has side effects.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ import warnings
 from functools import lru_cache
 from pathlib import Path
 
-STDLIB = "stdlib"  # the word that stands for this corpus
+STDLIB = "stdlib"  # the word that names this corpus among the sources
 
-# Not of Python (installed packages), not documentation (tests, tables of characters), or read another way (topics).
+# Folders that are not part of Python (installed packages), hold no documentation (tests, tables of characters),
+# or are read in another way (the help topics in pydoc_data).
 _LEFT_OUT = frozenset(
     {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "encodings", "pydoc_data"}
 )
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def _library_sources() -> list[tuple[str, Path]]:
-    """(name relative to the library, path) of the library's source files, sorted by name."""
+def _find_sources() -> list[tuple[str, Path]]:
+    """Return (name relative to the library, path) for each of the library's source files, sorted by name."""
     library = Path(sysconfig.get_path("stdlib"))
     found = []
     for parent, folders, names in os.walk(library):
@@ -36,17 +38,18 @@ def _library_sources() -> list[tuple[str, Path]]:
 
 @lru_cache(maxsize=1)
 def stdlib_documents() -> tuple[tuple[str, str], ...]:
-    """(name, text) of every document: each help topic is one, and so are the docstrings of each module.
+    """Return (name, text) for every document. A document is one help topic, or all docstrings of one module.
 
-    A docstring that was met before, in this module or another, is left out. A module's docstrings stand in
-    the order of its source, separated by blank lines. Kept in memory (2 MB) because parsing takes seconds.
+    A docstring that occurred before, in this module or another, is left out. The docstrings of a module are
+    in the order of its source, separated by blank lines. The result is kept in memory (2 MB) because parsing
+    takes seconds.
     """
     from pydoc_data.topics import topics
 
     documents = [(f"pydoc/{name}", text) for name, text in sorted(topics.items()) if text.strip()]
     seen: set[str] = set()
-    for name, path in _library_sources():
-        fresh = [docstring for docstring in _docstrings(path) if docstring not in seen]
+    for name, path in _find_sources():
+        fresh = [docstring for docstring in _read_docstrings(path) if docstring not in seen]
         fresh = list(dict.fromkeys(fresh))
         seen.update(fresh)
         if fresh:
@@ -54,14 +57,14 @@ def stdlib_documents() -> tuple[tuple[str, str], ...]:
     return tuple(documents)
 
 
-def _docstrings(path: Path) -> list[str]:
-    """The cleaned docstrings of one source file in the order of its lines; none if Python cannot parse it."""
+def _read_docstrings(path: Path) -> list[str]:
+    """Return the cleaned docstrings of a source file in the order of its lines; none if Python cannot parse it."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # old sources hold escapes that newer Pythons frown upon
+            warnings.simplefilter("ignore")  # old sources hold escapes that newer Pythons warn about
             tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError):
-        return []  # e.g. lib2to3 ships files of Python 2 for its tests
+        return []  # for example, lib2to3 contains files of Python 2 for its tests
     documented = [node for node in ast.walk(tree) if isinstance(node, _DOCUMENTED)]
     documented.sort(key=lambda node: getattr(node, "lineno", 0))
     docstrings = (ast.get_docstring(node) for node in documented)
@@ -69,6 +72,6 @@ def _docstrings(path: Path) -> list[str]:
 
 
 def stdlib_fingerprint() -> str:
-    """Hexadecimal digits that change with the version of Python and the sizes of its library's sources."""
-    sizes = [(name, path.stat().st_size) for name, path in _library_sources()]
+    """Return 64 hexadecimal digits that change with Python's version and the sizes of its library's sources."""
+    sizes = [(name, path.stat().st_size) for name, path in _find_sources()]
     return hashlib.sha256(repr((sys.version, sizes)).encode()).hexdigest()

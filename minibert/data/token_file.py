@@ -1,9 +1,10 @@
-"""A corpus tokenized once into memory-mapped files, in two splits: one to train on, one to evaluate on.
+"""Tokenize a corpus once into memory-mapped files, in two splits: train and evaluation.
 
-A folder `tokens-<fingerprint>` holds, for each split, the ids of all its tokens one after the other and the
-offsets at which documents and sentences begin. It is made when it is not there, in two passes with bounded
-memory (`token_splitting.py` is the second), beside its final place and renamed at the end; so a killed run
-leaves nothing half made, and any change of the text or the tokenizer leads to another folder.
+The folder `tokens-<fingerprint>` holds the token ids of each split, one after the other, and the offsets at
+which documents and sentences begin. If the folder does not exist yet, it is written in two passes with
+bounded memory: this file tokenizes the whole corpus, then `token_splitting.py` divides it. The files are
+written to a temporary folder beside it, which is renamed at the end, so a killed run leaves no unfinished
+folder of that name. Any change of the text or the tokenizer changes the fingerprint and so the folder.
 """
 
 from __future__ import annotations
@@ -22,16 +23,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minibert.data.corpus import Corpus
-from minibert.data.sentences import split_sentences
+from minibert.data.corpus import Corpus, split_sentences
 from minibert.data.token_splitting import SENTENCE_RECORD, split_tokens
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import DataError
 from minibert.files import rename_folder
 
 Progress = Callable[[str, int], None]
+"""A callback `(stage, tokens_done)` that reports progress while data are prepared.
 
-_FORMAT = 1  # to be raised whenever the files, the sentence rule or the splitting rule change
+`stage` says what is being done ("tokenizing", "splitting", ...); `tokens_done` counts the tokens that this
+stage has finished. The callback is called now and then, with a growing count within a stage.
+"""
+
+_FORMAT = 1  # increase it whenever the files, the sentence rule or the splitting rule change
 _BATCH_SENTENCES, _BATCH_CHARACTERS = 2048, 1 << 20
 _ABANDONED_SECONDS = 24 * 3600
 _DESCRIPTION_FILE = "description.json"
@@ -39,13 +44,14 @@ _DESCRIPTION_FILE = "description.json"
 
 @dataclass(frozen=True)
 class TokenSplit:
-    """One part of a tokenized corpus, as read-only memory maps.
+    """One split of a tokenized corpus, as read-only memory maps.
 
     Attributes:
-        tokens: (N,) uint16 or uint32; every document is followed by one [SEP].
-        document_offsets: (D + 1,) int64: document d with its [SEP] is `tokens[offsets[d]:offsets[d + 1]]`.
-        sentence_offsets: (S + 1,) int64, likewise; a document begins with a sentence, and the [SEP] after a
-            document counts to its last sentence. No sentence is empty.
+        tokens: (N,) uint16 or uint32, the token ids; every document is followed by one [SEP].
+        document_offsets: (D + 1,) int64; document d with its [SEP] is `tokens[offsets[d]:offsets[d + 1]]`.
+        sentence_offsets: (S + 1,) int64; sentence s is `tokens[offsets[s]:offsets[s + 1]]`. The first sentence
+            of a document begins where the document begins, and the [SEP] after a document belongs to its last
+            sentence. No sentence is empty.
     """
 
     tokens: npt.NDArray[np.unsignedinteger[Any]]
@@ -54,12 +60,12 @@ class TokenSplit:
 
     @property
     def number_of_tokens(self) -> int:
-        """N, including one [SEP] for every document."""
+        """N, the number of tokens including one [SEP] for every document."""
         return self.tokens.size
 
     @property
     def number_of_documents(self) -> int:
-        """D."""
+        """D, the number of documents."""
         return self.document_offsets.size - 1
 
 
@@ -68,12 +74,12 @@ class TokenizedCorpus:
     """Both splits of a corpus.
 
     Attributes:
-        train: what the model learns from.
-        evaluation: what it never sees in training.
-        unigram_counts: (V,) int64, how often every token occurs in the training split; special tokens, which
-            are never predicted, count as 0.
-        fingerprint: 64 hexadecimal digits for text, tokenizer and split together.
-        folder: where the files are.
+        train: the text that the model learns from.
+        evaluation: the held-out text, which the model never sees in training.
+        unigram_counts: (V,) int64, how often every token occurs in the training split. Special tokens are never
+            predicted, so their count is 0.
+        fingerprint: 64 hexadecimal digits that identify text, tokenizer and split together.
+        folder: the folder of the files.
     """
 
     train: TokenSplit
@@ -91,19 +97,20 @@ def prepare_tokens(
     evaluation_fraction: float = 0.02,
     progress: Progress | None = None,
 ) -> TokenizedCorpus:
-    """Tokenizes a corpus into a folder, or finds that this was done before.
+    """Tokenize a corpus into a folder, or open the files of an earlier call.
 
     Args:
         corpus: the text.
-        tokenizer: its vocabulary decides the ids.
-        folder: keeps the tokens of any number of corpora and tokenizers; deleting it costs only time.
+        tokenizer: turns the text into token ids.
+        folder: holds the tokens of any number of corpora and tokenizers. It can be deleted; the tokens are then
+            made again.
         evaluation_fraction: the share of tokens held out, see `split_tokens`. The split depends on the text
             alone, never on a seed, so that all runs on one corpus are evaluated on the same text.
-        progress: called now and then with what is being done ("tokenizing", "splitting") and the number of
-            tokens dealt with so far.
+        progress: called with the stage ("tokenizing", then "splitting") and the number of its tokens done.
 
     Raises:
-        DataError: text that cannot be read or is too little to be split, or a fraction outside (0, 1).
+        DataError: the text cannot be read or is too short to be split, the fraction is outside (0, 1), or a file
+            in the folder is damaged.
     """
     if not 0 < evaluation_fraction < 1:
         raise DataError(f"the evaluation fraction must lie between 0 and 1, such as 0.02; got {evaluation_fraction}")
@@ -116,44 +123,45 @@ def prepare_tokens(
         _remove_abandoned(folder)
         beside = Path(tempfile.mkdtemp(prefix=".making-tokens-", dir=folder))
         try:
-            description = _tokenize(corpus, tokenizer, beside, evaluation_fraction, progress or _quiet)
+            description = _tokenize(corpus, tokenizer, beside, evaluation_fraction, progress or _ignore_progress)
             description |= {"fingerprint": fingerprint, "text": corpus.description}
             (beside / _DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
             _rename(beside, final)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-    return _open(final, tokenizer.vocab_size)
+    return _open_tokens(final, tokenizer.vocab_size)
 
 
-def _open(folder: Path, vocab_size: int) -> TokenizedCorpus:
-    """Maps the files of a finished folder.
+def _open_tokens(folder: Path, vocab_size: int) -> TokenizedCorpus:
+    """Map the files of a finished folder into memory.
 
     Raises:
-        DataError: a file is not what was written, as a disk that failed or a copy cut short may leave it.
+        DataError: a file is missing or not as it was written, for example after a disk failure or an
+            incomplete copy.
     """
 
-    def damaged(name: str, why: object) -> DataError:
+    def damage(name: str, why: object) -> DataError:
         return DataError(f"{folder / name} is damaged ({why}); delete {folder} and start again")
 
-    def mapped(name: str, dtype: str, size: int) -> Any:
+    def map_file(name: str, dtype: str, size: int) -> Any:
         try:
             found = np.memmap(folder / name, dtype=dtype, mode="r")
-        except (OSError, ValueError) as error:  # it is not there, or empty, or ends within an element
-            raise damaged(name, error) from error
+        except (OSError, ValueError) as error:  # the file is missing or empty, or ends within an element
+            raise damage(name, error) from error
         if found.size != size:
-            raise damaged(name, f"it holds {found.size} numbers instead of {size}")
+            raise damage(name, f"it holds {found.size} numbers instead of {size}")
         return found
 
-    def split(name: str) -> TokenSplit:
+    def map_split(name: str) -> TokenSplit:
         tokens, documents, sentences = (sizes[name][what] for what in ("tokens", "documents", "sentences"))
         found = TokenSplit(
-            mapped(f"{name}.tokens", dtype, tokens),
-            mapped(f"{name}.documents", "int64", documents + 1),
-            mapped(f"{name}.sentences", "int64", sentences + 1),
+            map_file(f"{name}.tokens", dtype, tokens),
+            map_file(f"{name}.documents", "int64", documents + 1),
+            map_file(f"{name}.sentences", "int64", sentences + 1),
         )
         for what, offsets in (("documents", found.document_offsets), ("sentences", found.sentence_offsets)):
             if offsets[-1] != tokens:
-                raise damaged(f"{name}.{what}", f"it ends at token {offsets[-1]} of {tokens}")
+                raise damage(f"{name}.{what}", f"it ends at token {offsets[-1]} of {tokens}")
         return found
 
     try:
@@ -162,26 +170,26 @@ def _open(folder: Path, vocab_size: int) -> TokenizedCorpus:
         parts = ("tokens", "documents", "sentences")
         sizes = {name: {what: int(description[name][what]) for what in parts} for name in ("train", "evaluation")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise damaged(_DESCRIPTION_FILE, f"{type(error).__name__}: {error}") from error
-    counts = np.array(mapped("train.counts", "int64", vocab_size))
-    return TokenizedCorpus(split("train"), split("evaluation"), counts, fingerprint, folder)
+        raise damage(_DESCRIPTION_FILE, f"{type(error).__name__}: {error}") from error
+    counts = np.array(map_file("train.counts", "int64", vocab_size))
+    return TokenizedCorpus(map_split("train"), map_split("evaluation"), counts, fingerprint, folder)
 
 
 def _tokenize(
     corpus: Corpus, tokenizer: Tokenizer, folder: Path, evaluation_fraction: float, progress: Progress
 ) -> dict[str, Any]:
-    """Writes all files into `folder`; returns their dtype and sizes."""
+    """Write all files into `folder`; return the dtype of the tokens and the sizes of the splits."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     total = 0
     whole_tokens, whole_sentences = folder / "whole.tokens", folder / "whole.sentences"
     with open(whole_tokens, "wb") as token_file, open(whole_sentences, "wb") as sentence_file:
-        for tokens, sentences in _encoded(corpus, tokenizer, dtype):
+        for tokens, sentences in _encode_corpus(corpus, tokenizer, dtype):
             tokens.tofile(token_file)
             sentences.tofile(sentence_file)
             total += tokens.size
             progress("tokenizing", total)
     if not total:
-        raise DataError(f"there is not a single token in {corpus.description}")
+        raise DataError(f"the tokenizer finds no token in {corpus.description}; give a text with words")
     sizes = split_tokens(
         np.memmap(whole_tokens, dtype=dtype, mode="r"),
         np.memmap(whole_sentences, dtype=SENTENCE_RECORD, mode="r"),
@@ -195,12 +203,12 @@ def _tokenize(
     return {"dtype": dtype.name, **sizes}
 
 
-def _encoded(
+def _encode_corpus(
     corpus: Corpus, tokenizer: Tokenizer, dtype: np.dtype[Any]
 ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.void]]]:
-    """The corpus in batches: all tokens (n,), and one SENTENCE_RECORD for every sentence that has tokens."""
-    position_document, position = -1, 0  # of the sentence at hand: its document, and the tokens before it there
-    for numbers, texts in _sentence_batches(corpus):
+    """Yield batches of sentences: their token ids (n,), and one SENTENCE_RECORD for each sentence with tokens."""
+    position_document, position = -1, 0  # the current document, and the number of its tokens so far
+    for numbers, texts in _read_sentences(corpus):
         encoded = tokenizer.encode_batch(texts)
         records = []
         for document, ids in zip(numbers, encoded, strict=True):
@@ -213,8 +221,8 @@ def _encoded(
         yield tokens, np.array(records, dtype=SENTENCE_RECORD)
 
 
-def _sentence_batches(corpus: Corpus) -> Iterator[tuple[list[int], list[str]]]:
-    """Sentences with the numbers of their documents, enough at a time to keep the tokenizer's threads busy."""
+def _read_sentences(corpus: Corpus) -> Iterator[tuple[list[int], list[str]]]:
+    """Yield (document numbers, sentences), in batches large enough to keep the tokenizer's threads busy."""
     numbers: list[int] = []
     texts: list[str] = []
     characters = 0
@@ -231,7 +239,7 @@ def _sentence_batches(corpus: Corpus) -> Iterator[tuple[list[int], list[str]]]:
 
 
 def _rename(beside: Path, final: Path) -> None:
-    """Puts the finished folder into place, unless another process has just done so with the same content."""
+    """Rename the finished folder, unless another process has just put the same content there."""
     try:
         rename_folder(beside, final)
     except OSError:
@@ -240,15 +248,15 @@ def _rename(beside: Path, final: Path) -> None:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Removes what killed runs left behind; a run that is still writing has touched its files recently."""
+    """Remove the temporary folders of killed runs: those in which no file has changed for a day."""
     for leftover in folder.glob(".making-tokens-*"):
         try:
             last_change = max(path.stat().st_mtime for path in (leftover, *leftover.iterdir()))
-        except OSError:  # it is being removed or renamed at this moment
+        except OSError:  # another process is removing or renaming it at this moment
             continue
         if time.time() - last_change > _ABANDONED_SECONDS:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _quiet(stage: str, tokens: int) -> None:
-    """The progress callback of a caller who wants none."""
+def _ignore_progress(stage: str, tokens: int) -> None:
+    """Ignore progress; used if the caller gives no callback."""

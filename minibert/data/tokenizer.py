@@ -1,8 +1,8 @@
-"""WordPiece, as BERT uses it: text <-> ids, and the files Hugging Face keeps a tokenizer in.
+"""Turn text into token ids and back with BERT's WordPiece, and read and write a tokenizer's folder.
 
-The work is done by the `tokenizers` library; this class adds what the rest of Mini-BERT asks for (which
-ids are special, which pieces continue a word) and reads and writes a folder. Training a vocabulary is in
-`vocabulary.py`.
+The `tokenizers` library does the work. The class `Tokenizer` adds what the rest of Mini-BERT needs: which ids
+are special tokens, and which word pieces continue a word. It reads and writes the files of Hugging Face
+(details in `tokenizer_files.py`). `vocabulary.py` trains a new vocabulary.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
@@ -27,19 +28,24 @@ from minibert.data.tokenizer_files import (
     SPECIAL_FILE,
     TOKENIZER_FILE,
     VOCABULARY_FILE,
+    add_tokens,
+    apply_config,
     check_config,
-    longest_sequence,
-    read_added_tokens,
+    check_vocabulary,
+    name_unused,
     read_json,
+    read_max_length,
+    read_normalizer,
+    read_part,
+    read_token,
     read_vocabulary,
-    token_of,
 )
 from minibert.errors import DataError
 from minibert.files import write_text
 
-CONTINUATION = "##"  # what a piece that continues a word begins with
+CONTINUATION = "##"  # the prefix of a word piece that continues a word, as in "##ing"
 
-# The roles, as tokenizer_config.json calls them, and the tokens that play them unless that file says otherwise.
+# The fields of tokenizer_config.json that name the special tokens, and the tokens used if a field is absent.
 SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
     "unk_token": "[UNK]",
@@ -50,22 +56,24 @@ SPECIAL_TOKENS = {
 
 
 class Tokenizer:
-    """Text to ids and back.
+    """Convert text to token ids and back.
 
     Args:
-        backend: a WordPiece tokenizer of the `tokenizers` library; truncation and padding are switched off.
-        special_tokens: role -> token, for roles that are not played by the usual `[PAD] [UNK] [CLS] [SEP] [MASK]`.
-        model_max_length: the longest sequence, [CLS] and [SEP] included, that the files speak of; None: they do not.
+        backend: a WordPiece tokenizer of the `tokenizers` library; its truncation and padding are switched off.
+        special_tokens: field -> token, such as {"mask_token": "<mask>"}, for special tokens other than the usual
+            `[PAD] [UNK] [CLS] [SEP] [MASK]`.
+        model_max_length: the longest sequence that the model takes, [CLS] and [SEP] included, if the files say so;
+            None if they do not.
 
     Attributes:
         model_max_length: as given.
         vocab_size: V, one more than the largest id.
-        pad_id, unk_id, cls_id, sep_id, mask_id: where this vocabulary keeps the special tokens.
-        special_ids: int32, sorted: those five and every other token the files mark as special.
-        is_special: (V,) bool, the same as a table.
-        ordinary_ids: int32, sorted: all ids that are not special.
-        is_continuation: (V,) bool: the piece continues a word ("##ing").
-        lowercase: whether text is lowercased (and accents dropped) first.
+        pad_id, unk_id, cls_id, sep_id, mask_id: the ids of the special tokens.
+        special_ids: int32, sorted: these five ids and those of all other tokens that the files mark as special.
+        is_special: (V,) bool, True for the ids in special_ids.
+        ordinary_ids: int32, sorted: all other ids.
+        is_continuation: (V,) bool, True if the word piece continues a word ("##ing").
+        lowercase: True if text is lowercased (and accents dropped) before it is split.
 
     Raises:
         DataError: the vocabulary lacks a special token.
@@ -77,7 +85,7 @@ class Tokenizer:
         special_tokens: Mapping[str, str] | None = None,
         model_max_length: int | None = None,
     ) -> None:
-        # Published tokenizer.json files often carry the truncation and padding of somebody's last run.
+        # Published tokenizer.json files often contain the truncation and padding settings of an earlier run.
         backend.no_truncation()
         backend.no_padding()
         self.backend = backend
@@ -88,11 +96,11 @@ class Tokenizer:
         if missing:
             raise DataError(
                 f"the vocabulary of {len(vocabulary)} tokens lacks {' '.join(missing)}; BERT needs all of "
-                f"{' '.join(self.special_tokens.values())} (other names belong in {CONFIG_FILE})"
+                f"{' '.join(self.special_tokens.values())}; if they have other names, write these into {CONFIG_FILE}"
             )
         self.vocab_size = max(vocabulary.values()) + 1
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
-            vocabulary[self.special_tokens[role]] for role in SPECIAL_TOKENS
+            vocabulary[self.special_tokens[field]] for field in SPECIAL_TOKENS
         )
         added = [id_ for id_, token in backend.get_added_tokens_decoder().items() if token.special]
         self.is_special = np.zeros(self.vocab_size, dtype=np.bool_)
@@ -105,7 +113,7 @@ class Tokenizer:
         ]
         self.is_continuation[continuations] = True
         self.is_continuation &= ~self.is_special
-        self.lowercase = bool(_normalizer_options(backend).get("lowercase", False))
+        self.lowercase = bool(read_normalizer(backend).get("lowercase", False))
         cls_token, sep_token = self.special_tokens["cls_token"], self.special_tokens["sep_token"]
         backend.post_processor = processors.TemplateProcessing(
             single=f"{cls_token} $A {sep_token}",
@@ -114,35 +122,35 @@ class Tokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without [CLS] and [SEP].
+        """Return the token ids of a text, without [CLS] and [SEP].
 
         Raises:
-            DataError: the text is not Unicode, as this and the other two ways to encode say: half a surrogate pair,
-                from a byte of the command line that is not UTF-8 or from an escape in JSON.
+            DataError: the text is not Unicode: it holds half a surrogate pair. That comes from a byte of the command
+                line that is not UTF-8, or from an escape in JSON. `encode_batch` and `encode_pair` raise it, too.
         """
-        with _unicode_only(text):
+        with _check_unicode(text):
             return list(self.backend.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of many texts, without [CLS] and [SEP], on all cores."""
-        with _unicode_only(*texts):
+        """Return the token ids of many texts, without [CLS] and [SEP]; uses all cores."""
+        with _check_unicode(*texts):
             return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encode_pair(self, a: str, b: str | None = None) -> tuple[list[int], list[int]]:
-        """`[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`: ids, and token types (0 for a, 1 for b and its [SEP]).
+        """Return (input_ids, token_type_ids) of `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`.
 
-        An empty `b` is none, as in Hugging Face.
+        The token type is 1 for `b` and its [SEP], and 0 elsewhere. An empty `b` counts as none, as in Hugging Face.
         """
-        with _unicode_only(a, b or ""):
+        with _check_unicode(a, b or ""):
             encoding = self.backend.encode(a, b or None)
         return list(encoding.ids), list(encoding.type_ids)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """The text of some ids; "##" pieces join their word."""
+        """Return the text of some token ids; a piece that begins with "##" is joined to the piece before it."""
         return str(self.backend.decode([int(id_) for id_ in ids], skip_special_tokens=skip_special_tokens))
 
     def token_to_id(self, token: str) -> int:
-        """The id of a token.
+        """Return the id of a token.
 
         Raises:
             KeyError: the vocabulary has no such token.
@@ -153,7 +161,7 @@ class Tokenizer:
         return int(id_)
 
     def id_to_token(self, id_: int) -> str:
-        """The token of an id.
+        """Return the token of an id.
 
         Raises:
             KeyError: the vocabulary has no such id.
@@ -164,102 +172,90 @@ class Tokenizer:
         return str(token)
 
     def tokens(self) -> list[str]:
-        """All tokens in the order of their ids; an id without a token gives `[unused id]`."""
+        """Return all tokens in the order of their ids; an id without a token gives `[unused <id>]`."""
         tokens = (self.backend.id_to_token(id_) for id_ in range(self.vocab_size))
-        return [_unused(id_) if token is None else token for id_, token in enumerate(tokens)]
+        return [name_unused(id_) if token is None else token for id_, token in enumerate(tokens)]
 
     def fingerprint(self) -> str:
-        """64 hexadecimal digits that change when any text could be given other ids."""
+        """Return 64 hexadecimal digits that change whenever any text could get other ids."""
         parts = [self.tokens(), self.special_tokens, self.special_ids.tolist()]
-        parts += [_state(self.backend.normalizer), _state(self.backend.pre_tokenizer)]
+        parts += [read_part(self.backend.normalizer), read_part(self.backend.pre_tokenizer)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def save(self, folder: str | Path, model_max_length: int | None = None) -> None:
-        """Writes the files from which `AutoTokenizer.from_pretrained(folder)` makes the same ids, and `load` too.
+        """Write the files from which `load` and Hugging Face's `AutoTokenizer.from_pretrained` make the same ids.
 
-        Normalizer and pre-tokenizer of BERT are those of a `BertTokenizer`, with its `vocab.txt`. With any others
-        the class is one that transformers reads from `tokenizer.json` alone.
+        A tokenizer with BERT's normalizer and pre-tokenizer is saved as a `BertTokenizer`, with `vocab.txt`. Any
+        other is saved as a class that transformers reads from `tokenizer.json` alone.
 
         Args:
-            folder: made if it is not there.
-            model_max_length: the longest sequence of the model the tokenizer belongs to, if there is one.
+            folder: created if it does not exist.
+            model_max_length: the longest sequence that the tokenizer's model takes; None if it is not known.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config: dict[str, Any] = {"tokenizer_class": GENERIC_CLASS, **self.special_tokens}
         if model_max_length is not None:
             config["model_max_length"] = model_max_length
-        if _is_berts(self.backend):
-            options = _normalizer_options(self.backend)
+        if _is_bert_tokenizer(self.backend):
+            options = read_normalizer(self.backend)
             config["tokenizer_class"] = "BertTokenizer"
             config |= {theirs: options[ours] for ours, (theirs, _) in NORMALIZER_FIELDS.items()}
             write_text(folder / VOCABULARY_FILE, "".join(f"{token}\n" for token in self.tokens()))
         else:
-            config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]  # else no token types
-            (folder / VOCABULARY_FILE).unlink(missing_ok=True)  # what lies there is of another tokenizer
+            config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]  # else no token_type_ids
+            (folder / VOCABULARY_FILE).unlink(missing_ok=True)  # a file there belongs to another tokenizer
         write_text(folder / TOKENIZER_FILE, self.backend.to_str(pretty=True))
         write_text(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True) + "\n")
         write_text(folder / SPECIAL_FILE, json.dumps(self.special_tokens, indent=2, sort_keys=True) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """Reads a tokenizer from `tokenizer.json` or, where there is none, from `vocab.txt`.
+        """Read a tokenizer from `tokenizer.json` or, if there is none, from `vocab.txt`.
 
-        `tokenizer_config.json` and `special_tokens_map.json` are heeded where present, and `added_tokens.json`
-        beside `vocab.txt`; nothing is assumed about which id a token has.
+        `tokenizer_config.json` and `special_tokens_map.json` are used if present, and `added_tokens.json` if
+        there is only `vocab.txt`. The special tokens may have any ids.
 
         Raises:
-            DataError: the files are missing, damaged, contradict each other, or lack a special token.
+            DataError: the files are missing or damaged, contradict each other, or lack a special token.
         """
         folder = Path(folder)
         config = {**read_json(folder / SPECIAL_FILE), **read_json(folder / CONFIG_FILE)}
         check_config(folder / CONFIG_FILE, config, SPECIAL_TOKENS)
-        special_tokens = {role: token_of(config[role]) for role in SPECIAL_TOKENS if config.get(role) is not None}
+        special_tokens = {field: read_token(config[field]) for field in SPECIAL_TOKENS if config.get(field) is not None}
         if (folder / TOKENIZER_FILE).is_file():
             try:
                 backend = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_FILE))
-            except Exception as error:  # the library raises bare Exception for anything wrong with the file
+            except Exception as error:  # the library raises a bare Exception for every fault
                 raise DataError(f"{folder / TOKENIZER_FILE} is damaged: {error}") from error
             if config.get("tokenizer_class") not in GENERIC_CLASSES:
-                _heed_config(folder, backend, config)
-            _check_agreement(folder, backend)
+                apply_config(folder, backend, config)
+            check_vocabulary(folder, backend)
         elif (folder / VOCABULARY_FILE).is_file():
-            backend = wordpiece(read_vocabulary(folder / VOCABULARY_FILE), config, special_tokens)
-            _add_tokens(folder / ADDED_FILE, backend)
+            backend = build_wordpiece(read_vocabulary(folder / VOCABULARY_FILE), config, special_tokens)
+            add_tokens(folder / ADDED_FILE, backend)
         else:
-            raise DataError(f"{folder} has no tokenizer: neither {TOKENIZER_FILE} nor {VOCABULARY_FILE} is there")
+            raise DataError(
+                f"{folder} has no tokenizer: neither {TOKENIZER_FILE} nor {VOCABULARY_FILE} is there; copy the "
+                "tokenizer's files into it"
+            )
         try:
-            return cls(backend, special_tokens, longest_sequence(config))
+            return cls(backend, special_tokens, read_max_length(config))
         except DataError as error:
             raise DataError(f"{folder}: {error}") from error
 
 
-def _check_agreement(folder: Path, backend: tokenizers.Tokenizer) -> None:
-    """A vocab.txt beside tokenizer.json must give every token the same id: other readers prefer it."""
-    path = folder / VOCABULARY_FILE
-    if not path.is_file():
-        return
-    ids = backend.get_vocab(with_added_tokens=True)
-    for token, number in read_vocabulary(path).items():
-        if ids.get(token) != number and token != _unused(number):
-            raise DataError(
-                f"{path} says that the token {token!r} has the id {number}, {TOKENIZER_FILE} beside it says "
-                f"{ids.get(token, 'that there is no such token')}: the two are of different vocabularies; put back the "
-                "one that belongs to the model, or remove the other"
-            )
-
-
-def wordpiece(
+def build_wordpiece(
     vocabulary: Mapping[str, int],
     config: Mapping[str, Any] | None = None,
     special_tokens: Mapping[str, str] | None = None,
 ) -> tokenizers.Tokenizer:
-    """BERT's WordPiece tokenizer for a vocabulary.
+    """Return BERT's WordPiece tokenizer, as an object of the `tokenizers` library.
 
     Args:
         vocabulary: token -> id.
         config: the fields of tokenizer_config.json that say how text is normalized.
-        special_tokens: role -> token, as `Tokenizer`.
+        special_tokens: field -> token, as for `Tokenizer`.
     """
     config = config or {}
     special_tokens = {**SPECIAL_TOKENS, **(special_tokens or {})}
@@ -271,41 +267,33 @@ def wordpiece(
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix=CONTINUATION)
-    # So that "[MASK]" in a text is the token; one that is missing would be added, and is an error instead.
+    # This makes "[MASK]" in a text the special token. A token that the vocabulary lacks would get a new id here, so
+    # it is left out, and `Tokenizer` reports it.
     backend.add_special_tokens([token for token in special_tokens.values() if token in vocabulary])
     return backend
 
 
-def _normalizer_options(backend: tokenizers.Tokenizer) -> dict[str, Any]:
-    """The fields of the BertNormalizer, or nothing if the tokenizer has another normalizer."""
-    options = _state(backend.normalizer)
-    return options if options.get("type") == "BertNormalizer" else {}
+def _is_bert_tokenizer(backend: tokenizers.Tokenizer) -> bool:
+    """Return True if transformers' BertTokenizer would give the same ids with this vocabulary.
 
-
-def _is_berts(backend: tokenizers.Tokenizer) -> bool:
-    """Whether transformers' BertTokenizer, which makes all but the vocabulary itself, makes the same."""
-    model, pre_tokenizer = backend.model, _state(backend.pre_tokenizer)
+    BertTokenizer reads only the vocabulary; it makes its normalizer and pre-tokenizer itself.
+    """
+    model, pre_tokenizer = backend.model, read_part(backend.pre_tokenizer)
     return (
-        _normalizer_options(backend).get("clean_text") is True
+        read_normalizer(backend).get("clean_text") is True
         and pre_tokenizer.get("type") == "BertPreTokenizer"
         and isinstance(model, models.WordPiece)
         and (model.continuing_subword_prefix, model.max_input_chars_per_word) == (CONTINUATION, 100)
     )
 
 
-def _state(part: Any) -> dict[str, Any]:
-    """What tokenizer.json says of one part of the tokenizer (which may be None)."""
-    return {} if part is None else dict(json.loads(part.__getstate__()))
-
-
-def _unused(id_: int) -> str:
-    """What stands in vocab.txt for an id that no token has."""
-    return f"[unused {id_}]"
-
-
 @contextmanager
-def _unicode_only(*texts: str) -> Iterator[None]:
-    """The library's error for half a surrogate pair is that the text is no text."""
+def _check_unicode(*texts: str) -> Iterator[None]:
+    """Explain the library's error if a text holds half a surrogate pair; the library only says that it is no string.
+
+    Raises:
+        DataError: a text is not Unicode; the message gives the place.
+    """
     try:
         yield
     except TypeError as error:
@@ -318,43 +306,21 @@ def _unicode_only(*texts: str) -> Iterator[None]:
         raise
 
 
-def _heed_config(folder: Path, backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
-    """Where tokenizer_config.json contradicts tokenizer.json on normalizing, it wins, as in Hugging Face.
+def pad_batch(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Put sequences of different lengths into one array; used by inference and fine-tuning.
 
-    Raises:
-        DataError: it is silent, and its default contradicts tokenizer.json. Hugging Face takes the default, which
-            is hardly what was meant: a cased vocabulary that gets lower-cased text.
+    Args:
+        sequences: B lists of token ids.
+        pad_id: fills the shorter ones at the end.
+
+    Returns:
+        input_ids, (B, T) int32, where T is the length of the longest sequence;
+        attention_mask, (B, T) int32, 1 for a token and 0 for padding.
     """
-    options = _normalizer_options(backend)
-    if not options:
-        return
-    wanted = {ours: config.get(theirs, default) for ours, (theirs, default) in NORMALIZER_FIELDS.items()}
-    if _effect(options) == _effect(wanted):
-        return
-    for ours, (theirs, default) in NORMALIZER_FIELDS.items():
-        if theirs not in config and options[ours] != default:
-            said, instead = json.dumps({theirs: options[ours]}), json.dumps(default)
-            raise DataError(
-                f"{folder / TOKENIZER_FILE} has {ours} {json.dumps(options[ours])}, but {CONFIG_FILE} beside it does "
-                f"not say {theirs}, and transformers then takes {instead}: write {said} into {CONFIG_FILE}, or "
-                f"{instead} if the model was trained so"
-            )
-    backend.normalizer = normalizers.BertNormalizer(clean_text=options["clean_text"], **wanted)
-
-
-def _effect(options: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What the fields of a BertNormalizer come to: accents go with the capitals where nothing is said."""
-    strip = options["lowercase"] if options["strip_accents"] is None else options["strip_accents"]
-    return options["lowercase"], strip, options["handle_chinese_chars"]
-
-
-def _add_tokens(path: Path, backend: tokenizers.Tokenizer) -> None:
-    """The tokens of added_tokens.json, beside vocab.txt."""
-    for token, id_ in read_added_tokens(path).items():
-        if backend.token_to_id(token) is None:
-            backend.add_tokens([tokenizers.AddedToken(token, normalized=True)])
-        if backend.token_to_id(token) != id_:
-            raise DataError(
-                f"{path} gives the token {token!r} the id {id_}, but after {VOCABULARY_FILE} it is "
-                f"{backend.token_to_id(token)}; the two do not belong together"
-            )
+    length = max(map(len, sequences), default=0)
+    ids = np.full((len(sequences), length), pad_id, dtype=np.int32)
+    mask = np.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = sequence
+        mask[row, : len(sequence)] = 1
+    return ids, mask

@@ -1,4 +1,7 @@
-"""The files that a tokenizer is kept in, as they are on the disk: names, fields, and what is wrong with them."""
+"""Read and check the files of a tokenizer on disk. A side road: only `tokenizer.py` needs it.
+
+It knows the files' names and fields, which file wins if two contradict each other, and the errors to report.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+from tokenizers import normalizers
+
 from minibert.errors import DataError
 
 TOKENIZER_FILE, VOCABULARY_FILE = "tokenizer.json", "vocab.txt"
 CONFIG_FILE, SPECIAL_FILE = "tokenizer_config.json", "special_tokens_map.json"
 ADDED_FILE = "added_tokens.json"
 
-# What transformers calls a tokenizer that is read from tokenizer.json and nothing else. Of a BertTokenizer it takes
-# only the vocabulary from there, and makes normalizer and pre-tokenizer itself, as tokenizer_config.json says.
+# The class name for which transformers takes everything from tokenizer.json. For a BertTokenizer it takes only the
+# vocabulary from there, and makes normalizer and pre-tokenizer itself, following tokenizer_config.json.
 GENERIC_CLASS = "PreTrainedTokenizerFast"
-GENERIC_CLASSES = (GENERIC_CLASS, "TokenizersBackend")  # its name before and since transformers 5
+GENERIC_CLASSES = (GENERIC_CLASS, "TokenizersBackend")  # the names before and since transformers 5
 
-# For each field of BertNormalizer: what tokenizer_config.json calls it, and what it is if that file does not say.
+# Field of BertNormalizer -> (its name in tokenizer_config.json, its value if that file lacks it).
 NORMALIZER_FIELDS: dict[str, tuple[str, bool | None]] = {
     "lowercase": ("do_lower_case", True),
     "strip_accents": ("strip_accents", None),
@@ -26,45 +32,48 @@ NORMALIZER_FIELDS: dict[str, tuple[str, bool | None]] = {
 }
 
 
-def check_config(path: Path, config: Mapping[str, Any], roles: Iterable[str]) -> None:
-    """That the fields that are heeded are of the right kind, before the library stumbles over them.
+def check_config(path: Path, config: Mapping[str, Any], token_fields: Iterable[str]) -> None:
+    """Check the types of the fields that `Tokenizer.load` uses, before the library fails on them.
 
     Args:
-        path: of tokenizer_config.json, for the message.
+        path: tokenizer_config.json, for the message.
         config: its fields.
-        roles: those of the special tokens.
+        token_fields: the fields that name special tokens, such as "mask_token".
 
     Raises:
-        DataError: one is of another kind; names it.
+        DataError: a field has the wrong type; the message names it.
     """
-    for role in roles:
-        entry = config.get(role)
+    for field in token_fields:
+        entry = config.get(field)
         content = entry.get("content") if isinstance(entry, dict) else entry
         if entry is not None and not isinstance(content, str):
-            raise DataError(f"{path}: {role} must be a token or an object with its content")
+            raise DataError(f'{path}: {field} must be a string, or an object with the token in its field "content"')
     for theirs, default in NORMALIZER_FIELDS.values():
         value = config.get(theirs, default)
         if not isinstance(value, bool) and not (value is default is None):
             raise DataError(f"{path}: {theirs} must be true or false, not {json.dumps(value)}")
 
 
-def longest_sequence(config: Mapping[str, Any]) -> int | None:
-    """What tokenizer_config.json says; transformers writes 10^30 where nothing is known, sometimes as a float."""
+def read_max_length(config: Mapping[str, Any]) -> int | None:
+    """Return model_max_length of tokenizer_config.json, or None if it is unknown.
+
+    Transformers writes 10^30 if it does not know the length, sometimes as a float.
+    """
     length = config.get("model_max_length")
     known = isinstance(length, int) and not isinstance(length, bool) and 0 < length < 2**31
     return length if known else None
 
 
-def token_of(entry: str | Mapping[str, Any]) -> str:
-    """A special token is written as a string or as an object with its flags."""
+def read_token(entry: str | Mapping[str, Any]) -> str:
+    """Return a special token, which is written either as a string or as an object with the token and its flags."""
     return entry if isinstance(entry, str) else str(entry["content"])
 
 
 def read_added_tokens(path: Path) -> dict[str, int]:
-    """Token -> id, in the order of the ids, from added_tokens.json, which old versions of transformers wrote.
+    """Read token -> id, in the order of the ids, from added_tokens.json, which old versions of transformers wrote.
 
     Raises:
-        DataError: the file is damaged.
+        DataError: the file is not a JSON object of whole numbers.
     """
     tokens = read_json(path)
     if wrong := [token for token, id_ in tokens.items() if type(id_) is not int]:
@@ -73,10 +82,10 @@ def read_added_tokens(path: Path) -> dict[str, int]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a file holds; an empty one if there is no such file.
+    """Read the JSON object in a file; return an empty one if there is no such file.
 
     Raises:
-        DataError: something else is there.
+        DataError: the file does not hold a JSON object.
     """
     if not path.is_file():
         return {}
@@ -90,7 +99,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
-    """Token -> id, which is its line; of a token that stands in two lines the last, as in Hugging Face.
+    """Read token -> id from vocab.txt. The id is the number of the line, from 0.
+
+    If a token is in two lines, the last one counts, as in Hugging Face.
 
     Raises:
         DataError: the file is not UTF-8.
@@ -102,3 +113,84 @@ def read_vocabulary(path: Path) -> dict[str, int]:
     if tokens[-1] == "":
         tokens.pop()
     return {token: id_ for id_, token in enumerate(tokens)}
+
+
+def check_vocabulary(folder: Path, backend: tokenizers.Tokenizer) -> None:
+    """Check that a vocab.txt beside tokenizer.json gives every token the same id. Other programs prefer vocab.txt.
+
+    Raises:
+        DataError: a token has another id in vocab.txt.
+    """
+    path = folder / VOCABULARY_FILE
+    if not path.is_file():
+        return
+    ids = backend.get_vocab(with_added_tokens=True)
+    for token, number in read_vocabulary(path).items():
+        if ids.get(token) != number and token != name_unused(number):
+            raise DataError(
+                f"{path} says that the token {token!r} has the id {number}, {TOKENIZER_FILE} beside it says "
+                f"{ids.get(token, 'that there is no such token')}: the files belong to different vocabularies; keep "
+                "the one that belongs to the model, and remove the other"
+            )
+
+
+def apply_config(folder: Path, backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
+    """Normalize text as tokenizer_config.json says, even if tokenizer.json says otherwise, as in Hugging Face.
+
+    Raises:
+        DataError: tokenizer_config.json lacks a field, and the field's default contradicts tokenizer.json. Hugging
+            Face takes the default, which is hardly intended: a cased vocabulary would get lower-cased text.
+    """
+    options = read_normalizer(backend)
+    if not options:
+        return
+    wanted = {ours: config.get(theirs, default) for ours, (theirs, default) in NORMALIZER_FIELDS.items()}
+    if _effect(options) == _effect(wanted):
+        return
+    for ours, (theirs, default) in NORMALIZER_FIELDS.items():
+        if theirs not in config and options[ours] != default:
+            said, instead = json.dumps({theirs: options[ours]}), json.dumps(default)
+            raise DataError(
+                f"{folder / TOKENIZER_FILE} has {ours} {json.dumps(options[ours])}, but {CONFIG_FILE} beside it does "
+                f"not say {theirs}, and transformers then takes {instead}: write {said} into {CONFIG_FILE}, or "
+                f"{json.dumps({theirs: default})} if the model was trained that way"
+            )
+    backend.normalizer = normalizers.BertNormalizer(clean_text=options["clean_text"], **wanted)
+
+
+def _effect(options: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return (lowercase, strip accents, handle Chinese); without a setting, accents are stripped if lowercasing."""
+    strip = options["lowercase"] if options["strip_accents"] is None else options["strip_accents"]
+    return options["lowercase"], strip, options["handle_chinese_chars"]
+
+
+def add_tokens(path: Path, backend: tokenizers.Tokenizer) -> None:
+    """Add the tokens of added_tokens.json to those of vocab.txt.
+
+    Raises:
+        DataError: a token would get another id than the file gives it.
+    """
+    for token, id_ in read_added_tokens(path).items():
+        if backend.token_to_id(token) is None:
+            backend.add_tokens([tokenizers.AddedToken(token, normalized=True)])
+        if backend.token_to_id(token) != id_:
+            raise DataError(
+                f"{path} gives the token {token!r} the id {id_}, but by {VOCABULARY_FILE} beside it the id is "
+                f"{backend.token_to_id(token)}: the files belong to different vocabularies; fetch both again"
+            )
+
+
+def read_normalizer(backend: tokenizers.Tokenizer) -> dict[str, Any]:
+    """Return the fields of the tokenizer's BertNormalizer; empty if it has another normalizer."""
+    options = read_part(backend.normalizer)
+    return options if options.get("type") == "BertNormalizer" else {}
+
+
+def read_part(part: Any) -> dict[str, Any]:
+    """Return the fields that tokenizer.json has for a part of the tokenizer; empty if the part is None."""
+    return {} if part is None else dict(json.loads(part.__getstate__()))
+
+
+def name_unused(id_: int) -> str:
+    """Return the line that stands in vocab.txt for an id without a token."""
+    return f"[unused {id_}]"

@@ -1,1 +1,1 @@
-"""Fine-tuning a classifier of texts from any BERT, and predicting with it; on the host, like `minibert.data`."""
+"""Fine-tune a classifier of texts from any BERT, and predict with it."""

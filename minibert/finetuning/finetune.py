@@ -1,12 +1,14 @@
-"""Fine-tuning: epochs over labelled texts, an evaluation after each, and the best epoch kept."""
+"""Fine-tune a classifier: train for some epochs, evaluate after each, and keep the best epoch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from minibert.data.permutation import permute
 from minibert.errors import NonFiniteError, TrainingError
@@ -14,6 +16,7 @@ from minibert.finetuning.labelled_texts import LabelledText
 from minibert.finetuning.scores import Scores
 from minibert.finetuning.text_classifier import EncodedText, TextClassifier
 from minibert.gradients import MiniBERTGradients
+from minibert.model import MiniBERT
 from minibert.optimizer import AdamW, linear_schedule
 from minibert.options import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SEED, at_least, check_options, option
 from minibert.random_bits import Stream, derive_key
@@ -89,7 +92,13 @@ class FineTuning:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What came of one epoch: its number from 1, the mean training loss in nats, the evaluation."""
+    """The results of one epoch.
+
+    Attributes:
+        number: of the epoch, from 1.
+        training_loss: the mean over all training texts, in nats.
+        evaluation: the scores on the evaluation texts after the epoch.
+    """
 
     number: int
     training_loss: float
@@ -97,16 +106,29 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FineTuningResult:
     """How a fine-tuning ended.
 
     Attributes:
-        best: the epoch with the lowest evaluation loss; None if it was interrupted before one was finished.
-        finished: False if it was interrupted.
+        best: the epoch with the lowest evaluation loss; None if the first epoch was interrupted.
+        finished: False if the training was interrupted.
     """
 
     best: Epoch | None
     finished: bool
+
+
+@dataclass(frozen=True)
+class _EncodedTexts:
+    """n labelled texts as tokens.
+
+    Attributes:
+        texts: n texts.
+        classes: (n,) the numbers of their classes.
+    """
+
+    texts: list[EncodedText]
+    classes: npt.NDArray[np.int64]
 
 
 def finetune(
@@ -116,83 +138,112 @@ def finetune(
     settings: FineTuning,
     report: Callable[[Epoch], None] = lambda epoch: None,
     interrupted: Callable[[], bool] = lambda: False,
-) -> Outcome:
-    """Trains the classifier, in place; it ends with the parameters of its best epoch.
+) -> FineTuningResult:
+    """Train the classifier in place, and leave it with the parameters of its best epoch.
 
     Args:
-        classifier: to train; dropout as its config says, drawn by the seed of its model.
+        classifier: to train. Its config says how much dropout there is, and the seed of its model draws it.
         train: texts to train on.
         evaluation: texts that decide which epoch is the best, and when to stop.
-        settings: how.
+        settings: how to train.
         report: called after every epoch.
-        interrupted: asked before every step; True ends the training, and the epoch that was begun does not count.
+        interrupted: asked before every step. True ends the training, and the current epoch does not count.
 
     Returns:
-        The best epoch, if one was finished, and whether all was done that was to be done. The parameters are those of
-        that epoch, or those of the beginning.
+        The best epoch, and whether the training was interrupted. Without a finished epoch, the parameters are
+        those of the beginning.
 
     Raises:
-        TrainingError: an evaluation label that no training text has.
+        TrainingError: an evaluation text has a label that no training text has.
         NonFiniteError: the loss became NaN or infinite.
     """
-    model = classifier.model
     check_labels(classifier.labels, evaluation)
-    encoded, classes = _prepared(classifier, train)
-    held_out, held_out_classes = _prepared(classifier, evaluation)
-    gradients = MiniBERTGradients(model)
-    optimizer = AdamW(model, weight_decay=settings.weight_decay)
-    steps_per_epoch = math.ceil(len(encoded) / settings.batch_size)
+    training_texts, evaluation_texts = _encode(classifier, train), _encode(classifier, evaluation)
+    model = classifier.model
+    gradients, optimizer = MiniBERTGradients(model), AdamW(model, weight_decay=settings.weight_decay)
     best: Epoch | None = None
-    best_parameters = model.backend.to_numpy(model.parameters.flat).copy()
+    best_parameters = _copy_of_parameters(model)
     finished = True
     for number in range(1, settings.epochs + 1):
-        order = permute(np.arange(len(encoded)), len(encoded), derive_key(settings.seed, Stream.ORDER, number))
-        total: float = 0.0
-        for start in range(0, len(encoded), settings.batch_size):
-            if interrupted():
-                finished = False
-                break
-            chosen = order[start : start + settings.batch_size]
-            ids, mask, types = classifier.arrays([encoded[index] for index in chosen])
-            _, cache = model.classify(ids, mask, types, dropout_step=optimizer.steps, unpad=True)
-            loss = gradients.backward_classification(cache, classes[chosen])
-            rate = settings.rate(optimizer.steps, steps_per_epoch * settings.epochs)
-            optimizer.step(gradients.gradients, rate)
-            total += float(loss) * len(chosen)
-            if not math.isfinite(total):
-                step = optimizer.steps
-                raise NonFiniteError(f"the loss is {float(loss)} at step {step}; lower --learning-rate", step)
-        if not finished:
+        training_loss = _train_epoch(classifier, training_texts, settings, number, gradients, optimizer, interrupted)
+        if training_loss is None:
+            finished = False
             break
-        scores = Scores.of(classifier.labels, classifier.probabilities(held_out), held_out_classes)
-        if not math.isfinite(scores.loss):  # the last step may be the one that ruins the parameters
-            step = optimizer.steps
-            raise NonFiniteError(f"the evaluation loss is {scores.loss} after step {step}; lower --learning-rate", step)
-        epoch = Epoch(number, total / len(encoded), scores)
+        epoch = Epoch(number, training_loss, _evaluate(classifier, evaluation_texts, optimizer.steps))
         report(epoch)
-        if best is None or scores.loss < best.evaluation.loss:
-            best, best_parameters = epoch, model.backend.to_numpy(model.parameters.flat).copy()
+        if best is None or epoch.evaluation.loss < best.evaluation.loss:
+            best, best_parameters = epoch, _copy_of_parameters(model)
         elif settings.patience is not None and number - best.number >= settings.patience:
             break
     model.parameters.flat[...] = model.backend.asarray(best_parameters)
-    return Outcome(best, finished)
+    return FineTuningResult(best, finished)
 
 
 def check_labels(labels: Sequence[str], evaluation: Sequence[LabelledText]) -> None:
-    """That the classifier knows every label it is evaluated on.
+    """Refuse evaluation texts with a label that the classifier does not know.
 
     Raises:
-        TrainingError: it does not; names the label.
+        TrainingError: names the label.
     """
     if unknown := sorted({example.label for example in evaluation} - set(labels)):
         raise TrainingError(f"the classifier does not know the label {unknown[0]!r}: no training text has it")
 
 
-def _prepared(
-    classifier: TextClassifier, examples: Sequence[LabelledText]
-) -> tuple[list[EncodedText], np.ndarray[tuple[int], np.dtype[np.int64]]]:
-    """The encoded texts, and the numbers of their classes (n,)."""
+def _encode(classifier: TextClassifier, examples: Sequence[LabelledText]) -> _EncodedTexts:
     number_of = {label: number for number, label in enumerate(classifier.labels)}
     pairs = None if examples[0].pair is None else [str(example.pair) for example in examples]
-    encoded = classifier.encode([example.text for example in examples], pairs)
-    return encoded, np.array([number_of[example.label] for example in examples], dtype=np.int64)
+    texts = classifier.encode([example.text for example in examples], pairs)
+    return _EncodedTexts(texts, np.array([number_of[example.label] for example in examples], dtype=np.int64))
+
+
+def _copy_of_parameters(model: MiniBERT) -> npt.NDArray[Any]:
+    """Return all parameters (P,), on the host."""
+    return model.backend.to_numpy(model.parameters.flat).copy()
+
+
+def _train_epoch(
+    classifier: TextClassifier,
+    training: _EncodedTexts,
+    settings: FineTuning,
+    number: int,
+    gradients: MiniBERTGradients,
+    optimizer: AdamW,
+    interrupted: Callable[[], bool],
+) -> float | None:
+    """Train on every text once, in an order that depends on the seed and the number of the epoch.
+
+    Returns:
+        The mean loss in nats; None if the epoch was interrupted.
+
+    Raises:
+        NonFiniteError: the loss became NaN or infinite.
+    """
+    texts, count = training.texts, len(training.texts)
+    order = permute(np.arange(count), count, derive_key(settings.seed, Stream.ORDER, number))
+    steps = settings.epochs * math.ceil(count / settings.batch_size)  # of all epochs
+    total = 0.0
+    for start in range(0, count, settings.batch_size):
+        if interrupted():
+            return None
+        chosen = order[start : start + settings.batch_size]
+        ids, mask, types = classifier.arrays([texts[index] for index in chosen])
+        _, cache = classifier.model.classify(ids, mask, types, dropout_step=optimizer.steps, unpad=True)
+        loss = gradients.backward_classification(cache, training.classes[chosen])
+        optimizer.step(gradients.gradients, settings.rate(optimizer.steps, steps))
+        total += float(loss) * len(chosen)
+        if not math.isfinite(total):
+            step = optimizer.steps
+            raise NonFiniteError(f"the loss is {float(loss)} at step {step}; lower --learning-rate", step)
+    return total / count
+
+
+def _evaluate(classifier: TextClassifier, held_out: _EncodedTexts, step: int) -> Scores:
+    """Return the scores on the evaluation texts.
+
+    Raises:
+        NonFiniteError: the loss is NaN or infinite, because the last step ruined the parameters.
+    """
+    scores = Scores.of(classifier.labels, classifier.probabilities(held_out.texts), held_out.classes)
+    if not math.isfinite(scores.loss):
+        raise NonFiniteError(f"the evaluation loss is {scores.loss} after step {step}; lower --learning-rate", step)
+    return scores

@@ -1,10 +1,10 @@
-"""Labelled texts from CSV or JSON lines."""
+"""Read labelled texts from CSV or JSON lines, and hold some out for evaluation."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from minibert.random_bits import Stream, derive_key
 
 @dataclass(frozen=True)
 class LabelledText:
-    """A text, or a pair of texts, and the name of its class."""
+    """A text or a pair of texts, with the name of its class."""
 
     text: str
     pair: str | None
@@ -28,17 +28,21 @@ class LabelledText:
 def read_labelled_texts(
     path: Path, text_column: str, label_column: str, text_pair_column: str | None = None
 ) -> list[LabelledText]:
-    """All rows of a `.csv` (with a line of column names) or `.jsonl` file (one object a line).
+    """Read all rows of a `.csv` file (the first line holds the column names) or a `.jsonl` file (one object a line).
 
     Args:
-        path: UTF-8.
-        text_column: the column, or field, of the text.
-        label_column: of the class. Numbers and booleans are taken as they are written, here and as texts.
-        text_pair_column: of a second text, if there is one.
+        path: of a UTF-8 file.
+        text_column: the name of the column, or JSON field, with the text.
+        label_column: the column with the name of the class.
+        text_pair_column: the column with a second text; None for single texts.
+
+    Returns:
+        The texts in the order of the file. Numbers and booleans become the text that JSON writes for them.
 
     Raises:
-        TrainingError: another kind of file, no rows, or a row without one of the columns, with nothing or with a
-            list or an object in it, or with another number of fields than there are names; names file and row.
+        TrainingError: the file is neither CSV nor JSON lines, has no rows, or has a row in which one of the columns is
+            missing, empty, a list or an object, or the number of fields is wrong; names file and line.
+        OSError: the file cannot be read.
     """
     readers = {".csv": _csv_rows, ".jsonl": _json_rows}
     if path.suffix not in readers:
@@ -47,33 +51,42 @@ def read_labelled_texts(
     examples = []
     try:
         for number, row in readers[path.suffix](path):
-            values = [row.get(column) for column in columns]
-            for column, value in zip(columns, values, strict=True):
-                if column not in row:
-                    has = ", ".join(map(repr, row))
-                    raise TrainingError(
-                        f"{path}, line {number}: there is no column {column!r}; this row has {has or 'nothing'}"
-                    )
-                if value is None or value == "":
-                    raise TrainingError(f"{path}, line {number}: {column!r} is empty; leave the row out or fill it in")
-                if isinstance(value, list | dict):
-                    raise TrainingError(
-                        f"{path}, line {number}: {column!r} must be a string, not a {type(value).__name__}; write it "
-                        "out as one, or name another column"
-                    )
-            text, label, *pair = (value if isinstance(value, str) else json.dumps(value) for value in values)
+            text, label, *pair = (_cell(row, column, f"{path}, line {number}") for column in columns)
             examples.append(LabelledText(text, pair[0] if pair else None, label))
     except UnicodeDecodeError as error:
-        raise TrainingError(f"{path}: byte {error.start} is not UTF-8") from error
+        raise TrainingError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
     if not examples:
         raise TrainingError(f"{path} has no rows")
     return examples
 
 
+def _cell(row: Mapping[str, Any], column: str, place: str) -> str:
+    """Return the text in a column of a row.
+
+    Raises:
+        TrainingError: the column is missing, empty, a list or an object; names the place.
+    """
+    if column not in row:
+        names = ", ".join(map(repr, row))
+        raise TrainingError(f"{place}: there is no column {column!r}; this row has {names or 'nothing'}")
+    value = row[column]
+    if value is None or value == "":
+        raise TrainingError(f"{place}: {column!r} is empty; fill it in or remove the row")
+    if isinstance(value, list | dict):
+        raise TrainingError(
+            f"{place}: {column!r} must be a string, not a {type(value).__name__}; write it as a string, or name "
+            "another column"
+        )
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the line number and the fields of every row."""
     csv.field_size_limit(2**31 - 1)  # a text may be longer than 128 KiB
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)  # otherwise a quote that is never closed swallows the rows after it
+        reader = csv.reader(
+            file, strict=True
+        )  # without strict, a quote that is never closed swallows all rows after it
         names: list[str] | None = None
         try:
             for fields in reader:
@@ -85,21 +98,22 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                         raise TrainingError(f"{path}: two columns are called {', '.join(map(repr, sorted(twice)))}")
                     continue
                 if len(fields) != len(names):
-                    raise TrainingError(f"{path}, line {reader.line_num}: {_miscounted(names, fields)}")
+                    raise TrainingError(f"{path}, line {reader.line_num}: {_wrong_field_count(names, fields)}")
                 yield reader.line_num, dict(zip(names, fields, strict=True))
         except csv.Error as error:
             raise TrainingError(f"{path}, line {reader.line_num}: this is not CSV ({error})") from error
 
 
-def _miscounted(names: Sequence[str], fields: Sequence[str]) -> str:
-    """What is wrong with a row of too many or too few fields: its text would pass for its label."""
+def _wrong_field_count(names: Sequence[str], fields: Sequence[str]) -> str:
+    """Return the error message for a row with too many or too few fields, in which a text could be read as a label."""
     counts = f"there are {len(fields)} fields, but {len(names)} column names"
     if len(fields) > len(names):
-        return f'{counts}; a text with a comma in it must stand in quotes ("like this, for example")'
+        return f'{counts}; a text that contains a comma must stand in quotes ("like this, for example")'
     return f"{counts}; a comma is missing, or a quote is in the wrong place"
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the line number and the fields of every object."""
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -108,7 +122,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 row = json.loads(line)
             except RecursionError as error:
                 raise TrainingError(f"{path}, line {number}: this is nested too deeply to be read") from error
-            except ValueError as error:  # no JSON, or a number of too many digits
+            except ValueError as error:  # not JSON, or a number with too many digits
                 message = error.msg if isinstance(error, json.JSONDecodeError) else error
                 raise TrainingError(f"{path}, line {number}: this is not JSON ({message})") from error
             if not isinstance(row, dict):
@@ -117,31 +131,35 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def labels_of(examples: Sequence[LabelledText]) -> list[str]:
-    """The names of the classes, in order: of numbers if all are numbers.
+    """Return the names of the classes, sorted: by value if all of them are numbers, otherwise as texts.
 
     Raises:
-        TrainingError: fewer than two.
+        TrainingError: fewer than two classes.
     """
     labels = sorted({example.label for example in examples})
     if all(label.isdecimal() for label in labels):
         labels.sort(key=int)
     if len(labels) < 2:
-        raise TrainingError(f"there is nothing to tell apart: every text has the label {labels[0]!r}")
+        raise TrainingError(f"a classifier needs at least two labels, but every text has the label {labels[0]!r}")
     return labels
 
 
 def hold_out(
     examples: Sequence[LabelledText], share: float, seed: int
 ) -> tuple[list[LabelledText], list[LabelledText]]:
-    """Texts to train on and texts to evaluate on, with about the share of every class in the latter.
+    """Split texts into texts to train on and texts to evaluate on, class by class.
 
     Args:
-        examples: to divide.
-        share: of the texts to evaluate on, between 0 and 1; at least one text of each class is trained on.
-        seed: decides which.
+        examples: the texts to split.
+        share: the share of every class to evaluate on, between 0 and 1. At least one text of each class is kept for
+            training.
+        seed: decides which texts are held out.
+
+    Returns:
+        (training texts, evaluation texts), both in the order of `examples`.
 
     Raises:
-        TrainingError: too few texts to hold any out.
+        TrainingError: there are too few texts to hold any out.
     """
     held_out: set[int] = set()
     for number, label in enumerate(labels_of(examples)):

@@ -1,1 +1,1 @@
-"""Hugging Face checkpoint folders, read and written."""
+"""Read and write checkpoint folders in Hugging Face's format."""

@@ -1,7 +1,7 @@
-"""Hugging Face's `config.json` of a BERT, in and out.
+"""Read and write Hugging Face's `config.json` of a BERT.
 
-Fields that change what a BERT computes are honoured or refused by name; null means the default, as it does for
-`transformers`. All other fields are left alone.
+Fields that change what a BERT computes are used, or refused by name. Null means the default, as in `transformers`.
+All other fields are ignored.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from minibert.huggingface.tensor_files import read_json
 CONFIG_FILE = "config.json"
 CLASSIFIER = "BertForSequenceClassification"
 
-_DEFAULTS = {"num_attention_heads": 12, "intermediate_size": 3072}  # where theirs differ from ours
-_ONLY = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
-_SAME_ACTIVATION = {"gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_new"}  # other names of the same functions
+_DEFAULTS = {"num_attention_heads": 12, "intermediate_size": 3072}  # of transformers, where Mini-BERT's differ
+_ONLY_VALUES = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+_OTHER_NAMES = {"gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_new"}  # of the same activations
 
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """A `config.json` that was read.
+    """The content of a `config.json`, checked.
 
     Attributes:
-        path: of the file.
-        fields: its content, without nulls.
-        config: the sizes, without labels.
-        architectures: the classes of transformers that the file names.
+        path: where the file lies.
+        fields: the fields of the file that are not null.
+        config: the sizes, without the names of classes.
+        architectures: the Python classes of `transformers` that the file names.
     """
 
     path: Path
@@ -43,44 +43,47 @@ class ConfigFile:
 
     @classmethod
     def read(cls, folder: Path) -> ConfigFile:
-        """Of a folder.
+        """Read the `config.json` of a folder.
 
         Raises:
-            PretrainedError: no BERT, or one that Mini-BERT does not compute exactly.
+            PretrainedError: the file is missing or damaged, or describes no BERT, or one that Mini-BERT cannot compute
+                exactly.
         """
         path = folder / CONFIG_FILE
         if not path.exists() and before_save(path).exists():
             raise PretrainedError(
-                f"{folder} has no {CONFIG_FILE}: a save into it was cut off, and its weights are the old ones or the "
-                f"new ones; save the model again ({before_save(path).name} is the old config)"
+                f"{folder} has no {CONFIG_FILE}, because saving a model into it was interrupted; its weights may be "
+                f"the old ones or the new ones, so save the model again ({before_save(path).name} is the old config)"
             )
         fields = {name: value for name, value in read_json(path).items() if value is not None}
         architectures = fields.get("architectures", [])
         if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
             raise PretrainedError(f"{path}: architectures must be a list of names, not {architectures!r}")
         if fields.get("model_type", "bert") != "bert":
-            raise PretrainedError(f"{path}: model_type is {fields['model_type']!r}; Mini-BERT is BERT and nothing else")
-        for name, only in _ONLY.items():
+            raise PretrainedError(f"{path}: model_type is {fields['model_type']!r}; Mini-BERT reads BERT models only")
+        for name, only in _ONLY_VALUES.items():
             if fields.get(name, only) != only:
                 raise PretrainedError(f"{path}: {name} is {fields[name]!r}; Mini-BERT computes {only!r} only")
         missing = [name for name in ("vocab_size", "hidden_size", "num_hidden_layers") if name not in fields]
         if missing:
-            raise PretrainedError(f"{path}: {', '.join(missing)} is missing; this is no BERT's config")
+            raise PretrainedError(f"{path}: {', '.join(missing)} is missing; this is not the config of a BERT")
         sizes = {**_DEFAULTS, **fields, "labels": (), "problem_type": None}
         activation = sizes.get("hidden_act")
         if isinstance(activation, str):
-            sizes["hidden_act"] = _SAME_ACTIVATION.get(activation, activation)
+            sizes["hidden_act"] = _OTHER_NAMES.get(activation, activation)
         try:
             config = MiniBERTConfig.from_dict(sizes)
         except (TypeError, ValueError) as error:
             raise PretrainedError(f"{path}: {error}") from error
         return cls(path, fields, config, tuple(architectures))
 
-    def of_classifier(self) -> MiniBERTConfig:
-        """The config with the classes that the file names, in the order of their numbers; LABEL_0 ... where not.
+    def with_classes(self) -> MiniBERTConfig:
+        """Return the config with the names of the classes, in the order of their numbers.
+
+        Classes that the file does not name are called LABEL_0, LABEL_1, ..., as in `transformers`.
 
         Raises:
-            PretrainedError: the classes are not numbered from 0 on, or make no classifier.
+            PretrainedError: the classes are not numbered from 0 to C - 1, or a field about them has a wrong value.
         """
         named = self.fields.get("id2label")
         if named is None:
@@ -99,7 +102,7 @@ class ConfigFile:
 
 
 def config_fields(config: MiniBERTConfig, heads: tuple[str, ...], dtype: str) -> dict[str, Any]:
-    """What to write as `config.json` for a model with these heads, its parameters stored as `dtype`."""
+    """Return the content of `config.json` for a model with these heads whose parameters are stored as `dtype`."""
     sizes = config.to_dict()
     labels, problem_type = sizes.pop("labels"), sizes.pop("problem_type")
     fields = {
@@ -121,7 +124,7 @@ def config_fields(config: MiniBERTConfig, heads: tuple[str, ...], dtype: str) ->
 
 
 def _architecture(heads: tuple[str, ...]) -> str:
-    """What transformers calls a BERT with these heads."""
+    """Return the name of the class of `transformers` that has these heads."""
     if "classifier" in heads:
         return CLASSIFIER
     if "next_sentence" in heads:

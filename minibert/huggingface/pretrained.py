@@ -1,9 +1,12 @@
-"""Hugging Face checkpoints in and out: `config.json` and `model.safetensors` of a BERT.
+"""Read a BERT from a folder in Hugging Face's format, and write one.
 
-Read are the files that `transformers` and its users have written over the years: with or without the `bert.`
-prefix, with `gamma` and `beta` of old checkpoints, in one file or in shards, in float16 or bfloat16, with any
-of the heads missing. Written is what `BertForPreTraining.from_pretrained` loads. What cannot be computed
-exactly is refused by name; pickles are refused altogether.
+Reading accepts the files that `transformers` and its users have written over the years: tensors with and without
+the prefix `bert.`, the old names `gamma` and `beta`, one file or several shards, float16 and bfloat16, and folders
+that lack some heads. A model that Mini-BERT cannot compute exactly is refused, and the error names the reason.
+Pickled weights are never loaded.
+
+This module knows the names and makes the checks. `MiniBERT.from_pretrained` puts the model together from a
+`PretrainedModel`, and `MiniBERT.save_pretrained` calls `write_pretrained`.
 """
 
 from __future__ import annotations
@@ -11,9 +14,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from backends import Array, Backend
@@ -22,278 +25,364 @@ from minibert.errors import NoClassifierError, PretrainedError
 from minibert.files import write_tensors_and_text
 from minibert.huggingface.config_file import CLASSIFIER, CONFIG_FILE, ConfigFile, config_fields
 from minibert.huggingface.tensor_files import WEIGHTS_FILE, StoredTensors, shards_of
-from minibert.model import MiniBERT
-from minibert.parameters import CLASSIFICATION_HEADS, HEADS, PRETRAINING_HEADS, Layout, head_of, initialise
+from minibert.huggingface.tensor_names import (
+    DECODER_BIAS,
+    DECODER_WEIGHT,
+    current_name,
+    hugging_face_name,
+    is_constant,
+    layer_number,
+)
+from minibert.parameters import (
+    CLASSIFICATION_HEADS,
+    HEADS,
+    PRETRAINING_HEADS,
+    Layout,
+    NamedArrays,
+    Shape,
+    head_of,
+    initialise,
+)
 
 __all__ = [
+    "PretrainedModel",
     "PretrainedWarning",
-    "from_pretrained",
     "hugging_face_name",
-    "save_pretrained",
+    "write_pretrained",
 ]
 
-_ROOTS = {  # the first words of a name: ours -> theirs
-    "token_embeddings": "bert.embeddings.word_embeddings.weight",
-    "position_embeddings": "bert.embeddings.position_embeddings.weight",
-    "token_type_embeddings": "bert.embeddings.token_type_embeddings.weight",
-    "embeddings.layer_norm": "bert.embeddings.LayerNorm",
-    "mlm.dense": "cls.predictions.transform.dense",
-    "mlm.layer_norm": "cls.predictions.transform.LayerNorm",
-    "mlm.bias": "cls.predictions.bias",
-    "pooler": "bert.pooler.dense",
-    "next_sentence": "cls.seq_relationship",
-    "classifier": "classifier",
-}
-_IN_LAYER = {
-    "attention.query": "attention.self.query",
-    "attention.key": "attention.self.key",
-    "attention.value": "attention.self.value",
-    "attention.output": "attention.output.dense",
-    "attention.layer_norm": "attention.output.LayerNorm",
-    "intermediate": "intermediate.dense",
-    "output": "output.dense",
-    "output.layer_norm": "output.LayerNorm",
-}
-_HEADS = {  # for people
+_HEADS_FOR_PEOPLE = {
     "mlm": "masked-language-model head",
     "pooler": "pooler",
     "next_sentence": "next-sentence head",
     "classifier": "classifier",
 }
-_BUFFERS = re.compile(r"(^|\.)(position_ids|token_type_ids)$")  # constants that old versions of theirs stored
-_DECODER_WEIGHT, _DECODER_BIAS = "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"
 
 
 class PretrainedWarning(UserWarning):
-    """Something in a checkpoint was left alone, or something was missing and drawn afresh."""
-
-
-def hugging_face_name(name: str) -> str:
-    """What Hugging Face's `BertForPreTraining` calls a parameter: `mlm.bias` -> `cls.predictions.bias`."""
-    if name in _ROOTS:
-        return _ROOTS[name]
-    root, kind = name.rsplit(".", 1)
-    if match := re.fullmatch(r"layers\.(\d+)\.(.+)", root):
-        return f"bert.encoder.layer.{match[1]}.{_IN_LAYER[match[2]]}.{kind}"
-    return f"{_ROOTS[root]}.{kind}"
-
-
-def _canonical_name(stored: str) -> str:
-    """The current name of a tensor that an older or bare checkpoint calls otherwise."""
-    name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", stored)
-    name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
-    if re.match(r"(embeddings|encoder|pooler)\.", name):
-        name = f"bert.{name}"
-    return name
+    """A tensor in a folder was not used, or a missing head was drawn at random."""
 
 
 # --- reading -------------------------------------------------------------------------------------------------
 
 
-def from_pretrained(
-    folder: str | os.PathLike[str],
-    *,
-    device: Backend | str = "cpu",
-    dtype: str = "float32",
-    kernels: str = "auto",
-    heads: Iterable[str] | None = None,
-    labels: Sequence[str] | None = None,
-    seed: int = 0,
-) -> MiniBERT:
-    """A model from a folder in Hugging Face's format.
+@dataclass(frozen=True)
+class PretrainedModel:
+    """A BERT in a folder: config and names are read and checked, the tensors are not copied yet.
 
-    Args:
-        folder: with `config.json` and `model.safetensors` (or its shards and their index).
-        device: "cpu", "cuda" or "cuda:N", or a `Backend`.
-        dtype: "float32" or "float64"; the stored weights are converted.
-        kernels: see `MiniBERT`.
-        heads: from `minibert.parameters.HEADS`, the heads to have; stored ones that are not among them are not
-            read. None: pooler and classifier of a `BertForSequenceClassification`, else the pretraining heads.
-        labels: the classes of a new classifier, which replaces a stored one unless that has the same labels.
-        seed: of the heads that the folder lacks, and of dropout.
+    The weights are copied once, from the mapped file to the arrays of the model, so the model is made in between.
 
-    Raises:
-        NoClassifierError: a classifier is asked for without labels, and the folder has none.
-        PretrainedError: the folder is no BERT, is damaged, or contradicts itself; names file and tensor.
-
-    Warns:
-        PretrainedWarning: heads that the folder lacks are drawn afresh (a new classifier goes without saying);
-            tensors that BERT lacks are left alone.
+    Attributes:
+        config: the sizes, and the classes of the classifier.
+        heads: the heads of the model, from `minibert.parameters.HEADS`.
+        absent_heads: those of the heads that the folder lacks; `copy_into` draws them at random.
+        tensors: the stored tensors, by their stored names.
+        sources: the name of a parameter -> the stored name of its tensor. Absent heads have none.
+        messages: what the user should know about tensors that are missing or not used.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise PretrainedError(f"{folder} is not a folder; nothing is downloaded: give the path of a checkpoint folder")
-    file = ConfigFile.read(folder)
-    tensors = StoredTensors(folder)
-    stored = _stored_names(tensors)
-    _check_layers(file.config, tensors, stored)
-    classifies = _classifies(file.architectures, stored)
-    config = file.of_classifier() if classifies else file.config
-    if not classifies or (labels is not None and tuple(labels) != config.labels):
-        # of other labels, or of an architecture that calls something else a classifier
-        unread = {name for name in stored if head_of(name) == "classifier"}
-    else:
-        unread = set()
-    if labels is not None and tuple(labels) != config.labels:
-        config = dataclasses.replace(config, labels=tuple(labels), problem_type=None)
-    if heads is None:
-        heads = CLASSIFICATION_HEADS if config.labels else PRETRAINING_HEADS
-    heads = tuple(heads)
-    if "classifier" in heads and not config.labels:
-        raise NoClassifierError(f"{folder} has none, and a classifier needs the names of its classes: give labels")
-    try:
-        layout = Layout.of(config, heads)
-    except ValueError as error:
-        raise PretrainedError(f"{folder}: {error}") from error
-    names = {name: hugging_face_name(name) for name in layout.shapes}
-    if names.get("mlm.bias") not in stored and _DECODER_BIAS in stored:
-        names["mlm.bias"] = _DECODER_BIAS
-    missing = {name for name in layout.shapes if names[name] not in stored or names[name] in unread}
-    absent_heads = _absent_heads(layout.shapes, missing)
-    if broken := sorted(name for name in missing if head_of(name) not in absent_heads):
-        raise PretrainedError(
-            f"{tensors.listing}: the tensor {names[broken[0]]} is missing ({len(broken)} in all); the file is "
-            f"incomplete, or {CONFIG_FILE} is another model's"
-        )
 
-    model = MiniBERT(config, backend=device, dtype=dtype, seed=seed, kernels=kernels, initialised=False, heads=heads)
-    initialise(model.parameters, config, model.backend, seed, missing)
-    for name, shape in layout.shapes.items():
-        if name in missing:
-            continue
-        theirs = stored[names[name]]
-        tensor = tensors[theirs]
-        if tensor.shape != shape:
+    config: MiniBERTConfig
+    heads: tuple[str, ...]
+    absent_heads: tuple[str, ...]
+    tensors: StoredTensors
+    sources: Mapping[str, str]
+    messages: tuple[str, ...]
+
+    @classmethod
+    def read(
+        cls,
+        folder: str | os.PathLike[str],
+        heads: Iterable[str] | None = None,
+        labels: Sequence[str] | None = None,
+    ) -> PretrainedModel:
+        """Read the config of a folder and find the tensor of every parameter.
+
+        Args:
+            folder: with `config.json` and `model.safetensors` (or its shards and their index).
+            heads: the heads to have; None: pooler and classifier of a `BertForSequenceClassification`, otherwise
+                the pretraining heads.
+            labels: the classes of a new classifier, which replaces a stored one with other labels.
+
+        Raises:
+            NoClassifierError: a classifier without labels is asked for, and the folder has none.
+            PretrainedError: the folder holds no BERT, is damaged, or contradicts itself; names file and tensor.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
             raise PretrainedError(
-                f"{tensors.file_of(theirs)}: the tensor {theirs} has the shape {tensor.shape}, but {CONFIG_FILE} "
-                f"asks for {shape}; one of the two files is another model's"
+                f"{folder} is not a folder; nothing is downloaded: give the path of a checkpoint folder"
             )
-        model.parameters[name][...] = model.backend.asarray(tensor, dtype=model.dtype)
-    if "mlm" in model.heads:
-        _check_decoder(tensors, stored)
-    _check_finite(model, tensors, {name: stored[names[name]] for name in names if name not in missing})
+        file = ConfigFile.read(folder)
+        tensors = StoredTensors(folder)
+        stored = _stored_names(tensors)
+        _check_layers(file.config, tensors, stored)
 
-    _report(folder, absent_heads, labels is not None, _unknown(config, stored, unread if labels is None else set()))
-    model.absent_heads = absent_heads
-    return model
+        config, use_classifier = _config_with_classes(file, stored, labels)
+        chosen = _chosen_heads(folder, config, heads)
+        shapes = _shapes(folder, config, chosen)
+        sources = _sources(shapes, stored, use_classifier)
+        absent_heads = _absent_heads(shapes, sources)
+        _check_complete(tensors, shapes, sources, absent_heads)
 
+        random_heads = [head for head in absent_heads if head != "classifier" or labels is None]
+        unknown = _unknown_tensors(config, stored, knows_classifier=use_classifier or labels is not None)
+        messages = tuple(_messages(folder, random_heads, unknown))
+        return cls(config, chosen, absent_heads, tensors, sources, messages)
 
-def _unknown(config: MiniBERTConfig, stored: Mapping[str, str], unread: set[str]) -> list[str]:
-    """The stored names of tensors that are no parameters of BERT, whichever heads were asked for."""
-    labelled = config if config.labels else dataclasses.replace(config, labels=("any",))
-    known = {hugging_face_name(name) for name in Layout.of(labelled, HEADS).shapes} - unread
-    known |= {_DECODER_WEIGHT, _DECODER_BIAS}
-    return sorted(name for theirs, name in stored.items() if theirs not in known)
+    def copy_into(self, parameters: NamedArrays, backend: Backend, seed: int) -> None:
+        """Copy the stored tensors into a model's parameters, and draw those of absent heads at random.
 
+        Args:
+            parameters: of a model with this config and these heads, all zero; the tensors are converted to its dtype.
+            backend: where the parameters live.
+            seed: of the parameters that are drawn.
 
-def _absent_heads(names: Iterable[str], missing: set[str]) -> tuple[str, ...]:
-    """The heads of which no parameter is stored; a head that is there in part is damage instead."""
-    parameters: dict[str, list[str]] = {}
-    for name in names:
-        parameters.setdefault(head_of(name), []).append(name)
-    return tuple(head for head in HEADS if head in parameters and missing.issuperset(parameters[head]))
+        Raises:
+            PretrainedError: a tensor has another shape or dtype than the model needs, contradicts another tensor,
+                or holds NaN or infinities; names file and tensor.
+        """
+        initialise(parameters, self.config, backend, seed, names=parameters.keys() - self.sources.keys())
+        for name, source in self.sources.items():
+            view = parameters[name]
+            tensor = self.tensors[source]
+            self._check_shape(source, tensor.shape, view.shape)
+            view[...] = backend.asarray(tensor, dtype=view.dtype)
+        if "mlm" in self.heads:
+            self._check_decoder()
+        self._check_finite(parameters, backend)
 
+    def warn(self, stacklevel: int) -> None:
+        """Issue the messages as warnings.
 
-def _same(one: Array, other: Array) -> bool:
-    return one.shape == other.shape and bool((one == other).all())
+        Args:
+            stacklevel: as for `warnings.warn` called in the place of this method.
+
+        Warns:
+            PretrainedWarning: one for each message.
+        """
+        for message in self.messages:
+            warnings.warn(message, PretrainedWarning, stacklevel=stacklevel + 1)
+
+    def _check_shape(self, source: str, found: Shape, wanted: Shape) -> None:
+        if found != wanted:
+            raise PretrainedError(
+                f"{self.tensors.file_of(source)}: the tensor {source} has the shape {found}, but {CONFIG_FILE} "
+                f"asks for {wanted}; one of the two files belongs to another model"
+            )
+
+    def _check_decoder(self) -> None:
+        """Refuse a decoder of its own: in BERT its weight is the token embeddings, and it has one bias."""
+        stored = {current_name(name): name for name in self.tensors}
+        for second, first in (
+            (DECODER_WEIGHT, hugging_face_name("token_embeddings")),
+            (DECODER_BIAS, hugging_face_name("mlm.bias")),
+        ):
+            if second not in stored or first not in stored:
+                continue
+            if not _same(self.tensors[stored[second]], self.tensors[stored[first]]):
+                raise PretrainedError(
+                    f"{self.tensors.file_of(stored[second])}: {second} differs from {first}; in BERT the two are the "
+                    "same array, and Mini-BERT has no place for a second one"
+                )
+
+    def _check_finite(self, parameters: NamedArrays, backend: Backend) -> None:
+        xp = backend.xp
+        if bool(xp.isfinite(xp.sum(parameters.flat))):  # one pass; NaN and infinity survive a sum
+            return
+        for name, source in self.sources.items():
+            if not bool(xp.all(xp.isfinite(parameters[name]))):
+                raise PretrainedError(
+                    f"{self.tensors.file_of(source)}: the tensor {source} has numbers that are NaN or infinite; the "
+                    "model was saved after its training had failed, or the file is damaged"
+                )
 
 
 def _stored_names(tensors: StoredTensors) -> dict[str, str]:
-    """Current name -> the name that the tensor is stored under.
+    """Return current name -> the name that the tensor is stored under.
 
     Raises:
         PretrainedError: one parameter is stored under two names, with different values.
     """
     stored: dict[str, str] = {}
     for name in tensors:
-        first = stored.setdefault(_canonical_name(name), name)
+        first = stored.setdefault(current_name(name), name)
         if first != name and not _same(tensors[first], tensors[name]):
             raise PretrainedError(
                 f"{tensors.file_of(name)}: {first} and {name} are two names of one parameter, but their values differ; "
-                "leave out the one that is not meant"
+                "remove the wrong one"
             )
     return stored
 
 
-def _classifies(architectures: tuple[str, ...], stored: Mapping[str, str]) -> bool:
-    """Whether the stored classifier is one of whole sequences, on the pooler; others call theirs so, too."""
-    if architectures:
-        return any(name.endswith(CLASSIFIER) for name in architectures)
-    return {"classifier.weight", "classifier.bias", hugging_face_name("pooler.weight")} <= set(stored)
+def _same(one: Array, other: Array) -> bool:
+    return one.shape == other.shape and bool((one == other).all())
 
 
 def _check_layers(config: MiniBERTConfig, tensors: StoredTensors, stored: Mapping[str, str]) -> None:
-    for theirs, name in stored.items():
-        match = re.match(r"bert\.encoder\.layer\.(\d+)\.", theirs)
-        if match and int(match[1]) >= config.num_hidden_layers:
+    """Refuse tensors of layers that the config does not have.
+
+    Raises:
+        PretrainedError: names the tensor.
+    """
+    for current, name in stored.items():
+        number = layer_number(current)
+        if number is not None and number >= config.num_hidden_layers:
             raise PretrainedError(
-                f"{tensors.file_of(name)}: the tensor {name} belongs to layer {match[1]}, counted from 0, but "
-                f"{CONFIG_FILE} says num_hidden_layers = {config.num_hidden_layers}; one of the two files is another "
-                "model's"
+                f"{tensors.file_of(name)}: the tensor {name} belongs to layer {number}, counted from 0, but "
+                f"{CONFIG_FILE} says num_hidden_layers = {config.num_hidden_layers}; one of the two files belongs to "
+                "another model"
             )
 
 
-def _check_decoder(tensors: StoredTensors, stored: Mapping[str, str]) -> None:
-    """What may be stored twice must be the same: BERT's decoder is the token embeddings, with one bias."""
-    for second, first in (
-        (_DECODER_WEIGHT, hugging_face_name("token_embeddings")),
-        (_DECODER_BIAS, hugging_face_name("mlm.bias")),
-    ):
-        if second in stored and first in stored and not _same(tensors[stored[second]], tensors[stored[first]]):
-            raise PretrainedError(
-                f"{tensors.file_of(stored[second])}: {second} differs from {first}; in BERT the two are one, and "
-                "Mini-BERT has no place for a second"
-            )
+def _config_with_classes(
+    file: ConfigFile, stored: Mapping[str, str], labels: Sequence[str] | None
+) -> tuple[MiniBERTConfig, bool]:
+    """Return the config with the classes of the model, and True if the stored classifier tells these apart."""
+    has_classifier = _has_sequence_classifier(file.architectures, stored)
+    config = file.with_classes() if has_classifier else file.config
+    if labels is None or tuple(labels) == config.labels:
+        return config, has_classifier
+    return dataclasses.replace(config, labels=tuple(labels), problem_type=None), False
 
 
-def _check_finite(model: MiniBERT, tensors: StoredTensors, names: Mapping[str, str]) -> None:
-    xp = model.backend.xp
-    if bool(xp.isfinite(xp.sum(model.parameters.flat))):  # one pass; NaN and infinity survive a sum
-        return
-    for name, theirs in names.items():
-        if not bool(xp.all(xp.isfinite(model.parameters[name]))):
-            raise PretrainedError(
-                f"{tensors.file_of(theirs)}: the tensor {theirs} has numbers that are NaN or infinite: the model was "
-                "saved after its training had failed, or the file is damaged"
-            )
+def _has_sequence_classifier(architectures: Sequence[str], stored: Collection[str]) -> bool:
+    """Return True if the stored classifier classifies whole sequences.
+
+    Token classifiers use the same tensor names, so the architecture decides. Where the config names none, a
+    classifier with a pooler counts: a token classifier has no pooler.
+    """
+    if architectures:
+        return any(name.endswith(CLASSIFIER) for name in architectures)
+    return all(hugging_face_name(name) in stored for name in ("classifier.weight", "classifier.bias", "pooler.weight"))
 
 
-def _report(folder: Path, absent_heads: tuple[str, ...], new_classifier: bool, unknown: list[str]) -> None:
-    if drawn := [_HEADS[head] for head in absent_heads if head != "classifier" or not new_classifier]:
-        warnings.warn(f"{folder} has no {' and '.join(drawn)}: drawn at random", PretrainedWarning, stacklevel=4)
-    buffers = [name for name in unknown if _BUFFERS.search(name)]
-    strange = [name for name in unknown if name not in buffers]
-    left = [
-        f"{what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-        for what, names in (("unknown to BERT", strange), ("constants that BERT computes", buffers))
+def _chosen_heads(folder: Path, config: MiniBERTConfig, heads: Iterable[str] | None) -> tuple[str, ...]:
+    """Return the heads that are asked for, or those that the folder suggests.
+
+    Raises:
+        NoClassifierError: a classifier without classes.
+    """
+    if heads is None:
+        return CLASSIFICATION_HEADS if config.labels else PRETRAINING_HEADS
+    chosen = tuple(heads)
+    if "classifier" in chosen and not config.labels:
+        raise NoClassifierError(
+            f"{folder} has no classifier, and a classifier needs the names of its classes: give labels for a new one"
+        )
+    return chosen
+
+
+def _shapes(folder: Path, config: MiniBERTConfig, heads: tuple[str, ...]) -> Mapping[str, Shape]:
+    """Return the names and shapes of the model's parameters.
+
+    Raises:
+        PretrainedError: heads that do not go together.
+    """
+    try:
+        return Layout.of(config, heads).shapes
+    except ValueError as error:
+        raise PretrainedError(f"{folder}: {error}") from error
+
+
+def _sources(names: Iterable[str], stored: Mapping[str, str], use_classifier: bool) -> dict[str, str]:
+    """Return parameter name -> stored name, for all parameters that are stored and used."""
+    sources = {}
+    for name in names:
+        current = hugging_face_name(name)
+        if name == "mlm.bias" and current not in stored:
+            current = DECODER_BIAS
+        if current in stored and (use_classifier or head_of(name) != "classifier"):
+            sources[name] = stored[current]
+    return sources
+
+
+def _absent_heads(names: Iterable[str], sources: Collection[str]) -> tuple[str, ...]:
+    """Return the heads without any stored parameter. A head that is stored in part is damage instead."""
+    wanted = {head_of(name) for name in names}
+    found = {head_of(name) for name in sources}
+    return tuple(head for head in HEADS if head in wanted - found)
+
+
+def _check_complete(
+    tensors: StoredTensors, names: Iterable[str], sources: Collection[str], absent_heads: Collection[str]
+) -> None:
+    """Refuse a folder that lacks a parameter of the encoder, or a part of a head.
+
+    Raises:
+        PretrainedError: names the first missing tensor.
+    """
+    missing = sorted(name for name in names if name not in sources and head_of(name) not in absent_heads)
+    if missing:
+        raise PretrainedError(
+            f"{tensors.listing}: the tensor {hugging_face_name(missing[0])} is missing ({len(missing)} in all); the "
+            f"file is incomplete, or {CONFIG_FILE} belongs to another model"
+        )
+
+
+def _unknown_tensors(config: MiniBERTConfig, stored: Mapping[str, str], *, knows_classifier: bool) -> list[str]:
+    """Return the stored names of tensors that belong to no head of BERT, whichever heads are asked for."""
+    with_classes = config if config.labels else dataclasses.replace(config, labels=("any",))
+    names = [
+        name for name in Layout.of(with_classes, HEADS).shapes if knows_classifier or head_of(name) != "classifier"
+    ]
+    known = {hugging_face_name(name) for name in names} | {DECODER_WEIGHT, DECODER_BIAS}
+    return sorted(name for current, name in stored.items() if current not in known)
+
+
+def _messages(folder: Path, random_heads: Sequence[str], unknown: Sequence[str]) -> Iterable[str]:
+    """Yield a message about heads that are drawn at random, and one about tensors that are not used."""
+    if random_heads:
+        heads = " and no ".join(_HEADS_FOR_PEOPLE[head] for head in random_heads)
+        yield f"{folder} has no {heads}: the missing parameters are drawn at random"
+    groups = {
+        "tensors that BERT does not have": [name for name in unknown if not is_constant(name)],
+        "constants that BERT computes": [name for name in unknown if is_constant(name)],
+    }
+    ignored = [
+        f"ignored {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for kind, names in groups.items()
         if names
     ]
-    if left:
-        warnings.warn(f"{folder}: left alone, {'; '.join(left)}", PretrainedWarning, stacklevel=4)
+    if ignored:
+        yield f"{folder}: {'; '.join(ignored)}"
 
 
 # --- writing -------------------------------------------------------------------------------------------------
 
 
-def save_pretrained(model: MiniBERT, folder: str | os.PathLike[str]) -> None:
-    """Write `config.json` and `model.safetensors` as Hugging Face's `transformers` reads them; creates the folder.
+def write_pretrained(
+    folder: str | os.PathLike[str],
+    config: MiniBERTConfig,
+    heads: tuple[str, ...],
+    parameters: Mapping[str, Array],
+    dtype: str,
+) -> None:
+    """Write `config.json` and `model.safetensors` as Hugging Face's `transformers` reads them; create the folder.
 
-    The architecture that the config names follows from the model's heads: `BertForPreTraining` with all of the
-    pretraining heads, `BertForSequenceClassification` with a classifier, and so on.
+    The architecture in the config follows from the heads: `BertForPreTraining` with all pretraining heads,
+    `BertForSequenceClassification` with a classifier, and so on.
 
     Both files are written beside their places and renamed into them when both are on the disk, so a full disk or
-    a crash leaves the old model whole. Shards of an old model and their index are removed then. The tokenizer's
-    files are saved by `minibert.data.Tokenizer.save`.
+    a crash leaves the old model whole. The shards of an old model and their index are removed after that. The
+    tokenizer has files of its own, which `minibert.data.Tokenizer.save` writes.
 
-    Where `config.json` changes, it is not there between the two renames; a crash just then leaves a folder that is
-    refused, never old labels on new weights.
+    Where `config.json` changes, the folder has none between the two renames. A crash at that moment leaves a folder
+    that is refused, never new weights with old labels.
+
+    Args:
+        folder: where to write.
+        config: of the model.
+        heads: of the model.
+        parameters: Mini-BERT's name -> array on the host.
+        dtype: "float32" or "float64", the dtype of the arrays.
+
+    Raises:
+        OSError: the files cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    dtype = "float64" if model.dtype == model.backend.xp.float64 else "float32"
-    fields = config_fields(model.config, model.heads, dtype)
-    text = json.dumps(fields, indent=2) + "\n"
-    host = {hugging_face_name(name): model.backend.to_numpy(view) for name, view in model.parameters.items()}
-    write_tensors_and_text(folder / WEIGHTS_FILE, host, {"format": "pt"}, folder / CONFIG_FILE, text)
+    text = json.dumps(config_fields(config, heads, dtype), indent=2) + "\n"
+    tensors = {hugging_face_name(name): array for name, array in parameters.items()}
+    write_tensors_and_text(folder / WEIGHTS_FILE, tensors, {"format": "pt"}, folder / CONFIG_FILE, text)
     for stale in shards_of(folder):
         stale.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""JSON and safetensors of a checkpoint folder, read: memory-mapped, and with errors that name file and tensor.
+"""Read the JSON and safetensors files of a checkpoint folder; every error names the file and the tensor.
 
-The `safetensors` library checks a file when it is opened; the tensors are then views of the mapped file, so that
-weights are copied once, from the file to where the model keeps them.
+The `safetensors` library checks a file when it is opened. The tensors are then views of the memory-mapped file, so
+weights are copied only once, from the file to the parameters of the model.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from minibert.errors import PretrainedError
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # how safetensors and NumPy call them
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # safetensors' name -> NumPy's
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
-        PretrainedError: the file is missing, or is no JSON object.
+        PretrainedError: the file is missing, cannot be read, or holds no JSON object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise PretrainedError(f"{path.parent} is no checkpoint folder: it has no {path.name}") from None
+        raise PretrainedError(f"{path.parent} is not a checkpoint folder: it has no {path.name}") from None
     except OSError as error:  # a folder of that name, or no right to read it
         raise PretrainedError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number or a nesting beyond all measure
-        raise PretrainedError(f"{path} is not valid JSON ({error}); fetch or write it again") from error
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number too long or a nesting too deep
+        raise PretrainedError(f"{path} is not valid JSON ({error}); download or write it again") from error
     if not isinstance(content, dict):
         raise PretrainedError(f"{path} must hold a JSON object, not a {type(content).__name__}")
     return content
@@ -47,10 +47,11 @@ class TensorFile(Mapping[str, Array]):
     """The tensors of one safetensors file, by name, as read-only views on the host.
 
     Attributes:
-        path: of the file.
+        path: where the file lies.
 
     Raises:
-        PretrainedError: no such file, or a damaged one; on access, a dtype that weights do not have.
+        PretrainedError: the file is missing, damaged or cannot be read; on access to a tensor, its dtype is not one of
+            float64, float32, float16 and bfloat16.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,9 +62,9 @@ class TensorFile(Mapping[str, Array]):
             with path.open("rb") as file:
                 self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
-            raise PretrainedError(f"{path} is missing, but {INDEX_FILE} names it; fetch it again") from None
+            raise PretrainedError(f"{path} is missing, but {INDEX_FILE} names it; download it again") from None
         except SafetensorError as error:
-            raise PretrainedError(f"{path} is damaged or not safetensors ({error}); fetch it again") from error
+            raise PretrainedError(f"{path} is damaged or not safetensors ({error}); download it again") from error
         except (OSError, ValueError) as error:  # a folder of that name, no right to read it, an empty file
             raise PretrainedError(f"{path} cannot be read: {error}") from error
         header_size = int.from_bytes(self._mapped[:8], "little")
@@ -72,7 +73,7 @@ class TensorFile(Mapping[str, Array]):
         self._entries.pop("__metadata__", None)
 
     def __getitem__(self, name: str) -> Array:
-        """float32, float64 or float16 as stored; bfloat16, which NumPy lacks, as float32."""
+        """Return a tensor in its stored dtype; bfloat16, which NumPy lacks, becomes float32."""
         xp = get_backend("cpu").xp
         entry = self._entries[name]
         if entry["dtype"] not in _DTYPES:
@@ -96,15 +97,16 @@ class TensorFile(Mapping[str, Array]):
 
 
 class StoredTensors(Mapping[str, Array]):
-    """All tensors of a checkpoint folder, in one file or in shards; the one file if there are both.
+    """All tensors of a checkpoint folder, from a single file or from shards.
 
-    So does transformers, and there are both where a single file was saved into a folder of shards.
+    A folder of shards also has a single file if a model was saved into it later. The single file is read then, as in
+    `transformers`.
 
     Attributes:
-        listing: the file that lists the tensors: the index of the shards, or the one file.
+        listing: the file that lists the tensors: the index of the shards, or the single file.
 
     Raises:
-        PretrainedError: no weights, only pickled ones, a damaged or missing file.
+        PretrainedError: the folder has no weights or only pickled ones; a file is damaged or missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -114,10 +116,14 @@ class StoredTensors(Mapping[str, Array]):
             self.listing = folder / INDEX_FILE
             weight_map = read_json(self.listing).get("weight_map")
             if not isinstance(weight_map, dict):
-                raise PretrainedError(f"{self.listing} has no weight_map")
+                raise PretrainedError(
+                    f"{self.listing} has no weight_map, which maps tensors to files; download it again"
+                )
             for name, file in weight_map.items():
                 if Path(str(file)).name != file:
-                    raise PretrainedError(f"{self.listing}: {name} is said to be in {file!r}; shards lie in the folder")
+                    raise PretrainedError(
+                        f"{self.listing}: {name} is said to be in {file!r}; shards must lie in the folder"
+                    )
             self._files: dict[str, Path] = {name: folder / file for name, file in weight_map.items()}
             return
         if not self.listing.exists():
@@ -130,7 +136,7 @@ class StoredTensors(Mapping[str, Array]):
         return self._opened[path]
 
     def file_of(self, name: str) -> Path:
-        """Which file holds a tensor."""
+        """Return the path of the file that holds a tensor."""
         return self._files[name]
 
     def __getitem__(self, name: str) -> Array:
@@ -147,16 +153,17 @@ class StoredTensors(Mapping[str, Array]):
 
 
 def shards_of(folder: Path) -> list[Path]:
-    """The index of a folder's shards, and the shards in the folder that it names; nothing where there is no index.
+    """Return the index of a folder's shards and the shards that it names; an empty list without an index.
 
-    The index comes first: removed in this order, it never names what is gone.
+    The index comes first, for a caller that removes the files in this order: an index never names a file that is gone.
+    Files outside the folder are left out.
     """
     index = folder / INDEX_FILE
     if not index.exists():
         return []
     try:
         weight_map = read_json(index).get("weight_map")
-    except PretrainedError:  # it names nothing that could be told
+    except PretrainedError:  # a damaged index: remove it, and no shards
         weight_map = None
     named = {str(file) for file in weight_map.values()} if isinstance(weight_map, dict) else set()
     in_folder = {file for file in named if Path(file).name == file and file.endswith(".safetensors")}
@@ -168,18 +175,19 @@ _CLASS = re.compile(r"Bert(For\w+|Model)")
 
 
 def _no_weights(folder: Path) -> str:
+    """Return the error message for a folder without safetensors: what is there instead, and how to convert it."""
     pickles = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
     if not pickles:
         others = sorted(path.name for pattern in _OTHER_FORMATS for path in folder.glob(pattern))
-        found = f"; {', '.join(others)} is not what is read" if others else ""
-        return f"{folder} is no checkpoint folder: it has no {WEIGHTS_FILE}{found}"
-    # `AutoModel` would leave the heads behind, so the class must be the one that was saved
+        found = f"; Mini-BERT does not read {', '.join(others)}" if others else ""
+        return f"{folder} is not a checkpoint folder: it has no {WEIGHTS_FILE}{found}"
+    # convert with the class that was saved: `AutoModel` would drop the heads
     named = read_json(folder / "config.json").get("architectures") or ["AutoModel"]
     cls = str(named[0]) if isinstance(named, list) and _CLASS.fullmatch(str(named[0])) else "AutoModel"
     target = f"{folder}-safetensors"
     return (
         f"{folder} has its weights only as a pickle ({', '.join(pickles)}). Loading a pickle can run any code, so "
-        "Mini-BERT does not. If you trust it, convert it where transformers and PyTorch are installed: "
+        "Mini-BERT does not load it. If you trust it, convert it where transformers and PyTorch are installed: "
         f'python -c "import transformers as t; t.{cls}.from_pretrained({str(folder)!r}).save_pretrained({target!r}); '
         f't.AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({target!r})"'
     )

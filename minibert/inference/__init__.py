@@ -1,1 +1,1 @@
-"""Using a trained model: sentence embeddings, on the host side like `minibert.data`. Starts fast on purpose."""
+"""Use a trained model: load it, fill masks, embed sentences. Imports are few, so that a command starts fast."""

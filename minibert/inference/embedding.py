@@ -1,52 +1,52 @@
-"""Sentence embeddings: one vector for each text, at a cost proportional to real tokens.
+"""Compute sentence embeddings: one vector for each text, at a cost proportional to the real tokens.
 
-Texts are sorted by length, so that those of one batch are about equally long; padding gets no row in any linear
-layer, and no head is computed. The results come back in the order of the texts.
+Texts are sorted by length, so the texts of a batch are about equally long. Linear layers skip the padding, and no
+head is computed. The vectors come back in the order of the texts.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from backends import Backend
-from minibert.data.batch import pad_batch
-from minibert.data.tokenizer import Tokenizer
+from minibert.data.tokenizer import Tokenizer, pad_batch
 from minibert.errors import InferenceError
+from minibert.inference.batches import batches_by_length
 from minibert.inference.loading import load_model
 from minibert.inference.pooling import SentencePooling
 from minibert.model import MiniBERT
 
 BATCH_TOKENS = 4096
-"""Tokens of a batch, padding included, unless told otherwise: enough for the matrix products to reach their full
-speed; twice as many gain a few percent more, and need twice the memory."""
+"""The default number of tokens in a batch, padding included. The matrix products reach their full speed with it; twice
+as many tokens gain a few percent more and need twice the memory."""
 
 
 class EmbeddingWarning(UserWarning):
-    """Some texts were longer than the model reads."""
+    """Some texts were longer than the model reads, and were cut."""
 
 
 class SentenceEmbedder:
-    """Texts to vectors.
+    """Turns texts into vectors.
 
     Args:
         model: any BERT; its heads are not used.
-        tokenizer: of that model.
-        pooling: how hidden states become a vector.
-        batch_tokens: how many tokens are computed at once, padding included.
+        tokenizer: of the same model.
+        pooling: how hidden states become a vector; the mean of all tokens if None.
+        batch_tokens: the most tokens of a batch, padding included.
 
     Attributes:
-        max_length: tokens that are read of a text, [CLS] and [SEP] included: as the pooling says, otherwise as the
-            tokenizer's files say, and at most what the model takes.
+        max_length: the most tokens that are read of a text, [CLS] and [SEP] included. The pooling sets it; if it does
+            not, the tokenizer's files do. It never exceeds the model's `max_position_embeddings`.
         width: H, the length of a vector.
 
     Raises:
-        InferenceError: the tokenizer's files leave no room for a text.
+        InferenceError: `max_length` leaves no room for a text.
     """
 
     def __init__(
@@ -78,54 +78,52 @@ class SentenceEmbedder:
         normalize: bool | None = None,
         batch_tokens: int | None = None,
     ) -> SentenceEmbedder:
-        """From a folder of Hugging Face, of sentence-transformers or of ours.
+        """Load an embedder from a folder of Mini-BERT, Hugging Face or sentence-transformers.
 
         Args:
             folder: with the model and its tokenizer.
             device: where to compute.
-            kernels: see `MiniBERT`.
-            pooling: "mean" or "cls"; None: as the folder says.
-            normalize: to unit length; None: as the folder says.
-            batch_tokens: see the class; None for `BATCH_TOKENS`.
+            kernels: as for `MiniBERT`.
+            pooling: "mean" or "cls"; None for what the folder's files say.
+            normalize: True for vectors of length 1; None for what the folder's files say.
+            batch_tokens: as for the class; None for `BATCH_TOKENS`.
 
         Raises:
             TrainingError, InferenceError, DataError: the folder cannot be used; the message says why.
         """
         model, tokenizer = load_model(folder, device, kernels=kernels, heads=())
-        said = SentencePooling.read(folder)
-        wanted = dataclasses.replace(
-            said,
-            pooling=said.pooling if pooling is None else pooling,
-            normalize=said.normalize if normalize is None else normalize,
+        stored = SentencePooling.read(folder)
+        chosen = dataclasses.replace(
+            stored,
+            pooling=stored.pooling if pooling is None else pooling,
+            normalize=stored.normalize if normalize is None else normalize,
         )
-        return cls(model, tokenizer, wanted, batch_tokens=batch_tokens or BATCH_TOKENS)
+        return cls(model, tokenizer, chosen, batch_tokens=batch_tokens or BATCH_TOKENS)
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """One vector for each text.
+        """Return one vector for each text.
 
         Args:
-            texts: n of them; an empty one is embedded as [CLS] [SEP].
+            texts: n texts; an empty text is embedded as [CLS] [SEP].
 
         Returns:
             (n, H) float32, in the order of the texts.
 
         Raises:
-            InferenceError: a vector is not finite, as the weights are NaN or the numbers became too large.
+            InferenceError: a vector is not finite, because the weights are NaN or a number became too large.
 
         Warns:
             EmbeddingWarning: texts longer than `max_length` tokens were cut.
         """
         sequences = self._sequences(texts)
         vectors = np.empty((len(texts), self.width), dtype=np.float32)
-        for chosen in self._batches([len(sequence) for sequence in sequences]):
+        for chosen in batches_by_length([len(sequence) for sequence in sequences], self.batch_tokens):
             vectors[chosen] = self._vectors([sequences[index] for index in chosen])
-        if not (finite := np.isfinite(vectors).all(axis=1)).all():
-            text = texts[int(np.argmin(finite))]
-            raise InferenceError(f"the vector of {text[:40]!r} is not finite: these weights cannot be used")
+        _check_finite(vectors, texts)
         return vectors
 
     def _sequences(self, texts: Sequence[str]) -> list[list[int]]:
-        """[CLS] prompt text [SEP], as ids."""
+        """Return the token ids of each text: [CLS] prompt text [SEP], cut to `max_length`."""
         if self.pooling.prompt:
             texts = [self.pooling.prompt + text for text in texts]
         if self.pooling.lowercase:
@@ -134,26 +132,15 @@ class SentenceEmbedder:
         encoded = self.tokenizer.encode_batch(texts)
         if too_long := sum(len(ids) > room for ids in encoded):
             warnings.warn(
-                f"{too_long:,} of {len(texts):,} texts have more than {self.max_length} tokens; the rest of them "
-                "was not read",
+                f"{too_long:,} of {len(texts):,} texts have more than {self.max_length} tokens; the tokens after that "
+                "were not read",
                 EmbeddingWarning,
                 stacklevel=3,
             )
         return [[cls_id, *ids[:room], sep_id] for ids in encoded]
 
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Indices of texts of about equal length, the longest first, so that memory runs out at once or never."""
-        batch: list[int] = []
-        for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-            if batch and (len(batch) + 1) * lengths[batch[0]] > self.batch_tokens:
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch
-
     def _vectors(self, sequences: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
-        """(B, H) of one batch."""
+        """Return the vectors (B, H) of one batch."""
         ids, mask = pad_batch(sequences, self.tokenizer.pad_id)
         backend = self.model.backend
         if self.pooling.pooling == "cls":
@@ -166,3 +153,17 @@ class SentenceEmbedder:
             lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
             vectors = vectors / np.maximum(lengths, np.finfo(vectors.dtype).tiny)
         return vectors
+
+
+def _check_finite(vectors: npt.NDArray[np.float32], texts: Sequence[str]) -> None:
+    """Refuse vectors with NaN or infinities.
+
+    Raises:
+        InferenceError: names the first text with such a vector.
+    """
+    finite = np.isfinite(vectors).all(axis=1)  # (n,)
+    if not finite.all():
+        text = texts[int(np.argmin(finite))]
+        raise InferenceError(
+            f"the vector of {text[:40]!r} is not finite: the model's weights are damaged; use another checkpoint"
+        )

@@ -1,4 +1,4 @@
-"""A few sentences that the model has never seen, each with a word hidden, to look at after the training."""
+"""Let a model fill in hidden words of held-out sentences, as examples to look at after the training."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ from minibert.data.tokenizer import Tokenizer
 from minibert.inference.fill_mask import Candidate, fill_ids
 from minibert.model import MiniBERT
 
-_SHORTEST, _LONGEST = 8, 24  # tokens: enough context to guess from, few enough for a line
-_SHORTEST_WORD = 3
+_SHORTEST, _LONGEST = 8, 24  # tokens in a sentence: enough context to guess from, few enough for a line
+_SHORTEST_WORD = 3  # letters
 
 
 @dataclass(frozen=True)
 class Example:
-    """A sentence with a mask, the word that stood there, and what the model would put."""
+    """A sentence with one hidden word.
+
+    Attributes:
+        text: the sentence, with [MASK] in the place of the word.
+        answer: the hidden word.
+        candidates: the model's candidates for the word, the likeliest first.
+    """
 
     text: str
     answer: str
@@ -27,7 +33,15 @@ class Example:
 def fill_mask_examples(
     model: MiniBERT, tokenizer: Tokenizer, split: TokenSplit, count: int = 4, top: int = 3
 ) -> list[Example]:
-    """Examples from a split, spread evenly over it; fewer than `count` if it has no more fitting sentences."""
+    """Choose sentences of a split, hide a word in each, and let the model fill it in.
+
+    Args:
+        model: a model with a masked-language-model head.
+        tokenizer: the model's vocabulary.
+        split: the text, usually the held-out part. The sentences are spread evenly over it.
+        count: how many examples to make; there are fewer if the split has too few suitable sentences.
+        top: how many candidates to give for each.
+    """
     examples: list[Example] = []
     sentences = split.sentence_offsets.size - 1
     used: set[int] = set()
@@ -45,16 +59,26 @@ def fill_mask_examples(
 
 
 def _hide_word(tokenizer: Tokenizer, split: TokenSplit, number: int) -> tuple[list[int], str] | None:
-    """A sentence with the word nearest to its middle hidden, and the word; None if the sentence does not do."""
+    """Hide the word nearest to the middle of a sentence.
+
+    Args:
+        tokenizer: the vocabulary.
+        split: the text.
+        number: the number of the sentence in the split.
+
+    Returns:
+        The ids of the sentence with the mask, and the hidden word. None if the sentence is too short, too long or has
+        no suitable word: a word of letters only that is one token.
+    """
     start, stop = split.sentence_offsets[number : number + 2]
     ids = split.tokens[start:stop].astype(np.int64)
-    if ids.size and ids[-1] == tokenizer.sep_id:  # it ends its document
+    if ids.size and ids[-1] == tokenizer.sep_id:  # the last sentence of its document
         ids = ids[:-1]
     if not _SHORTEST <= ids.size <= _LONGEST or tokenizer.is_special[ids].any():
         return None
     continued = np.append(tokenizer.is_continuation[ids[1:]], False)
-    whole = np.flatnonzero(~tokenizer.is_continuation[ids] & ~continued)
-    for position in sorted(whole.tolist(), key=lambda place: abs(2 * place - ids.size)):
+    whole_words = np.flatnonzero(~tokenizer.is_continuation[ids] & ~continued)
+    for position in sorted(whole_words.tolist(), key=lambda place: abs(2 * place - ids.size)):
         word = tokenizer.id_to_token(int(ids[position]))
         if len(word) >= _SHORTEST_WORD and word.isalpha():
             ids[position] = tokenizer.mask_id

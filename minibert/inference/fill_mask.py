@@ -1,4 +1,4 @@
-"""What a model puts in the place of [MASK]."""
+"""Predict the words that a text hides behind [MASK]."""
 
 from __future__ import annotations
 
@@ -15,47 +15,47 @@ from minibert.ops import stable_softmax
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token that could stand at a mask, and how probable the model finds it."""
+    """A token that could stand at a mask, and its probability by the model."""
 
     token: str
     probability: float
 
 
 def fill_mask(model: MiniBERT, tokenizer: Tokenizer, text: str, top: int = 5) -> list[list[Candidate]]:
-    """The likeliest tokens for every [MASK] of a text.
+    """Return the most probable tokens for every [MASK] of a text.
 
     Args:
         model: with a trained masked-language-model head.
-        tokenizer: of that model.
-        text: with one [MASK] or more; they are filled independently of each other.
-        top: how many candidates.
+        tokenizer: of the same model.
+        text: with at least one [MASK]; each is predicted independently of the others.
+        top: the number of candidates for each mask.
 
     Returns:
-        For every mask, in the order of the text, its candidates, the likeliest first.
+        For every mask, in the order of the text, a list of candidates, the most probable first.
 
     Raises:
-        TrainingError: no mask, too long a text, a number of candidates below 1.
+        TrainingError: the text has no mask or is too long, or `top` is below 1.
     """
     ids, _ = tokenizer.encode_pair(text)
     mask = tokenizer.special_tokens["mask_token"]
     if tokenizer.mask_id not in ids:
-        raise TrainingError(f"there is no {mask} in the text; write it where a word is to be guessed")
+        raise TrainingError(f"there is no {mask} in the text; write {mask} where the model should predict a word")
     longest = model.config.max_position_embeddings
     if len(ids) > longest:
         raise TrainingError(
-            f"the text has {len(ids)} tokens, with {tokenizer.special_tokens['cls_token']} and "
-            f"{tokenizer.special_tokens['sep_token']}, and this model takes {longest}; shorten it"
+            f"the text has {len(ids)} tokens, including {tokenizer.special_tokens['cls_token']} and "
+            f"{tokenizer.special_tokens['sep_token']}, but this model reads at most {longest}; shorten the text"
         )
     return fill_ids(model, tokenizer, ids, top)
 
 
 def fill_ids(model: MiniBERT, tokenizer: Tokenizer, ids: Sequence[int], top: int) -> list[list[Candidate]]:
-    """As `fill_mask`, of a text that is tokens already, [CLS] and [SEP] included."""
+    """Do what `fill_mask` does for token ids, which include [CLS] and [SEP]."""
     if top < 1:
         raise TrainingError(f"the number of candidates must be at least 1, not {top}")
     positions = np.flatnonzero(np.asarray(ids) == tokenizer.mask_id)  # (M,)
     logits, _ = model.forward([list(ids)], prediction_positions=positions, next_sentence=False)  # (M, V)
-    # A table of embeddings that was rounded up has rows that no token belongs to.
+    # a table of embeddings that was rounded up has rows at the end that belong to no token
     probabilities = model.backend.to_numpy(stable_softmax(logits[:, : tokenizer.vocab_size]))
     best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]  # (M, top)
     tokens = tokenizer.tokens()

@@ -1,4 +1,4 @@
-"""A trained model and its vocabulary from a folder, with the checks that belong to both together."""
+"""Load a trained model and its tokenizer from a folder, and check that the two belong together."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 from backends import Backend
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import TrainingError, explained
+from minibert.huggingface.config_file import CONFIG_FILE
 from minibert.huggingface.pretrained import PretrainedWarning
 from minibert.model import MiniBERT
 from minibert.parameters import PRETRAINING_HEADS
 
-_LARGEST_PADDING = 128  # tables of embeddings are rounded up to a multiple of at most this
+_LARGEST_PADDING = 128  # a table of embeddings may be rounded up to a multiple of at most this
 
 
 def load_model(
@@ -26,44 +27,75 @@ def load_model(
     labels: Sequence[str] | None = None,
     seed: int = 0,
 ) -> tuple[MiniBERT, Tokenizer]:
-    """The model and the tokenizer of an output folder, or of any folder in Hugging Face's format.
+    """Load the model and the tokenizer of a run's output folder, or of any folder in Hugging Face's format.
 
     Args:
         folder: with config.json, model.safetensors and vocab.txt or tokenizer.json.
         device: where to compute.
-        dtype: to compute in.
-        kernels: see `MiniBERT`.
-        heads: what is needed on the encoder; only that is read.
+        dtype: "float32" or "float64".
+        kernels: as for `MiniBERT`.
+        heads: the heads to load.
         labels: the classes of a new classifier.
         seed: of a new classifier, and of dropout.
 
     Raises:
-        TrainingError: no such folder, no model, no trained head for masked words or classes where one is asked
-            for, no vocabulary, or one that does not belong to the model.
-        BackendError: a device that this machine does not have.
+        TrainingError: the folder is missing or has no model, perhaps because its run is not finished; the model lacks
+            the masked-language-model head or the labels of a classifier, and the head is asked for; the vocabulary is
+            missing or belongs to another model.
+        BackendError: this machine does not have the device.
     """
     if not folder.is_dir():
-        raise TrainingError(f"there is no folder {folder}; give the --output of a finished run")
-    if not (folder / "config.json").exists() and (folder / "checkpoints").is_dir():
-        raise TrainingError(
-            f"the run in {folder} is not finished: it has checkpoints but no model yet. Continue it with "
-            f"scripts/train.py --output {folder} --resume"
-        )
+        raise TrainingError(f"there is no folder {folder}; give the output folder of a finished run")
+    if not (folder / CONFIG_FILE).exists():
+        _check_run_is_finished(folder)
     with explained(), warnings.catch_warnings():
-        # a missing head for masked words is an error below, not a head drawn at random
+        # without the head for masked words there is an error below, so the warning that it is random says too much
         warnings.filterwarnings("ignore", message=".* has no masked-language-model head", category=PretrainedWarning)
         tokenizer = Tokenizer.load(folder)
         model = MiniBERT.from_pretrained(
             folder, device=device, dtype=dtype, kernels=kernels, heads=heads, labels=labels, seed=seed
         )
-    surplus = model.config.vocab_size - tokenizer.vocab_size
-    if not 0 <= surplus < _LARGEST_PADDING:
-        raise TrainingError(
-            f"the vocabulary in {folder} has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}: "
-            "they do not belong together"
-        )
+    _check_vocabulary(folder, model, tokenizer)
     if "mlm" in model.absent_heads:
         raise TrainingError(
             f"the model in {folder} has no masked-language-model head: it can embed texts, but not predict words"
         )
     return model, tokenizer
+
+
+def _check_run_is_finished(folder: Path) -> None:
+    """Refuse a folder without a model in which a run is under way or was interrupted.
+
+    Raises:
+        TrainingError: says how to get a model.
+    """
+    # loaded only for an error, since commands that use a model should start fast
+    from minibert.training.output_folder import FolderState, folder_state
+
+    state = folder_state(folder)
+    if state is FolderState.RESUMABLE:
+        raise TrainingError(
+            f"the run in {folder} is not finished: it has checkpoints but no model yet; continue it with "
+            f"scripts/train.py --output {folder} --resume"
+        )
+    if state is FolderState.IN_USE:
+        raise TrainingError(f"the run in {folder} is still training and has no model yet; wait for its end")
+    if state in (FolderState.BEGUN, FolderState.BEGUN_OR_RUNNING):
+        raise TrainingError(
+            f"the run in {folder} has neither a model nor a checkpoint; start it again with scripts/train.py "
+            f"--output {folder}"
+        )
+
+
+def _check_vocabulary(folder: Path, model: MiniBERT, tokenizer: Tokenizer) -> None:
+    """Refuse a vocabulary that belongs to another model.
+
+    Raises:
+        TrainingError: the vocabulary is larger than the model's table of embeddings, or much smaller.
+    """
+    surplus = model.config.vocab_size - tokenizer.vocab_size
+    if not 0 <= surplus < _LARGEST_PADDING:
+        raise TrainingError(
+            f"the vocabulary in {folder} has {tokenizer.vocab_size} tokens, but the model has "
+            f"{model.config.vocab_size}; one of the two belongs to another model"
+        )

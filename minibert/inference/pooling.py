@@ -1,9 +1,9 @@
-"""From a sentence's hidden states to one vector, as the folder's own files say.
+"""Read from a folder's files how the hidden states of a text become one vector.
 
-Folders of sentence-transformers describe that in `modules.json` (which steps), `1_Pooling/config.json` (which
-pooling), `sentence_bert_config.json` (how long a text may be) and `config_sentence_transformers.json` (what is put
-before every text). What Mini-BERT does not compute is refused by name. A folder without these files gets the mean
-of the hidden states, as it is in sentence-transformers too.
+Folders of sentence-transformers describe this in four files: `modules.json` (the steps), `1_Pooling/config.json` (the
+pooling), `sentence_bert_config.json` (the longest text) and `config_sentence_transformers.json` (the prompt before
+every text). A step that Mini-BERT does not compute is refused by name. Without these files the vector is the mean of
+the hidden states, as in sentence-transformers.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ class SentencePooling:
     """How a text becomes a vector.
 
     Attributes:
-        pooling: "mean" of all tokens' hidden states ([CLS] and [SEP] included), or "cls": that of [CLS].
-        normalize: whether the vector is divided by its Euclidean length.
-        max_length: tokens that are read of a text, [CLS] and [SEP] included; None: as many as the tokenizer's files
-            allow and the model takes.
-        lowercase: whether the text is lowercased before it reaches the tokenizer.
-        prompt: what is put before every text; its tokens count like those of the text.
+        pooling: "mean" for the mean of all hidden states ([CLS] and [SEP] included), "cls" for that of [CLS] alone.
+        normalize: True to divide the vector by its Euclidean length.
+        max_length: the most tokens that are read of a text, [CLS] and [SEP] included; None for as many as the
+            tokenizer's files and the model allow.
+        lowercase: True to lowercase the text before it is tokenized.
+        prompt: put before every text; its tokens are pooled like the tokens of the text.
+
+    Raises:
+        InferenceError: another pooling, or a `max_length` without room for a text.
     """
 
     pooling: str = "mean"
@@ -50,7 +53,7 @@ class SentencePooling:
 
     @classmethod
     def read(cls, folder: Path) -> SentencePooling:
-        """What the folder says.
+        """Read the pooling of a folder; the defaults of the class if the folder does not describe any.
 
         Raises:
             InferenceError, PretrainedError: a step that Mini-BERT does not compute, or a damaged file.
@@ -61,11 +64,11 @@ class SentencePooling:
         fields: dict[str, Any] = {"prompt": _default_prompt(folder / _PROMPTS_FILE)}
         for module in _modules(path):
             kind = str(module.get("type", "")).rsplit(".", 1)[-1]
-            inside = folder / str(module.get("path", ""))
+            module_folder = folder / str(module.get("path", ""))
             if kind == "Transformer":
-                fields |= _text_fields(inside / _TEXT_FILE)
+                fields |= _text_fields(module_folder / _TEXT_FILE)
             elif kind == "Pooling":
-                fields["pooling"] = _pooling(inside / "config.json", fields["prompt"])
+                fields["pooling"] = _pooling(module_folder / "config.json", fields["prompt"])
             elif kind == "Normalize":
                 fields["normalize"] = True
             else:
@@ -74,17 +77,18 @@ class SentencePooling:
 
 
 def _modules(path: Path) -> list[dict[str, Any]]:
-    # the file holds a list, which `read_json` does not take
+    """Return the steps in `modules.json`, which is a list and so nothing for `read_json`."""
     try:
         modules = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InferenceError(f"{path} is not valid JSON ({error})") from error
+        raise InferenceError(f"{path} is not valid JSON ({error}); download it again") from error
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise InferenceError(f"{path} must hold a list of steps")
     return modules
 
 
 def _text_fields(path: Path) -> dict[str, Any]:
+    """Return `max_length` and `lowercase` as a `sentence_bert_config.json` gives them."""
     if not path.exists():
         return {}
     content = read_json(path)
@@ -97,22 +101,27 @@ def _text_fields(path: Path) -> dict[str, Any]:
 
 
 def _default_prompt(path: Path) -> str:
-    """The one of the named prompts that stands before a text if nobody says otherwise."""
+    """Return the folder's default prompt; an empty text if it has none."""
     content = read_json(path) if path.exists() else {}
     name, prompts = content.get("default_prompt_name"), content.get("prompts") or {}
     if name is None:
         return ""
     prompt = prompts.get(name) if isinstance(prompts, dict) else None
     if not isinstance(prompt, str):
-        raise InferenceError(f"{path}: default_prompt_name is {name!r}, but there is no such text among the prompts")
+        raise InferenceError(f"{path}: default_prompt_name is {name!r}, but the prompts have no text of that name")
     return prompt
 
 
 def _pooling(path: Path, prompt: str) -> str:
+    """Return "mean" or "cls", as the `config.json` of a pooling step says.
+
+    Raises:
+        InferenceError: another pooling, several at once, or one that leaves out the tokens of the prompt.
+    """
     content = read_json(path)
     if prompt and content.get("include_prompt", True) is not True:
         raise InferenceError(
-            f"{path} leaves the tokens of the prompt {prompt!r} out (include_prompt); Mini-BERT does not compute that"
+            f"{path} leaves out the tokens of the prompt {prompt!r} (include_prompt); Mini-BERT does not compute that"
         )
     flags = [name for name, value in content.items() if name.startswith("pooling_mode_") and value is True]
     if "pooling_mode" in content and not flags:
@@ -120,7 +129,7 @@ def _pooling(path: Path, prompt: str) -> str:
     wanted = [_POOLING_OF_FLAG.get(flag, flag) for flag in flags]
     if len(wanted) != 1 or wanted[0] not in POOLINGS:
         raise InferenceError(
-            f"{path} asks for the pooling {' and '.join(wanted) or 'none'}; Mini-BERT computes one of "
+            f"{path} asks for the pooling {' and '.join(wanted) or 'none'}; Mini-BERT computes exactly one of "
             f"{', '.join(POOLINGS)}"
         )
     return wanted[0]

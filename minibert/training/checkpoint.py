@@ -1,11 +1,12 @@
-"""Checkpoints: everything needed to continue a run bit for bit, in safetensors and JSON, never pickle.
+"""Write and read checkpoints: everything that is needed to continue a run bit for bit.
 
-    checkpoints/step-00000200/tensors.safetensors   parameters and both moments, by name
-    checkpoints/step-00000200/state.json            the step, the clock, the settings, and what they belong to
+    checkpoints/step-00000200/tensors.safetensors   parameters and both moments of AdamW, by name
+    checkpoints/step-00000200/state.json            the `RunState`, the model's config and a checksum
 
-Random numbers come from counters, so there is no generator to save: the seed and the step are all of it. A
-checkpoint is written beside its place, flushed to the disk and renamed, so one that has its name is whole
-unless the disk failed; a checksum finds that out.
+There is no random generator to save: random numbers follow from the seed and the step. Nothing is pickled.
+
+A checkpoint is written under a temporary name, flushed to the disk and then renamed. So a checkpoint under its final
+name is complete unless the disk failed, and the checksum finds that out.
 """
 
 from __future__ import annotations
@@ -28,21 +29,22 @@ from minibert.model import MiniBERT
 from minibert.optimizer import AdamW
 from minibert.parameters import NamedArrays
 
+CHECKPOINTS_FOLDER = "checkpoints"  # in the output folder
 FORMAT = 1  # raised whenever files of an older version could be misread
-KEPT = 2  # the newest, and one to fall back on
+KEPT = 2  # the newest checkpoint, and one to fall back on
 
 _TENSORS_FILE, _STATE_FILE = "tensors.safetensors", "state.json"
 _PREFIX, _UNFINISHED = "step-", ".writing-"
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a run stands.
+class RunState:
+    """The state of a run at a checkpoint, apart from its tensors.
 
     Attributes:
-        step: optimizer steps done.
+        step: optimizer steps taken.
         elapsed: seconds of training so far, all sessions together.
-        settings: `Settings.to_dict()`.
+        settings: from `Settings.to_dict`.
         tokenizer: fingerprint of the vocabulary.
         corpus: fingerprint of the tokenized text.
     """
@@ -54,117 +56,123 @@ class Progress:
     corpus: str
 
 
-def save_checkpoint(folder: Path, model: MiniBERT, optimizer: AdamW, progress: Progress) -> Path:
-    """Writes a checkpoint and removes those that are no longer needed.
+def save_checkpoint(folder: Path, model: MiniBERT, optimizer: AdamW, state: RunState) -> Path:
+    """Write a checkpoint, then delete all but the newest `KEPT`.
 
     Args:
-        folder: the run's checkpoints; created.
+        folder: the run's folder of checkpoints; created if needed.
         model: its parameters must be finite, which the caller has checked.
-        optimizer: its moments are saved with the parameters.
-        progress: goes into `state.json`.
+        optimizer: the model's optimizer; its moments are saved as well.
+        state: goes into `state.json`.
 
     Returns:
-        The folder of the checkpoint.
+        The folder of the new checkpoint.
+
+    Raises:
+        OSError: the disk is full, for example. The older checkpoints are left as they were.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(f"{_UNFINISHED}*"):  # of a killed run
+    for leftover in folder.glob(f"{_UNFINISHED}*"):  # from a run that was killed
         shutil.rmtree(leftover)
-    beside = folder / f"{_UNFINISHED}{progress.step}"
-    beside.mkdir()
+    temporary = folder / f"{_UNFINISHED}{state.step}"
+    temporary.mkdir()
     tensors: dict[str, np.ndarray[Any, Any]] = {}
-    for group, arrays in _groups(model, optimizer).items():
-        flat = model.backend.to_numpy(arrays.flat)  # one transfer
+    for group, arrays in _tensor_groups(model, optimizer).items():
+        flat = model.backend.to_numpy(arrays.flat)  # one transfer for each group
         for name, offset in arrays.layout.offsets.items():
             shape = arrays.layout.shapes[name]
             tensors[f"{group}/{name}"] = flat[offset : offset + int(np.prod(shape))].reshape(shape)
-    save_file(tensors, beside / _TENSORS_FILE)
-    state = {
+    save_file(tensors, temporary / _TENSORS_FILE)
+    content = {
         "format": FORMAT,
-        "step": progress.step,
-        "elapsed": progress.elapsed,
-        "settings": dict(progress.settings),
+        "step": state.step,
+        "elapsed": state.elapsed,
+        "settings": dict(state.settings),
         "model": model.config.to_dict(),
-        "tokenizer": progress.tokenizer,
-        "corpus": progress.corpus,
-        "sha256": _checksum(beside / _TENSORS_FILE),
+        "tokenizer": state.tokenizer,
+        "corpus": state.corpus,
+        "sha256": _checksum(temporary / _TENSORS_FILE),
     }
-    (beside / _STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    final = folder / f"{_PREFIX}{progress.step:08d}"
-    if final.exists():  # of an attempt that was given up for an older checkpoint
+    (temporary / _STATE_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    final = folder / f"{_PREFIX}{state.step:08d}"
+    if final.exists():  # the run was resumed from an older checkpoint and has come here for the second time
         shutil.rmtree(final)
-    rename_folder(beside, final)
-    for old in checkpoints(folder)[:-KEPT]:
+    rename_folder(temporary, final)
+    for old in list_checkpoints(folder)[:-KEPT]:
         shutil.rmtree(old)
     return final
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first; names only, nothing is read."""
+def list_checkpoints(folder: Path) -> list[Path]:
+    """List the checkpoints in a run's folder of checkpoints, oldest first. Only names are looked at."""
     return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
 
 
-def never_written(folder: Path) -> bool:
-    """Whether a run's checkpoints are none, but for one that a killed run was about to write."""
+def has_only_unfinished_checkpoints(folder: Path) -> bool:
+    """True if a folder of checkpoints does not exist, or holds only checkpoints that were never finished."""
     return not folder.exists() or (
         folder.is_dir() and all(path.name.startswith(_UNFINISHED) for path in folder.iterdir())
     )
 
 
-def load_progress(folder: Path) -> tuple[Path, Progress]:
-    """The newest checkpoint, after checking that all of it is there.
+def read_newest_state(folder: Path) -> tuple[Path, RunState]:
+    """Find the newest checkpoint, check that it is complete, and read its state.
+
+    An older checkpoint is never taken silently. The error says which one is complete and how to use it.
 
     Args:
-        folder: the run's checkpoints.
+        folder: the run's folder of checkpoints.
 
     Returns:
-        Its folder, for `restore`, and what it says.
+        The checkpoint's folder, for `restore`, and its state.
 
     Raises:
-        TrainingError: there is none, or the newest one is damaged. An older one is never taken silently; the
-            message says which one could be.
+        TrainingError: there is no checkpoint, or the newest one is damaged.
     """
-    found = checkpoints(folder)
+    found = list_checkpoints(folder)
     if not found:
         raise TrainingError(f"there is nothing to resume: {folder} holds no checkpoint")
     *older, newest = found
     try:
-        return newest, _read_progress(newest)
+        return newest, _read_state(newest)
     except TrainingError as error:
         for path in reversed(older):
             try:
-                progress = _read_progress(path)
+                state = _read_state(path)
             except TrainingError:
                 continue
             raise TrainingError(
-                f"{error}. The checkpoint before it, of step {progress.step}, is whole: to continue from there, "
+                f"{error}. The checkpoint before it, of step {state.step}, is complete: to continue from there, "
                 f"move {newest} away and resume again"
             ) from error
         raise TrainingError(f"{error}. There is no other checkpoint to continue from") from error
 
 
 def restore(path: Path, model: MiniBERT, optimizer: AdamW) -> None:
-    """Puts the parameters, the moments and the step of a checkpoint into a model and its optimizer.
+    """Load the parameters, the moments and the step of a checkpoint into a model and its optimizer.
 
     Args:
-        path: from `load_progress`.
+        path: the checkpoint's folder, from `read_newest_state`.
         model: of the checkpoint's sizes and dtype.
         optimizer: of that model.
 
     Raises:
-        TrainingError: the checkpoint is of another model.
+        TrainingError: the checkpoint belongs to a model with another config.
     """
-    state = _read_state(path)
-    if state["model"] != model.config.to_dict():
-        different = sorted(name for name, value in model.config.to_dict().items() if state["model"].get(name) != value)
+    content = _read_state_file(path)
+    if content["model"] != model.config.to_dict():
+        config = model.config.to_dict()
+        different = sorted(name for name, value in config.items() if content["model"].get(name) != value)
         raise TrainingError(f"{path} is a checkpoint of another model: {', '.join(different)} differ")
     with safe_open(path / _TENSORS_FILE, framework="numpy") as file:
-        for group, arrays in _groups(model, optimizer).items():
+        for group, arrays in _tensor_groups(model, optimizer).items():
             for name, view in arrays.items():
                 view[...] = model.backend.asarray(file.get_tensor(f"{group}/{name}"), dtype=model.dtype)
-    optimizer.steps = int(state["step"])
+    optimizer.steps = int(content["step"])
 
 
-def _groups(model: MiniBERT, optimizer: AdamW) -> dict[str, NamedArrays]:
+def _tensor_groups(model: MiniBERT, optimizer: AdamW) -> dict[str, NamedArrays]:
+    """Return what a checkpoint holds, by the first part of the tensors' names."""
     return {
         "parameters": model.parameters,
         "first_moment": optimizer.first_moment,
@@ -172,36 +180,42 @@ def _groups(model: MiniBERT, optimizer: AdamW) -> dict[str, NamedArrays]:
     }
 
 
-def _read_state(path: Path) -> dict[str, Any]:
-    file = path / _STATE_FILE
-    try:
-        state = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"the checkpoint {file} is damaged ({error})") from error
-    if not isinstance(state, dict) or "format" not in state:
-        raise TrainingError(f"the checkpoint {file} is damaged (it does not say which format it has)")
-    if state["format"] != FORMAT:
-        raise TrainingError(
-            f"the checkpoint {file} has format {state['format']}, this version reads {FORMAT}; resume it with "
-            "the version that wrote it"
-        )
-    return state
-
-
-def _read_progress(path: Path) -> Progress:
-    state = _read_state(path)
+def _read_state(path: Path) -> RunState:
+    """Read a checkpoint's state after checking that the whole checkpoint is undamaged."""
+    content = _read_state_file(path)
     tensors = path / _TENSORS_FILE
     try:
-        whole = _checksum(tensors) == state["sha256"]
+        undamaged = _checksum(tensors) == content["sha256"]
         with safe_open(tensors, framework="numpy"):
             pass
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"the checkpoint {tensors} is damaged or cut short ({error})") from error
-    if not whole:
-        raise TrainingError(f"the checkpoint {tensors} is damaged: its content is not what was written (checksum)")
-    return Progress(
-        int(state["step"]), float(state["elapsed"]), state["settings"], str(state["tokenizer"]), str(state["corpus"])
+    if not undamaged:
+        raise TrainingError(f"the checkpoint {tensors} is damaged: its checksum is not the recorded one")
+    return RunState(
+        step=int(content["step"]),
+        elapsed=float(content["elapsed"]),
+        settings=content["settings"],
+        tokenizer=str(content["tokenizer"]),
+        corpus=str(content["corpus"]),
     )
+
+
+def _read_state_file(path: Path) -> dict[str, Any]:
+    """Read a checkpoint's `state.json` and check its format."""
+    file = path / _STATE_FILE
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"the checkpoint {file} is damaged ({error})") from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise TrainingError(f"the checkpoint {file} is damaged (it does not say which format it has)")
+    if content["format"] != FORMAT:
+        raise TrainingError(
+            f"the checkpoint {file} has format {content['format']}, this version reads {FORMAT}; resume it with "
+            "the version that wrote it"
+        )
+    return content
 
 
 def _checksum(path: Path) -> str:

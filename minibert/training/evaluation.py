@@ -1,7 +1,7 @@
-"""How good a model is: loss, perplexity and accuracy on held-out text, beside the unigram baseline.
+"""Evaluate a model on held-out text: loss, perplexity and accuracy, compared with the unigram baseline.
 
-The masks are frozen: they depend on the text alone, so every evaluation, of any run with any seed, predicts
-the same tokens from the same context, and losses can be compared to the last digit.
+The masks of an evaluation depend on the text alone (`preparation.frozen_batches`). So every evaluation, of any run
+with any seed, predicts the same tokens from the same context, and losses can be compared to the last digit.
 """
 
 from __future__ import annotations
@@ -16,22 +16,24 @@ import numpy as np
 import numpy.typing as npt
 
 from backends import Array
-from minibert.data.batch import Batch, unigram_cross_entropy
+from minibert.data.batch_source import Batch
+from minibert.data.masking import unigram_cross_entropy
 from minibert.errors import TrainingError
 from minibert.model import MiniBERT
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one evaluation found; losses are means in nats.
+    """The figures of one evaluation. Losses are means in nats.
 
     Attributes:
         loss: cross-entropy of the masked tokens.
         perplexity: exp(loss).
-        accuracy: the share of masked tokens whose likeliest candidate is right.
-        unigram_loss: cross-entropy of the same tokens for one who only knows how frequent tokens are.
-        predictions: how many tokens were predicted.
-        next_sentence_loss, next_sentence_accuracy: of the other task; None where it is not trained.
+        accuracy: the share of masked tokens for which the model's first candidate is right.
+        unigram_loss: cross-entropy of the same tokens for a model that knows only how frequent each token is.
+        predictions: the number of masked tokens, M.
+        next_sentence_loss: cross-entropy of next-sentence prediction; None if it was not evaluated.
+        next_sentence_accuracy: the share of pairs that were classified correctly; None if not evaluated.
     """
 
     loss: float
@@ -44,17 +46,25 @@ class Evaluation:
 
     @property
     def below_unigram(self) -> float:
-        """How many nats the loss lies below the unigram baseline: what was learnt from the context."""
+        """Nats by which the loss is below the unigram baseline; negative if it is above.
+
+        A model gets below the baseline only by what it learnt from the context.
+        """
         return self.unigram_loss - self.loss
 
+    def compared_with_unigram(self) -> str:
+        """Format `below_unigram` for people: "0.412 nats below the unigram baseline", or above."""
+        side = "above" if self.below_unigram < 0.0 else "below"
+        return f"{abs(self.below_unigram):.3f} nats {side} the unigram baseline"
+
     def to_dict(self) -> dict[str, Any]:
-        """All figures, ready for JSON; those that are None are left out."""
+        """Return all figures and `below_unigram`, ready for JSON, without those that are None."""
         figures = {**dataclasses.asdict(self), "below_unigram": self.below_unigram}
         return {name: value for name, value in figures.items() if value is not None}
 
 
 class _Sums:
-    """Running sums of one task. They stay on the device until the end, so nobody waits in between."""
+    """Running sums of one task. They stay on the device until `means`: no host synchronisation in between."""
 
     def __init__(self) -> None:
         self.losses: list[Array] = []
@@ -62,7 +72,7 @@ class _Sums:
         self.count = 0
 
     def add(self, model: MiniBERT, logits: Array, host_labels: npt.NDArray[np.int32]) -> None:
-        """Adds predictions: logits (M, classes), labels (M,)."""
+        """Add M predictions: logits (M, classes), labels (M,)."""
         if not host_labels.size:
             return
         xp = model.backend.xp
@@ -73,22 +83,22 @@ class _Sums:
         self.count += host_labels.size
 
     def means(self, model: MiniBERT) -> tuple[float, float]:
-        """(loss, accuracy), fetched in two transfers and summed in double precision."""
+        """Return (loss, accuracy), fetched in two transfers and summed in float64."""
         xp, fetch = model.backend.xp, model.backend.to_numpy
         loss = fetch(xp.stack(self.losses)).astype(np.float64).sum() / self.count
         return float(loss), int(fetch(xp.stack(self.correct)).sum()) / self.count
 
 
 def evaluate(model: MiniBERT, batches: Iterable[Batch], unigram_counts: npt.NDArray[np.int64]) -> Evaluation:
-    """Evaluates a model; without dropout, and computing logits at the masked positions only.
+    """Evaluate a model, without dropout. Logits are computed at the masked positions only.
 
     Args:
-        model: left alone.
-        batches: with frozen masks; at least one prediction in all.
+        model: the model; it is not changed.
+        batches: from `preparation.frozen_batches`.
         unigram_counts: (V,) how often each token occurs in the training text.
 
     Raises:
-        TrainingError: there is nothing to predict.
+        TrainingError: the batches have no masked token.
     """
     masked, sentences = _Sums(), _Sums()
     labels: list[npt.NDArray[np.int32]] = []

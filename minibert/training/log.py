@@ -1,14 +1,23 @@
-"""`metrics.jsonl`: what happened in a run, one JSON object per line, readable while it goes on.
+"""Write and read `metrics.jsonl`, the log of a run: one JSON object per line, readable while the run goes on.
 
-The field "kind" tells the lines apart: "run" (the first line: what was started where), "train" (means since
-the line before), "evaluation", "resumed", "stopped", "result". A run that ended before its first checkpoint and
-was started again has another "run" where its new beginning is.
+The field "kind" says what a line is about:
+
+    run         the first line: the settings, the model and the device of a new run
+    train       mean loss and other figures of the steps since the line before
+    evaluation  the figures of an evaluation
+    resumed     the run goes on from a checkpoint; like "run", with the step of the checkpoint
+    stopped     the run failed: at which step and why
+    result      the last evaluation, time and memory of a finished run
+
+A run that ended before its first checkpoint may be started again in the same folder. Then the file has another
+"run" line, and the history of the run begins there.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,53 +28,94 @@ if sys.platform != "win32":
 
 METRICS_FILE = "metrics.jsonl"
 
-_RUN = '{"kind": "run"'  # how the line begins that describes a run
+_RUN_LINE = '{"kind": "run"'  # how a line of the kind "run" begins
+
+_LOCK_ATTEMPTS, _SECONDS_BETWEEN_ATTEMPTS = 5, 0.02
 
 
-class MetricsLog:
-    """Appends lines; each is on its way to the disk before the next step begins.
+class RunLog:
+    """The log of a run, open for writing and locked against other processes.
+
+    Windows and some network disks have no locks. There, nothing keeps two processes from writing to one log.
+
+    Each line has left this process before `write` returns, so a crash of the process loses no line.
 
     Args:
-        path: created if it is not there; a last line cut short by a crash is removed.
-
-    Attributes:
-        exclusive: whether it is certain that no other process writes there; not all systems and disks can tell.
+        path: the file; created if it does not exist. A last line that a crash cut short is removed.
 
     Raises:
-        TrainingError: another process writes there.
+        TrainingError: another process has the log open.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
         try:
-            self.exclusive = _lock(self._file)
+            _lock_patiently(self._file)
         except BlockingIOError:
             self._file.close()
-            raise TrainingError(
-                f"another process is training in {path.parent}: wait for its end, or give another --output"
-            ) from None
+            raise in_use_error(path.parent) from None
         content = path.read_bytes()
         if content and not content.endswith(b"\n"):
             self._file.truncate(content.rfind(b"\n") + 1)
 
     def write(self, kind: str, **fields: Any) -> None:
-        """Adds a line. NaN and infinity are no JSON: they are an error here, and never reach the file."""
+        """Add a line.
+
+        Args:
+            kind: see the top of this file.
+            fields: everything else that the line says, ready for JSON.
+
+        Raises:
+            ValueError: a number is NaN or infinite; JSON has neither.
+        """
         self._file.write(json.dumps({"kind": kind, **fields}, allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file and release its lock."""
         self._file.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file, as one history.
+def in_use_error(folder: Path) -> TrainingError:
+    """Return the error for an output folder in which another process is training."""
+    return TrainingError(f"another process is training in {folder}: wait for its end, or give another --output")
 
-    A run that was resumed from step k did the steps after k twice if it had been cut off later than that; the
-    first attempt is left out here (and stays in the file). So is all that precedes the last start.
+
+def is_in_use(path: Path) -> bool | None:
+    """Find out if a log is open in a `RunLog`, of this process or another.
+
+    Args:
+        path: the log; it need not exist.
+
+    Returns:
+        True or False; None if this system or disk has no locks and cannot tell.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return False if _lock(file, shared=True) else None
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError:  # not readable, for example
+        return None
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of a log as one history, without the steps that did not last.
+
+    A run that is resumed from step k takes the steps after k again if it was cut off later than that. Their first
+    lines stay in the file and are left out here. So are all lines before the last start.
+
+    Args:
+        path: the log; a line cut short by a crash is skipped.
+
+    Returns:
+        One dict per line, oldest first.
 
     Raises:
         OSError: the file cannot be read.
+        UnicodeDecodeError: the file is not UTF-8.
     """
     history: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -81,38 +131,65 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return history
 
 
+def read_run_history(folder: Path) -> list[dict[str, Any]] | None:
+    """Read the history of the run in a folder.
+
+    Returns:
+        As `read_history`; empty if the run was killed before its first line. None if there is no log, or if it is not
+        the log of a pretraining run.
+    """
+    path = folder / METRICS_FILE
+    try:
+        with open(path, encoding="utf-8") as file:
+            beginning = file.read(len(_RUN_LINE))
+        return read_history(path) if beginning in ("", _RUN_LINE) else None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
 def read_run_description(folder: Path) -> dict[str, Any]:
-    """The line that says what was started last, or nothing if the folder holds no run of ours."""
+    """Read the "run" line of the run that was started last in a folder; {} if there is none or it is cut short."""
     try:
         with open(folder / METRICS_FILE, encoding="utf-8") as file:
-            *_, line = (line for line in file if line.startswith(_RUN))
+            *_, line = (line for line in file if line.startswith(_RUN_LINE))
         entry = json.loads(line)
     except (OSError, ValueError):  # no such file, no such line, or one cut short
         return {}
     return entry if isinstance(entry, dict) else {}
 
 
-def only_begun(folder: Path) -> bool:
-    """Whether the metrics in a folder are of a run that, as they tell, neither finished nor was resumed."""
-    try:
-        content = (folder / METRICS_FILE).read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return False
-    if not content.startswith(_RUN):  # empty: the run was killed before its first line, and wrote nothing else
-        return not content and [path.name for path in folder.iterdir()] == [METRICS_FILE]
-    return all(entry["kind"] not in ("resumed", "result") for entry in read_metrics(folder / METRICS_FILE))
+def _lock_patiently(file: IO[str]) -> None:
+    """Lock a file as `_lock` does, but try again for a moment.
+
+    `is_in_use` of another process holds a shared lock for some microseconds. It must not look like a run.
+    """
+    for _ in range(_LOCK_ATTEMPTS - 1):
+        try:
+            _lock(file)
+        except BlockingIOError:
+            time.sleep(_SECONDS_BETWEEN_ATTEMPTS)
+        else:
+            return
+    _lock(file)
 
 
-def _lock(file: IO[str]) -> bool:
-    """Locks a file for this process as long as it is open; False where that is not possible.
+def _lock(file: IO[str], shared: bool = False) -> bool:
+    """Lock a file until it is closed.
+
+    Args:
+        file: open for writing, or for reading if the lock is shared.
+        shared: True allows other shared locks beside this one, but no exclusive lock.
+
+    Returns:
+        False if the system or the disk has no locks.
 
     Raises:
-        BlockingIOError: another process has locked it.
+        BlockingIOError: the file is locked already.
     """
     if sys.platform == "win32":
         return False
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
     except OSError:  # some network disks have no locks

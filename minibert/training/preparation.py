@@ -1,4 +1,7 @@
-"""From the names of some texts to batches: vocabulary and tokens are made once and found again."""
+"""Prepare the data of a run: text, vocabulary, tokens, batches.
+
+Vocabularies and tokens are kept in a cache folder, so that later runs on the same text find them.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,7 @@ from pathlib import Path
 
 import tokenizers
 
-from minibert.data.batch import Batch
-from minibert.data.batch_source import BatchSource, build_batch_source, evaluation_batches
+from minibert.data.batch_source import Batch, BatchSource, build_batch_source, evaluation_batches
 from minibert.data.corpus import Corpus, open_corpus
 from minibert.data.masking import MaskingRule
 from minibert.data.sequences import Sequences
@@ -24,14 +26,22 @@ from minibert.files import rename_folder
 from minibert.training.settings import Settings
 
 CACHE_FOLDER = ".minibert-cache"
-"""Vocabularies and tokens, beside the output folders so that all runs there share them; may be deleted."""
+"""The name of the cache folder. It lies beside the output folders, so that all runs there share it, and may be
+deleted."""
 
-_EVALUATION_TOKENS_PER_BATCH = 8192  # keeps the logits of an evaluation small, whatever the batch size of training
+_EVALUATION_TOKENS_PER_BATCH = 8192  # keeps the logits of an evaluation small, whatever the training's batch size
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a run trains on and is measured by."""
+    """The data of a run.
+
+    Attributes:
+        tokenizer: the vocabulary.
+        tokenized: the tokens of the training text and of the evaluation text.
+        source: the training batches.
+        evaluation_sequences: the sequences to evaluate on.
+    """
 
     tokenizer: Tokenizer
     tokenized: TokenizedCorpus
@@ -39,14 +49,15 @@ class Data:
     evaluation_sequences: Sequences
 
     def evaluation_batches(self) -> Iterator[Batch]:
-        """The frozen batches of an evaluation."""
+        """Return the batches of an evaluation, the same ones every time."""
         return frozen_batches(self.evaluation_sequences, self.tokenizer)
 
 
 def frozen_batches(sequences: Sequences, tokenizer: Tokenizer) -> Iterator[Batch]:
-    """Batches whose masks follow from the text alone.
+    """Return evaluation batches whose masks depend on the text alone.
 
-    They are drawn by BERT's own rule even when the training masks otherwise, so that runs can be compared.
+    The masks follow BERT's own rule (15% of the tokens) even if the training masks differently, so that runs can be
+    compared.
     """
     batch_size = max(1, _EVALUATION_TOKENS_PER_BATCH // sequences.seq_length)
     return evaluation_batches(sequences, tokenizer, MaskingRule(), batch_size)
@@ -55,16 +66,16 @@ def frozen_batches(sequences: Sequences, tokenizer: Tokenizer) -> Iterator[Batch
 def prepare_data(
     settings: Settings, cache: Path, tokenizer: Tokenizer | None = None, progress: Progress | None = None
 ) -> Data:
-    """Opens the corpus, makes or finds its vocabulary and its tokens.
+    """Open the corpus, make its vocabulary and its tokens or find them in the cache, and build the batches.
 
     Args:
-        settings: of the run.
-        cache: where vocabularies and tokens are kept.
-        tokenizer: of a run that is resumed; None makes one.
-        progress: called with what is being done and how many tokens are done.
+        settings: the settings of the run.
+        cache: the cache folder; created if needed.
+        tokenizer: the vocabulary of a run that is resumed; None makes one or finds it in the cache.
+        progress: called with the name of the current work and the number of tokens done.
 
     Raises:
-        DataError: the text cannot be read, or there is too little of it.
+        DataError: the text cannot be read, or it is too short.
     """
     corpus = open_corpus(settings.corpus)
     if tokenizer is None:
@@ -85,10 +96,17 @@ def prepare_data(
 def cached_tokenizer(
     corpus: Corpus, vocab_size: int, cased: bool, cache: Path, progress: Progress | None = None
 ) -> Tokenizer:
-    """The vocabulary of a corpus, made when it is not in the cache.
+    """Return the vocabulary of a corpus from the cache; make it first if it is not there.
+
+    Args:
+        corpus: the text.
+        vocab_size: V; a small corpus may get fewer tokens.
+        cased: True distinguishes upper and lower case.
+        cache: the cache folder; created if needed.
+        progress: called with the name of the current work and 0.
 
     Raises:
-        DataError: the text cannot be read, or makes no vocabulary.
+        DataError: the text cannot be read, it makes no vocabulary, or the cached vocabulary is damaged.
     """
     identity = (corpus.fingerprint(), vocab_size, cased, tokenizers.__version__)
     folder = cache / f"vocabulary-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}"
@@ -97,13 +115,13 @@ def cached_tokenizer(
             progress("making a vocabulary", 0)
         made = train_tokenizer((document.text for document in corpus), vocab_size, lowercase=not cased)
         cache.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=".making-vocabulary-", dir=cache))
+        temporary = Path(tempfile.mkdtemp(prefix=".making-vocabulary-", dir=cache))
         try:
-            made.save(beside)
-            if not folder.is_dir():  # another run may have been faster
-                rename_folder(beside, folder)
+            made.save(temporary)
+            if not folder.is_dir():  # another run may have made it meanwhile
+                rename_folder(temporary, folder)
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
     try:
         return Tokenizer.load(folder)
     except DataError as error:

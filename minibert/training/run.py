@@ -1,4 +1,7 @@
-"""The training loop: steps, and what happens between them."""
+"""The training loop: take steps, and report, evaluate and save between them.
+
+`minibert.training.session` builds a `Run`; `Run.train` goes from its first step to the saved model.
+"""
 
 from __future__ import annotations
 
@@ -8,60 +11,58 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from minibert.commands.screen import Display
 from minibert.data.prefetch import prefetch
 from minibert.errors import NonFiniteError
 from minibert.model import MiniBERT
 from minibert.optimizer import AdamW, linear_schedule
 from minibert.training.budget import Budget
-from minibert.training.checkpoint import Progress, checkpoints, save_checkpoint
+from minibert.training.checkpoint import CHECKPOINTS_FOLDER, RunState, list_checkpoints, save_checkpoint
+from minibert.training.display import Display
 from minibert.training.evaluation import Evaluation, evaluate
-from minibert.training.log import MetricsLog
+from minibert.training.log import RunLog
 from minibert.training.preparation import Data
 from minibert.training.settings import Settings
 from minibert.training.trainer import Trainer
 
-CHECKPOINTS_FOLDER = "checkpoints"
-
-BETAS = (0.9, 0.98)
-"""Decay of AdamW's moments: RoBERTa's (Liu et al. 2019, section 3.1). BERT's second, 0.999, averages over more
-steps than a short run has."""
-
-_BATCHES_AHEAD = 2
+_BATCHES_AHEAD = 2  # prepared in the background while the model computes
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """The end of a session of a run.
 
     Attributes:
-        finished: False if it was interrupted; it can be resumed then.
-        step: optimizer steps done.
-        elapsed: seconds, all sessions together.
-        tokens_per_second: of this session, evaluations and checkpoints left out.
-        evaluation: of the final parameters; None if interrupted.
+        step: optimizer steps taken.
+        elapsed: seconds of training, all sessions together.
+        tokens_per_second: speed of this session, without evaluations and checkpoints; 0.0 if it took no step.
+        peak_memory: the most bytes in use at one time; None if the backend cannot tell.
+        evaluation: of the final parameters; None if the run was interrupted.
     """
 
-    finished: bool
     step: int
     elapsed: float
     tokens_per_second: float
+    peak_memory: int | None
     evaluation: Evaluation | None
+
+    @property
+    def finished(self) -> bool:
+        """False if the run was interrupted; then it can be resumed."""
+        return self.evaluation is not None
 
 
 class Run:
-    """A model, its data and its output folder, on the way from one step to the next.
+    """A run that is ready for its next step: a model, its data and its output folder.
 
     Args:
         settings: how to train.
-        output: the run's folder; it exists.
-        model: to train, fresh or restored.
-        optimizer: of the model; `optimizer.steps` says how far the run is.
-        data: what to train on.
-        log: where the metrics go.
-        display: what the person sees.
-        elapsed: seconds of earlier sessions.
-        interrupted: asked before every step; True ends the run with a checkpoint.
+        output: the run's output folder; it exists.
+        model: the model to train, new or restored from a checkpoint.
+        optimizer: the model's optimizer; `optimizer.steps` is the number of steps taken.
+        data: the text to train on and to evaluate on.
+        log: the run's log, open.
+        display: receives what the run reports.
+        elapsed: seconds of training in earlier sessions.
     """
 
     def __init__(
@@ -71,98 +72,128 @@ class Run:
         model: MiniBERT,
         optimizer: AdamW,
         data: Data,
-        log: MetricsLog,
+        log: RunLog,
         display: Display,
         elapsed: float = 0.0,
-        interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         assert settings.learning_rate is not None  # filled in when the settings were made
         self.highest_rate = settings.learning_rate
         self.settings = settings
-        self.checkpoints = output / CHECKPOINTS_FOLDER
+        self.output = output
         self.model = model
         self.optimizer = optimizer
         self.data = data
         self.log = log
         self.display = display
-        self.interrupted = interrupted
-        seconds = None if settings.minutes is None else 60.0 * settings.minutes
-        self.budget = Budget(settings.steps, seconds)
+        self.budget = Budget(settings.steps, None if settings.minutes is None else 60.0 * settings.minutes)
         self.trainer = Trainer(model, optimizer, accumulate=settings.accumulate, dropout=settings.dropout > 0.0)
+        self._checkpoints = output / CHECKPOINTS_FOLDER
+        self._saved_step = optimizer.steps if list_checkpoints(self._checkpoints) else None
         self._elapsed_before = elapsed
         self._began = time.monotonic()
-        self._interval_began = time.monotonic()
+        self._interval_began = time.monotonic()  # the interval from one report to the next
         self._learning_rate = 0.0
-        self._tokens = 0
-        self._busy_seconds = 0.0  # spent on steps, in this session
-        self._saved_step = optimizer.steps if checkpoints(self.checkpoints) else -1
+        self._tokens = 0  # processed in this session
+        self._seconds_of_steps = 0.0  # in this session, without evaluations and checkpoints
 
     @property
     def step(self) -> int:
-        """Optimizer steps done."""
+        """Optimizer steps taken."""
         return self.optimizer.steps
 
     @property
     def elapsed(self) -> float:
-        """Seconds of training so far; what was before its first step and between sessions is left out."""
+        """Seconds of training so far, without preparation and without the time between sessions."""
         return self._elapsed_before + time.monotonic() - self._began
 
-    def train(self) -> Outcome:
-        """Trains until the budget is spent or someone interrupts.
+    def train(self, interrupted: Callable[[], bool] = lambda: False) -> Outcome:
+        """Train until the budget is exhausted, or until an interruption, and save the result.
+
+        A run that reaches its end is evaluated, and its checkpoint, its result and its model are written. A run that
+        is interrupted writes a checkpoint only.
+
+        Args:
+            interrupted: called before every step; True ends the session.
 
         Raises:
-            NonFiniteError: the loss, a gradient or a parameter is NaN or infinite. Nothing of it was saved; the
-                message says at which step and what to do.
+            NonFiniteError: the loss, a gradient or a parameter is NaN or infinite. No such value was saved. The
+                message names the step and the remedy.
         """
+        self._introduce()
         try:
             self.display.preparing("warming up", 0)
-            self.trainer.rehearse(self.data.source.training_batch(self.step))
+            self.trainer.dry_run(self.data.source.training_batch(self.step))
             self._began = time.monotonic()
             self.display.begin(self.budget, self.step, self.elapsed)
-            finished = self._loop()
+            finished = self._take_steps(interrupted)
             evaluation = self._evaluate() if finished else None
-            self._save()
+            self._save_checkpoint()
         except NonFiniteError as error:
             self.log.write("stopped", step=error.step, reason=str(error))
             raise NonFiniteError(f"{error}. {self._remedy()}", error.step) from None
         finally:
             self.display.end()
-        speed = self._tokens / self._busy_seconds if self._tokens else 0.0
-        return Outcome(finished, self.step, self.elapsed, speed, evaluation)
+        speed = self._tokens / self._seconds_of_steps if self._tokens else 0.0
+        outcome = Outcome(self.step, self.elapsed, speed, self.model.backend.memory().peak, evaluation)
+        if evaluation is not None:
+            self.log.write(
+                "result",
+                step=outcome.step,
+                elapsed=outcome.elapsed,
+                tokens_per_second=outcome.tokens_per_second,
+                peak_memory=outcome.peak_memory,
+                **evaluation.to_dict(),
+            )
+            self.model.save_pretrained(self.output)
+        return outcome
 
-    def _loop(self) -> bool:
-        """Takes steps; returns whether the budget is spent."""
+    def _introduce(self) -> None:
+        """Show the model and the text."""
+        settings, config, tokenized = self.settings, self.model.config, self.data.tokenized
+        self.display.message(
+            f"{settings.preset}: {config.num_hidden_layers} layers, {config.hidden_size} wide, vocabulary "
+            f"{config.vocab_size:,}, {self.model.parameters.layout.size / 1e6:.1f} M parameters, {settings.dtype}, "
+            f"on {self.model.backend.description()}"
+        )
+        self.display.message(
+            f"{' '.join(settings.corpus)}: {tokenized.train.number_of_tokens:,} tokens to train on, "
+            f"{tokenized.evaluation.number_of_tokens:,} held out; {settings.batch_size} x {settings.seq_length} "
+            f"tokens a step, {self.data.source.steps_per_epoch:,.0f} steps an epoch"
+        )
+
+    def _take_steps(self, interrupted: Callable[[], bool]) -> bool:
+        """Take steps until the budget is exhausted (return True) or until an interruption (return False)."""
         settings = self.settings
         last = None if settings.steps is None else settings.steps - 1
         with closing(prefetch(self.data.source.training_batch, self.step, last, _BATCHES_AHEAD)) as batches:
             self._interval_began = time.monotonic()
             while not self.budget.exhausted(self.step, self.elapsed):
-                if self.interrupted():
+                if interrupted():
                     return False
-                progress = self.budget.progress(self.step, self.elapsed)
-                self._learning_rate = self.highest_rate * linear_schedule(progress, settings.warmup)
+                position = self.budget.schedule_position(self.step, self.elapsed)
+                self._learning_rate = self.highest_rate * linear_schedule(position, settings.warmup)
                 self.trainer.step(next(batches), self._learning_rate)
                 self.display.advance(self.step, self.elapsed)
                 if self.step % settings.report_every == 0:
                     self._report()
-                last_step = self.budget.exhausted(self.step, self.elapsed)  # evaluated and saved after the loop
-                if self.step % settings.evaluate_every == 0 and not last_step:
+                # after the last step, `train` evaluates and saves
+                is_last = self.budget.exhausted(self.step, self.elapsed)
+                if self.step % settings.evaluate_every == 0 and not is_last:
                     self._evaluate()
-                if self.step % settings.checkpoint_every == 0 and not last_step:
-                    self._save()
+                if self.step % settings.checkpoint_every == 0 and not is_last:
+                    self._save_checkpoint()
         return True
 
     def _report(self) -> None:
-        """Fetches the figures since the last report, checks and records them."""
+        """Fetch the figures of the steps since the last report, check that they are finite, log and show them."""
         if not self.trainer.pending:
             return
         figures = self.trainer.collect()
         now = time.monotonic()
         seconds, self._interval_began = now - self._interval_began, now
         self._tokens += figures.tokens
-        self._busy_seconds += seconds
+        self._seconds_of_steps += seconds
         loss, speed = float(figures.losses.mean()), figures.tokens / seconds
-        memory = self.model.backend.memory()
         self.log.write(
             "train",
             step=self.step,
@@ -171,11 +202,12 @@ class Run:
             gradient_norm=float(figures.gradient_norms.mean()),
             tokens_per_second=speed,
             elapsed=self.elapsed,
-            memory=memory.used,
+            memory=self.model.backend.memory().used,
         )
         self.display.report(self.step, loss, speed)
 
     def _evaluate(self) -> Evaluation:
+        """Evaluate the parameters on the held-out text, log and show the figures."""
         self._report()
         self.trainer.check_parameters()
         evaluation = evaluate(self.model, self.data.evaluation_batches(), self.data.tokenized.unigram_counts)
@@ -184,33 +216,34 @@ class Run:
         self._interval_began = time.monotonic()
         return evaluation
 
-    def _save(self) -> None:
-        """Writes a checkpoint of finite parameters, unless there is one of this step."""
+    def _save_checkpoint(self) -> None:
+        """Write a checkpoint, unless there is one of this step already."""
         self._report()
         if self.step == self._saved_step:
             return
         self.trainer.check_parameters()
-        progress = Progress(
-            self.step,
-            self.elapsed,
-            self.settings.to_dict(),
-            self.data.tokenizer.fingerprint(),
-            self.data.tokenized.fingerprint,
+        state = RunState(
+            step=self.step,
+            elapsed=self.elapsed,
+            settings=self.settings.to_dict(),
+            tokenizer=self.data.tokenizer.fingerprint(),
+            corpus=self.data.tokenized.fingerprint,
         )
-        save_checkpoint(self.checkpoints, self.model, self.optimizer, progress)
+        save_checkpoint(self._checkpoints, self.model, self.optimizer, state)
         self._saved_step = self.step
         self._interval_began = time.monotonic()
 
     def _remedy(self) -> str:
-        settings = self.settings
+        """Say how to go on after a loss, a gradient or a parameter that is not finite."""
         advice = f"a lower --learning-rate (it was {self.highest_rate:g}) usually helps"
-        saved = checkpoints(self.checkpoints)
+        saved = list_checkpoints(self._checkpoints)
         if not saved:
             return (
                 f"No checkpoint had been written yet. Start again, the same --output will do: {advice}, so do a longer "
-                f"--warmup (it was {settings.warmup:g}) and a smaller --clip-norm (it was {settings.clip_norm:g})"
+                f"--warmup (it was {self.settings.warmup:g}) and a smaller --clip-norm (it was "
+                f"{self.settings.clip_norm:g})"
             )
         return (
             f"The last good checkpoint is kept: {saved[-1]}. {advice[0].upper()}{advice[1:]}: continue from there "
-            f"with --output {self.checkpoints.parent} --resume --learning-rate {self.highest_rate / 2:g}"
+            f"with --output {self.output} --resume --learning-rate {self.highest_rate / 2:g}"
         )

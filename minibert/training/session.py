@@ -1,134 +1,118 @@
-"""Starting a run, resuming one, and what is left in the output folder at the end."""
+"""Start a run, or resume one from its newest checkpoint.
+
+A session is the part of a run that one process computes. `start` and `resume` check the output folder, prepare the
+text and the model, open the run's log and hand out a `Run`, which trains:
+
+    with resume({}, output, display) as run:
+        outcome = run.train()
+
+The log stays open, and the folder locked against other processes, until the end of the `with` block.
+"""
 
 from __future__ import annotations
 
 import platform
-import shlex
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from backends import get_backend
-from minibert.commands.pictures import PLOT_FILE, draw_loss_curve
-from minibert.commands.screen import Display, duration
-from minibert.commands.tables import show_examples, show_results
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import TrainingError, explained
-from minibert.inference.examples import fill_mask_examples
 from minibert.model import MiniBERT
 from minibert.optimizer import AdamW
-from minibert.training.checkpoint import load_progress, never_written, restore
-from minibert.training.log import METRICS_FILE, MetricsLog, only_begun, read_metrics
+from minibert.training.checkpoint import CHECKPOINTS_FOLDER, read_newest_state, restore
+from minibert.training.display import Display, duration
+from minibert.training.log import METRICS_FILE, RunLog, in_use_error, read_history
+from minibert.training.output_folder import FolderState, folder_state
 from minibert.training.preparation import CACHE_FOLDER, Data, prepare_data
-from minibert.training.run import BETAS, CHECKPOINTS_FOLDER, Outcome, Run
+from minibert.training.run import Run
 from minibert.training.settings import Settings
 
 RUNS_FOLDER = Path("runs")
 
-Interrupted = Callable[[], bool]
+BETAS = (0.9, 0.98)
+"""AdamW's decay rates, as in RoBERTa (Liu et al. 2019, section 3.1). BERT's second one, 0.999, averages over more
+steps than a short run has."""
 
 
 def new_output() -> Path:
-    """The output folder of a run that was given none."""
+    """Return the output folder for a run without `--output`: runs/<date and time>."""
     return RUNS_FOLDER / datetime.now().strftime("%Y-%m-%d-%H-%M-%S")
 
 
-def start(
-    settings: Settings,
-    output: Path,
-    display: Display,
-    *,
-    cache: Path | None = None,
-    interrupted: Interrupted = lambda: False,
-) -> Outcome:
-    """Trains a new model.
+@contextmanager
+def start(settings: Settings, output: Path, display: Display, *, cache: Path | None = None) -> Iterator[Run]:
+    """Start a new run.
 
     Args:
-        settings: how.
-        output: a new or empty folder, or that of a run which ended before its first checkpoint; everything of the
-            run goes there.
-        display: shows what happens.
-        cache: for vocabularies and tokens; beside the output folder if None.
-        interrupted: asked before every step; True ends the run with a checkpoint.
+        settings: how to train.
+        output: a new or empty folder, or the folder of a run that ended before its first checkpoint. Everything that
+            the run writes goes there.
+        display: receives what the run reports.
+        cache: the folder for vocabularies and tokens; None for a folder beside `output`.
 
     Raises:
-        TrainingError: the output folder is in use, or the loss is NaN.
+        TrainingError: the output folder holds something else, or the settings do not fit each other.
         DataError: the corpus cannot be read.
-        BackendError: a device that this machine does not have.
+        BackendError: the device does not exist.
     """
-    _refuse_used(output)
+    _check_may_start(folder_state(output), output)
     with explained():
         backend = get_backend(settings.device)
     data = _prepare(settings, output, cache, display)
     with explained():
         config = settings.model_config(data.tokenizer.vocab_size)
         model = MiniBERT(config, backend=backend, dtype=settings.dtype, seed=settings.seed, kernels=settings.kernels)
-        optimizer = _optimizer(model, settings)
+        optimizer = _make_optimizer(model, settings)
     output.mkdir(parents=True, exist_ok=True)
-    again = any(output.iterdir())
-    with closing(MetricsLog(output / METRICS_FILE)) as log:
-        _refuse_used(output)  # another process may have trained there since
-        if again and not log.exclusive:
-            raise TrainingError(
-                f"{output} holds a run without a checkpoint, and this system cannot tell whether it is still going "
-                "on: give another --output"
-            )
-        if again:
+    with closing(RunLog(output / METRICS_FILE)) as log:
+        state = folder_state(output, own_log_open=True)  # another process may have trained here since the first check
+        _check_may_start(state, output)
+        if state is FolderState.BEGUN:
             display.message(f"the run in {output} ended before its first checkpoint: starting again in its place")
         log.write("run", started=_now(), **_description(settings, model, data))
         data.tokenizer.save(output, model_max_length=config.max_position_embeddings)
-        return _train(settings, output, model, optimizer, data, log, display, 0.0, interrupted)
+        yield Run(settings, output, model, optimizer, data, log, display)
 
 
-def resume(
-    given: Mapping[str, Any],
-    output: Path,
-    display: Display,
-    *,
-    cache: Path | None = None,
-    interrupted: Interrupted = lambda: False,
-) -> Outcome:
-    """Continues a run from its newest checkpoint, bit for bit where the device computes deterministically.
+@contextmanager
+def resume(given: Mapping[str, Any], output: Path, display: Display, *, cache: Path | None = None) -> Iterator[Run]:
+    """Resume a run from its newest checkpoint, bit for bit if the device computes deterministically.
 
     Args:
-        given: settings that the user asked for explicitly; see `Settings.resumed_with`.
-        output: the run's folder.
-        display: as in `start`.
-        cache: as in `start`.
-        interrupted: as in `start`.
+        given: the settings that the user gave explicitly; see `Settings.resumed_with`.
+        output: the run's output folder.
+        display: receives what the run reports.
+        cache: the folder for vocabularies and tokens; None for a folder beside `output`.
 
     Raises:
-        TrainingError: no run, a damaged checkpoint, contradicting settings, another corpus or vocabulary.
+        TrainingError: there is no run to resume, its checkpoint is damaged, a given setting contradicts it, or the
+            corpus or the vocabulary has changed.
         DataError: the corpus or the vocabulary cannot be read.
-        BackendError: a device that this machine does not have.
+        BackendError: the device does not exist.
     """
-    if _ended_early(output):
+    _check_may_resume(folder_state(output), output)
+    path, state = read_newest_state(output / CHECKPOINTS_FOLDER)
+    settings = Settings.from_dict(state.settings).resumed_with(given)
+    if settings.steps is not None and settings.steps < state.step:
         raise TrainingError(
-            f"the run in {output} ended before its first checkpoint, so there is nothing to resume: start it again, "
-            "without --resume"
-        )
-    if not (output / CHECKPOINTS_FOLDER).is_dir():
-        raise TrainingError(f"there is no run to resume in {output}: it has no folder {CHECKPOINTS_FOLDER}")
-    path, progress = load_progress(output / CHECKPOINTS_FOLDER)
-    settings = Settings.from_dict(progress.settings).resumed_with(given)
-    if settings.steps is not None and settings.steps < progress.step:
-        raise TrainingError(
-            f"the run in {output} has taken {progress.step} steps already; --steps {settings.steps} is to be the "
+            f"the run in {output} has taken {state.step} steps already; --steps {settings.steps} is to be the "
             "total, those before the resume included: give a larger number"
         )
     with explained():
         backend = get_backend(settings.device)
     tokenizer = Tokenizer.load(output)
-    if tokenizer.fingerprint() != progress.tokenizer:
+    if tokenizer.fingerprint() != state.tokenizer:
         raise TrainingError(
             f"the vocabulary in {output} ({tokenizer.vocab_size} tokens) is not the one that the checkpoint "
             f"{path} was trained with; put the run's own vocab.txt and tokenizer.json back"
         )
     data = _prepare(settings, output, cache, display, tokenizer)
-    if data.tokenized.fingerprint != progress.corpus:
+    if data.tokenized.fingerprint != state.corpus:
         raise TrainingError(
             f"the text in {' '.join(settings.corpus)} is not the one that the checkpoint {path} was trained on (a "
             "file's path, size or time of change differs); put it back, or start another run in another --output"
@@ -142,55 +126,79 @@ def resume(
             kernels=settings.kernels,
             initialised=False,
         )
-    optimizer = _optimizer(model, settings)
+    optimizer = _make_optimizer(model, settings)
     restore(path, model, optimizer)
-    display.message(f"resuming from {path} (step {progress.step}, {duration(progress.elapsed)} of training)")
+    display.message(f"resuming from {path} (step {state.step}, {duration(state.elapsed)} of training)")
     before, now = _last_device(output), model.backend.description()
     if before not in (None, now):
-        display.message(f"so far it was computed by {before}, now by {now}: equal but for rounding, not bit for bit")
-    with closing(MetricsLog(output / METRICS_FILE)) as log:
-        log.write("resumed", step=progress.step, started=_now(), **_description(settings, model, data))
-        return _train(settings, output, model, optimizer, data, log, display, progress.elapsed, interrupted)
+        display.message(f"so far it was computed by {before}, now by {now}: equal up to rounding, not bit for bit")
+    with closing(RunLog(output / METRICS_FILE)) as log:
+        log.write("resumed", step=state.step, started=_now(), **_description(settings, model, data))
+        yield Run(settings, output, model, optimizer, data, log, display, state.elapsed)
 
 
-def _refuse_used(output: Path) -> None:
-    """That a run may be started in a folder without overwriting anything but what a new start makes anew."""
-    if not output.exists() or (output.is_dir() and (not any(output.iterdir()) or _ended_early(output))):
-        return
-    what = "holds another run" if (output / METRICS_FILE).exists() else "is not an empty folder"
-    raise TrainingError(
-        f"{output} {what}, and nothing is overwritten: give another --output, or continue a run with --resume"
-    )
+def _check_may_start(state: FolderState, output: Path) -> None:
+    """Refuse a folder in which a new run would overwrite something.
+
+    Raises:
+        TrainingError: the folder is neither new nor left by a run without a checkpoint.
+    """
+    if state is FolderState.IN_USE:
+        raise in_use_error(output)
+    if state is FolderState.BEGUN_OR_RUNNING:
+        raise TrainingError(
+            f"{output} holds a run without a checkpoint, and this system cannot tell whether it is still going "
+            "on: give another --output"
+        )
+    if state in (FolderState.RESUMABLE, FolderState.FINISHED):
+        raise TrainingError(
+            f"{output} holds another run, and nothing is overwritten: give another --output, or continue that run "
+            "with --resume"
+        )
+    if state is FolderState.FOREIGN:
+        raise TrainingError(f"{output} is not an empty folder, and nothing is overwritten: give another --output")
 
 
-def _ended_early(output: Path) -> bool:
-    """Whether a run began in this folder and ended, in whatever way, before its first checkpoint."""
-    return (
-        never_written(output / CHECKPOINTS_FOLDER)
-        and not (output / "config.json").exists()  # nor a model
-        and only_begun(output)
-    )
+def _check_may_resume(state: FolderState, output: Path) -> None:
+    """Refuse a folder without a run that can be resumed.
+
+    Raises:
+        TrainingError: the folder holds no run with a checkpoint, or another process is training there.
+    """
+    if state is FolderState.IN_USE:
+        raise in_use_error(output)
+    if state in (FolderState.BEGUN, FolderState.BEGUN_OR_RUNNING):
+        raise TrainingError(
+            f"the run in {output} ended before its first checkpoint, so there is nothing to resume: start it again, "
+            "without --resume"
+        )
+    if state in (FolderState.NEW, FolderState.FOREIGN):
+        raise TrainingError(
+            f"there is no run to resume in {output}: it holds no checkpoint; give the --output of a run that was "
+            "interrupted or finished"
+        )
 
 
 def _last_device(output: Path) -> str | None:
-    """What the run was last computed by: device, libraries and threads, all that its bits depend on."""
+    """Read which device, libraries and threads computed the last session; None if the log is gone."""
     try:
-        history = read_metrics(output / METRICS_FILE)
-    except OSError:  # gone: nothing is known, and nothing depends on it
+        history = read_history(output / METRICS_FILE)
+    except OSError:
         return None
-    return next((entry.get("device") for entry in reversed(history) if entry["kind"] in ("run", "resumed")), None)
+    return next((line.get("device") for line in reversed(history) if line["kind"] in ("run", "resumed")), None)
 
 
 def _prepare(
     settings: Settings, output: Path, cache: Path | None, display: Display, tokenizer: Tokenizer | None = None
 ) -> Data:
+    """Prepare the data of a run and show the progress; the tokenizer is given if the run is resumed."""
     try:
         return prepare_data(settings, cache or output.parent / CACHE_FOLDER, tokenizer, display.preparing)
     finally:
         display.end()
 
 
-def _optimizer(model: MiniBERT, settings: Settings) -> AdamW:
+def _make_optimizer(model: MiniBERT, settings: Settings) -> AdamW:
     return AdamW(model, betas=BETAS, weight_decay=settings.weight_decay, max_norm=settings.clip_norm)
 
 
@@ -199,7 +207,7 @@ def _now() -> str:
 
 
 def _description(settings: Settings, model: MiniBERT, data: Data) -> dict[str, Any]:
-    """What a run is, for the metrics."""
+    """Describe the session for the log: everything that its bits depend on."""
     return {
         "minibert": version("minibert"),
         "python": platform.python_version(),
@@ -213,60 +221,3 @@ def _description(settings: Settings, model: MiniBERT, data: Data) -> dict[str, A
         "tokenizer": data.tokenizer.fingerprint(),
         "corpus": data.tokenized.fingerprint,
     }
-
-
-def _train(
-    settings: Settings,
-    output: Path,
-    model: MiniBERT,
-    optimizer: AdamW,
-    data: Data,
-    log: MetricsLog,
-    display: Display,
-    elapsed: float,
-    interrupted: Interrupted,
-) -> Outcome:
-    config = model.config
-    display.message(
-        f"{settings.preset}: {config.num_hidden_layers} layers, {config.hidden_size} wide, vocabulary "
-        f"{config.vocab_size:,}, {model.parameters.layout.size / 1e6:.1f} M parameters, {settings.dtype}, "
-        f"on {model.backend.description()}"
-    )
-    display.message(
-        f"{' '.join(settings.corpus)}: {data.tokenized.train.number_of_tokens:,} tokens to train on, "
-        f"{data.tokenized.evaluation.number_of_tokens:,} held out; {settings.batch_size} x {settings.seq_length} "
-        f"tokens a step, {data.source.steps_per_epoch:,.0f} steps an epoch"
-    )
-    outcome = Run(settings, output, model, optimizer, data, log, display, elapsed, interrupted).train()
-    if outcome.evaluation is not None:
-        log.write(
-            "result",
-            step=outcome.step,
-            elapsed=outcome.elapsed,
-            tokens_per_second=outcome.tokens_per_second,
-            peak_memory=model.backend.memory().peak,
-            **outcome.evaluation.to_dict(),
-        )
-    if outcome.finished:
-        _finish(output, model, data, display, outcome)
-    else:
-        display.message(
-            f"interrupted after step {outcome.step}, which is saved. Continue with\n"
-            f"  python scripts/train.py --output {output} --resume"
-        )
-    return outcome
-
-
-def _finish(output: Path, model: MiniBERT, data: Data, display: Display, outcome: Outcome) -> None:
-    """Saves the model and the loss curve, shows the results."""
-    model.save_pretrained(output)
-    drawn = draw_loss_curve(read_metrics(output / METRICS_FILE), output / PLOT_FILE)
-    show_results(display.console, outcome, model.backend.memory().peak)
-    examples = fill_mask_examples(model, data.tokenizer, data.tokenized.evaluation)
-    show_examples(display.console, examples)
-    if not drawn:
-        display.message(f"{PLOT_FILE} was not drawn: Matplotlib is not installed (pip install '.[plot]')")
-    display.message(f"The model, its vocabulary, the metrics and the loss curve are in {output}. Try next:")
-    text = examples[0].text if examples else data.tokenizer.special_tokens["mask_token"]
-    display.message(f"  python scripts/fill_mask.py --model {output} {shlex.quote(text)}")
-    display.message(f"  python scripts/evaluate.py --model {output}")

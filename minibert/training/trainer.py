@@ -1,4 +1,4 @@
-"""One optimizer step after the other, without waiting for the device."""
+"""Take optimizer steps without host synchronisation: forward, backward, accumulate, update."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from backends import Array
-from minibert.data.batch import Batch
+from minibert.data.batch_source import Batch
 from minibert.errors import NonFiniteError
 from minibert.gradient_accumulator import GradientAccumulator
 from minibert.gradients import MiniBERTGradients
@@ -18,12 +18,12 @@ from minibert.optimizer import AdamW
 
 @dataclass(frozen=True)
 class StepFigures:
-    """What became known about some consecutive steps.
+    """Figures of n consecutive steps, on the host.
 
     Attributes:
-        losses: (n,) float64, the loss of each.
-        gradient_norms: (n,) float64, before clipping.
-        tokens: processed in all of them, without padding.
+        losses: (n,) float64, the training losses in nats.
+        gradient_norms: (n,) float64, the global norms of the gradients before clipping.
+        tokens: tokens processed in all n steps, without padding.
     """
 
     losses: npt.NDArray[np.float64]
@@ -34,14 +34,14 @@ class StepFigures:
 class Trainer:
     """Trains a model, step by step.
 
-    Losses and gradient norms stay on the device until `collect` fetches them, so a GPU never waits for the
-    host to look at a number.
+    Losses and gradient norms stay on the device until `collect` fetches them. So a GPU never waits for the host to
+    read a number.
 
     Args:
-        model: to train; its `seed` decides dropout.
-        optimizer: of that model; `optimizer.steps` numbers the steps.
-        accumulate: micro-batches per step; the result depends on it only by rounding.
-        dropout: False switches it off altogether, which saves drawing masks.
+        model: the model to train; its `seed` decides the dropout masks.
+        optimizer: the model's optimizer; `optimizer.steps` is the number of steps taken.
+        accumulate: micro-batches in a step. More of them need less memory and change the result by rounding only.
+        dropout: False switches dropout off, which saves drawing its masks.
     """
 
     def __init__(self, model: MiniBERT, optimizer: AdamW, *, accumulate: int = 1, dropout: bool = True) -> None:
@@ -49,7 +49,7 @@ class Trainer:
         self.optimizer = optimizer
         self.accumulate = accumulate
         self.dropout = dropout
-        self._differentiate = MiniBERTGradients(model)
+        self._gradients = MiniBERTGradients(model)
         self._accumulator = GradientAccumulator(model) if accumulate > 1 else None
         self._losses: list[Array] = []
         self._norms: list[Array] = []
@@ -57,49 +57,40 @@ class Trainer:
 
     @property
     def pending(self) -> int:
-        """How many steps have not been collected yet."""
+        """The number of steps that have not been collected yet."""
         return len(self._losses)
 
     def step(self, batch: Batch, learning_rate: float) -> None:
-        """Takes one optimizer step.
+        """Take one optimizer step.
 
         Args:
-            batch: of the whole step; divided here.
-            learning_rate: of this step.
+            batch: all sequences of the step; divided into micro-batches here.
+            learning_rate: the learning rate of this step.
         """
-        # The loss that overflows is found by `collect`, which names the step; a warning from every
-        # operation it passes through would name none.
+        # `collect` finds a loss that overflowed and names its step. NumPy's warnings would come from every operation
+        # and name no step.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            self._step(batch, learning_rate)
-
-    def rehearse(self, batch: Batch) -> None:
-        """Computes the gradients of a step and forgets them; waits until that is done.
-
-        Kernels are compiled and buffers allocated when they are first used. That can take longer than many
-        steps, and is better done before the clock of a run is started.
-        """
-        self._backward(batch.split(self.accumulate)[0], batch)
-        self.model.backend.synchronize()
-
-    def _step(self, batch: Batch, learning_rate: float) -> None:
-        loss: Array = None
-        if self._accumulator is not None:
-            self._accumulator.reset()
-        for part in batch.split(self.accumulate):
-            part_loss = self._backward(part, batch)
-            loss = part_loss if loss is None else loss + part_loss
-            if self._accumulator is not None:
-                self._accumulator.add(self._differentiate.gradients, weight=1.0)
-        gradients = self._differentiate.gradients if self._accumulator is None else self._accumulator.gradients
-        norm = self.optimizer.step(gradients, learning_rate)
+            if self._accumulator is None:
+                loss = self._forward_backward(batch, whole=batch)
+                gradients = self._gradients.gradients
+            else:
+                loss = None
+                self._accumulator.reset()
+                for part in batch.split(self.accumulate):
+                    part_loss = self._forward_backward(part, whole=batch)
+                    loss = part_loss if loss is None else loss + part_loss
+                    self._accumulator.add(self._gradients.gradients, weight=1.0)
+                gradients = self._accumulator.gradients
+            norm = self.optimizer.step(gradients, learning_rate)
         self._losses.append(loss)
         self._norms.append(norm)
         self._tokens += batch.number_of_tokens
 
-    def _backward(self, part: Batch, whole: Batch) -> Array:
-        """The loss of a micro-batch; leaves its gradients in `self._differentiate`.
+    def _forward_backward(self, part: Batch, whole: Batch) -> Array:
+        """Return the loss of a micro-batch, on the device, and leave its gradients in `self._gradients`.
 
-        Divided by the totals of the whole step, the parts' losses and gradients simply add up.
+        Both are divided by the numbers of predictions and sequences in the whole step, so the losses and gradients
+        of the micro-batches add up to those of the step.
         """
         _, cache = self.model.forward(
             part.input_ids,
@@ -111,7 +102,7 @@ class Trainer:
             first_sequence=part.first_sequence,
             unpad=True,
         )
-        return self._differentiate.backward(
+        return self._gradients.backward(
             cache,
             part.labels,
             part.next_sentence_labels,
@@ -119,11 +110,20 @@ class Trainer:
             total_sequences=whole.number_of_sequences,
         )
 
+    def dry_run(self, batch: Batch) -> None:
+        """Compute the loss and gradients of the first micro-batch, discard them, and wait for the device.
+
+        Kernels are compiled and buffers are allocated on first use. This can take longer than many steps, so a run
+        does it here, before its clock starts.
+        """
+        self._forward_backward(batch.split(self.accumulate)[0], whole=batch)
+        self.model.backend.synchronize()
+
     def collect(self) -> StepFigures:
-        """Fetches the figures of all steps since the last time; waits until the device is done with them.
+        """Fetch the figures of all steps since the last call. This waits until the device has computed them.
 
         Raises:
-            NonFiniteError: a loss or gradient norm is NaN or infinite; names the first such step.
+            NonFiniteError: a loss or a gradient norm is NaN or infinite; names the first such step.
         """
         xp, fetch = self.model.backend.xp, self.model.backend.to_numpy
         first_step = self.optimizer.steps - self.pending + 1
@@ -131,9 +131,9 @@ class Trainer:
         norms = fetch(xp.stack(self._norms)).astype(np.float64)
         figures = StepFigures(losses, norms, self._tokens)
         self._losses, self._norms, self._tokens = [], [], 0
-        wrong = np.flatnonzero(~(np.isfinite(losses) & np.isfinite(norms)))
-        if wrong.size:
-            index = int(wrong[0])
+        non_finite = np.flatnonzero(~(np.isfinite(losses) & np.isfinite(norms)))
+        if non_finite.size:
+            index = int(non_finite[0])
             step = first_step + index
             what = (
                 f"the gradient's norm is {norms[index]}"
@@ -144,10 +144,10 @@ class Trainer:
         return figures
 
     def check_parameters(self) -> None:
-        """Makes sure that the parameters may be saved.
+        """Check that all parameters are finite, before they are evaluated or saved.
 
         Raises:
-            NonFiniteError: one of them is NaN or infinite.
+            NonFiniteError: a parameter is NaN or infinite.
         """
         xp = self.model.backend.xp
         if not bool(xp.all(xp.isfinite(self.model.parameters.flat))):

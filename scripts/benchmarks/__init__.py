@@ -1,1 +1,1 @@
-"""The benchmark: Mini-BERT and its peers on the same work. Started by scripts/benchmark.py."""
+"""The parts of scripts/benchmark.py: Mini-BERT and its peers (implementations in PyTorch) do the same work."""

@@ -1,7 +1,8 @@
-"""Parties take turns, each time in a fresh process, so that all meet the same weather on a shared machine.
+"""Compare Mini-BERT with its peers, which do the same work in PyTorch.
 
-What is compared is ratios within a round: the peer's time over Mini-BERT's of the same round. Their median and
-their spread (lowest and highest) are reported; seconds are for orientation.
+The parties take turns, each time in a fresh process. So other programs on the machine disturb all parties alike.
+The result is the ratio within a round: the time of the peer divided by the time of Mini-BERT in the same round.
+The median, the lowest and the highest ratio are reported. The seconds are only for orientation.
 """
 
 from __future__ import annotations
@@ -20,57 +21,71 @@ from typing import Any
 
 from benchmarks.work import Work
 
-ROOT = Path(__file__).parents[2]
+SCRIPTS = Path(__file__).parents[1]
 OURS = "minibert"
 _HIDDEN_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
-"""Not passed on to any party: each shall choose the kernels for this processor by itself."""
+"""Variables that no party inherits: the libraries of each party choose kernels and threads by themselves."""
 
 _TINY = Work(layers=1, hidden=64, vocabulary=64, batch=1, length=8)
-"""Its peak memory is what the party's libraries take: the floor under every other figure."""
+"""So little work that the peak memory is that of the party's libraries, the floor of every other figure."""
 
 Result = dict[str, Any]
 
 
 class WorkerError(RuntimeError):
-    """A worker failed; the message has its last words."""
+    """A worker failed; the message has the last line that it wrote."""
 
 
-def neutral_environment() -> dict[str, str]:
-    """This process's environment without what would tune one party's libraries."""
-    return {name: value for name, value in os.environ.items() if name not in _HIDDEN_VARIABLES}
+def start_worker(python: str, module: str, *arguments: str, stderr: int | None = None) -> subprocess.Popen[str]:
+    """Start a worker in a fresh process, in the folder scripts/, with an environment that favours no party.
+
+    Args:
+        python: the interpreter.
+        module: a module of this package, e.g. "benchmarks.worker_torch".
+        arguments: the worker's command line.
+        stderr: as in `subprocess.Popen`.
+
+    Returns:
+        The process; its standard output is a pipe.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in _HIDDEN_VARIABLES}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SCRIPTS.parent), os.environ.get("PYTHONPATH"))))
+    return subprocess.Popen(
+        [python, "-m", module, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        cwd=SCRIPTS,
+        env=environment,
+    )
 
 
 def run_worker(work: Work, peer_python: str) -> Result:
     """Do a piece of work in a fresh process.
 
     Args:
-        work: what, and by which party.
-        peer_python: the interpreter that has PyTorch and transformers, for the peers.
+        work: what to do, and which party does it.
+        peer_python: the interpreter that has PyTorch and transformers; the peers run in it.
+
+    Returns:
+        What the worker measured.
 
     Raises:
         WorkerError: the process failed.
     """
     ours = work.party.startswith(OURS)
-    module = "benchmarks.worker_minibert" if ours else "benchmarks.worker_torch"
-    environment = neutral_environment()
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
-        [sys.executable if ours else peer_python, "-m", module, work.to_json()],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT / "scripts",
-        env=environment,
-    )
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+    python, module = (sys.executable, "worker_minibert") if ours else (peer_python, "worker_torch")
+    worker = start_worker(python, f"benchmarks.{module}", work.to_json(), stderr=subprocess.PIPE)
+    output, errors = worker.communicate()
+    if worker.returncode:
+        last = errors.strip().splitlines()[-1:] or ["no message"]
         raise WorkerError(f"{work.party} failed on {work.name}: {last[0]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
+    return json.loads(output.strip().splitlines()[-1])  # type: ignore[no-any-return]
 
 
-@functools.cache  # it does not depend on the size
+@functools.cache  # the floor does not depend on the size
 def _floor_bytes(party: str, dropout: float, threads: int, peer_python: str) -> int:
-    """Peak memory of a party that has next to nothing to do."""
+    """Return the peak memory of a party that has next to nothing to do."""
     work = dataclasses.replace(_TINY, party=party, dropout=dropout, threads=threads)
     return int(run_worker(work, peer_python)["peak_bytes"])
 
@@ -78,10 +93,18 @@ def _floor_bytes(party: str, dropout: float, threads: int, peer_python: str) -> 
 def compare(
     work: Work, peers: Sequence[str], rounds: int, peer_python: str, say: Callable[[str], None] = print
 ) -> Result:
-    """Mini-BERT and its peers on one piece of work.
+    """Compare Mini-BERT and its peers on one piece of work.
+
+    Args:
+        work: what to do.
+        peers: parties of `benchmarks.worker_torch`.
+        rounds: how many processes each party gets.
+        peer_python: the interpreter that has PyTorch and transformers.
+        say: is called with a line about every process.
 
     Returns:
-        The size, and per party the median of the rounds' medians, peak memory, its floor, and the ratios to Mini-BERT.
+        The size; for every party the median over the rounds of its median time, its peak memory, the floor of that,
+        and its ratios to Mini-BERT; and where Mini-BERT's step spends its time.
 
     Raises:
         WorkerError: a worker failed.
@@ -117,13 +140,13 @@ def compare(
         "parties": parties,
         "operations": ours["operations"],
         "sgemm_gflops": ours["sgemm_gflops"],
-        # of the last round: its step against the speed that matrix products had in the same process
+        # in the last round: the time of the products alone, at NumPy's speed in the same process, over the step's time
         "product_share": ours["product_gflop"] / ours["sgemm_gflops"]["step"] / ours["median"],
     }
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores and system."""
+    """Describe the processor, the cores that this process may use, the system and its load."""
     processor = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

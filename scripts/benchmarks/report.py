@@ -1,4 +1,4 @@
-"""Results as tables in Markdown, and as a chart."""
+"""Write the results of a benchmark as tables in Markdown, and draw them as a chart."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Result = dict[str, Any]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def spread(ratios: Sequence[float]) -> str:
-    """Median, and lowest to highest."""
+    """Return the median of some ratios, and the lowest and the highest."""
     return f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def steps_table(results: Sequence[Result]) -> str:
-    """Every size and party: time and ratio, throughput."""
+    """Return the time of a step for every size and party, the ratio to Mini-BERT's, and the throughput."""
     rows = [
         (
             result["name"],
@@ -38,13 +38,20 @@ def steps_table(results: Sequence[Result]) -> str:
         for result in results
         for party, figures in result["parties"].items()
     ]
-    return table(
-        ("size", "party", "ms a step", "its time / ours", "processor time, likewise", "tokens/s", "GFLOP/s"), rows
+    header = (
+        "size",
+        "party",
+        "ms per step",
+        "time / Mini-BERT's",
+        "processor time / Mini-BERT's",
+        "tokens/s",
+        "GFLOP/s",
     )
+    return table(header, rows)
 
 
 def memory_table(results: Sequence[Result]) -> str:
-    """Every size and party: peak memory, what its libraries alone take, and what is left for the work."""
+    """Return the peak memory of every size and party, with the memory of the party's libraries and without it."""
     rows = []
     for result in results:
         ours = result["parties"][OURS]
@@ -60,11 +67,23 @@ def memory_table(results: Sequence[Result]) -> str:
                     "" if party == OURS else f"{our_work / work:.2f}",
                 )
             )
-    return table(("size", "party", "peak MB", "libraries alone", "our peak / its", "without the libraries"), rows)
+    header = (
+        "size",
+        "party",
+        "peak MB",
+        "libraries alone, MB",
+        "Mini-BERT's peak / this peak",
+        "the same without the libraries",
+    )
+    return table(header, rows)
 
 
 def products_table(results: Sequence[Result]) -> str:
-    """How much of Mini-BERT's step the matrix products alone would take, at the sgemm speed of the same run."""
+    """Return the share of Mini-BERT's step that its matrix products alone would take in NumPy.
+
+    The share is given twice: at the speed that NumPy reached with the matrices of the step, and at the speed of the
+    fastest product of the run.
+    """
     rows = [
         (
             result["name"],
@@ -77,16 +96,16 @@ def products_table(results: Sequence[Result]) -> str:
     ]
     header = (
         "size",
-        "at the speed of the step's own matrices",
+        "share at the speed of the step's own matrices",
         "GFLOP/s",
-        "at that of the fastest product of the run",
+        "share at the speed of the fastest product",
         "GFLOP/s",
     )
     return table(header, rows)
 
 
 def operations_table(result: Result) -> str:
-    """Where Mini-BERT's step goes."""
+    """Return the time of every operation in Mini-BERT's step; operations below 0.4% are added up in one row."""
     operations, whole = result["operations"], sum(result["operations"].values())
     rows = [(name, f"{1e3 * s:.1f}", f"{s / whole:.0%}") for name, s in operations.items() if s > 0.004 * whole]
     small = [s for s in operations.values() if s <= 0.004 * whole]
@@ -95,16 +114,16 @@ def operations_table(result: Result) -> str:
 
 
 def scatter_table(scatter: dict[str, Any]) -> str:
-    """The ways of scatter-add."""
+    """Return the time of each way to add rows into a table."""
     rows = [
         (name, f"{1e3 * figures['seconds']:.2f}", "" if name == "scatter_add" else spread(figures["ratios"]))
         for name, figures in scatter.items()
     ]
-    return table(("(4096, 256) into (8192, 256)", "ms", "its time / ours"), rows)
+    return table(("(4096, 256) into (8192, 256)", "ms", "time / scatter_add's"), rows)
 
 
 def scaling_table(series: dict[str, list[Result]]) -> str:
-    """How time and memory grow with one quantity at a time; 1.00 where time per unit stays the same."""
+    """Return how time and memory grow with one quantity at a time."""
     rows = []
     for quantity, results in series.items():
         first = results[0]
@@ -125,11 +144,40 @@ def scaling_table(series: dict[str, list[Result]]) -> str:
                     f"{result['peak_bytes'] / 1e6:.0f}",
                 )
             )
-    return table(("growing", "value", "ms a step", "grown by", "time grown by", "ms per unit more", "peak MB"), rows)
+    header = (
+        "quantity",
+        "value",
+        "ms per step",
+        "value / first value",
+        "time / first time",
+        "ms per added unit",
+        "peak MB",
+    )
+    return table(header, rows)
+
+
+def embeddings_table(figures: dict[str, Result]) -> str:
+    """Return the time of sentence embeddings, Mini-BERT's and transformers'.
+
+    Args:
+        figures: "throughput" (many texts) and "start" (one sentence from a cold start), as benchmark.py records them.
+    """
+    tasks = {"throughput": "many texts", "start": "one sentence, from a cold start"}
+    rows = [
+        (
+            tasks[what],
+            f"{result['tokens']:,}" if "tokens" in result else "",
+            f"{result[OURS]:.2f}",
+            f"{result['transformers']:.2f}",
+            spread(result["ratios"]),
+        )
+        for what, result in figures.items()
+    ]
+    return table(("task", "tokens", "Mini-BERT, s", "transformers, s", "time / Mini-BERT's"), rows)
 
 
 def chart(results: Sequence[Result], path: Path) -> None:
-    """Bars: how many times as long as Mini-BERT's step every party's takes, a group per size; medians of the rounds.
+    """Draw the step time of every party, divided by Mini-BERT's: a group of bars per size, medians of the rounds.
 
     Raises:
         ImportError: Matplotlib is not installed.

@@ -1,7 +1,8 @@
-"""What is timed: one training step of BERT, described so that every party does the same.
+"""Describe the training step that is timed, so that every party does the same work.
 
-A worker (`benchmarks.worker_minibert`, `benchmarks.worker_torch`) is a process that takes a `Work` as JSON,
-does it, and prints what it measured as JSON on its last line.
+A party is an implementation of the step: Mini-BERT or a peer in PyTorch. A worker (`benchmarks.worker_minibert` or
+`benchmarks.worker_torch`) is a process that reads a `Work` as JSON from its command line, does it, and prints what
+it measured as JSON on its last line.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ class Work:
     """Training steps on random tokens without padding, of which 15% are predicted.
 
     Attributes:
-        layers, hidden, vocabulary: L, H, V; a head is 64 wide and I = 4 H.
+        layers, hidden, vocabulary: L, H and V; an attention head has size 64, and I = 4 H.
         batch, length: B sequences of T tokens.
-        dropout: of hidden states and attention weights.
-        threads: that compute.
-        steps: timed, after `warmup` others.
-        party: which implementation, one of those the worker knows.
+        dropout: probability, for hidden states and attention weights.
+        threads: how many threads compute.
+        steps: how many steps are timed.
+        warmup: how many steps run before them.
+        party: which implementation; the module of each worker lists its parties.
     """
 
     layers: int = 4
@@ -43,22 +45,22 @@ class Work:
 
     @property
     def name(self) -> str:
-        """For people, e.g. L4 H256 V8192 B32 T128."""
+        """The size as text, e.g. L4 H256 V8192 B32 T128."""
         name = f"L{self.layers} H{self.hidden} V{self.vocabulary} B{self.batch} T{self.length}"
         return name if self.dropout else f"{name}, no dropout"
 
     @property
     def tokens(self) -> int:
-        """In one step."""
+        """The number of tokens in one step."""
         return self.batch * self.length
 
     @property
     def predicted_per_sequence(self) -> int:
-        """How many tokens of every sequence are predicted."""
+        """The number of predicted tokens in every sequence."""
         return max(1, round(0.15 * self.length))
 
     def batch_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Ids (B, T), flat positions (M,) and the labels there (M,); the same for every party."""
+        """Return "ids" (B, T), flat "positions" (M,) and the "labels" there (M,); the same for every party."""
         rng = np.random.default_rng(7)
         ids = rng.integers(5, self.vocabulary, (self.batch, self.length))
         chosen = np.stack(
@@ -68,11 +70,10 @@ class Work:
         return {"ids": ids, "positions": positions, "labels": rng.integers(5, self.vocabulary, positions.size)}
 
     def linear_layers(self, *, pruned: bool) -> list[tuple[int, int, int]]:
-        """(rows, outputs, inputs) of every linear layer; a step multiplies three such matrices for each.
+        """Return (rows, outputs, inputs) of every linear layer; a step has three matrix products of that size for each.
 
         Args:
-            pruned: whether the last layer's queries, output and feed-forward are computed at predicted
-                positions only.
+            pruned: True if the last layer computes queries, output and feed-forward at predicted positions only.
         """
         h, n, m = self.hidden, self.tokens, self.batch * self.predicted_per_sequence
         layers = []
@@ -84,28 +85,37 @@ class Work:
         return [*layers, (m, h, h), (m, self.vocabulary, h)]
 
     def product_flops(self, *, pruned: bool) -> float:
-        """Floating-point operations in the matrix products of a step, those of attention included."""
+        """Return the floating-point operations in all matrix products of a step, including those of attention."""
         m = self.batch * self.predicted_per_sequence
         rows = (self.layers - pruned) * self.tokens + pruned * m
-        # scores and values; the backward pass has four such products and computes the scores again
+        # Forward: scores and context. Backward: four products of that size, and the scores again. Seven in all.
         attention = 7 * 2 * rows * self.length * self.hidden
         return attention + sum(3 * 2.0 * r * o * i for r, o, i in self.linear_layers(pruned=pruned))
 
     def to_json(self) -> str:
-        """For a worker's command line."""
+        """Return the work as JSON, for the command line of a worker."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Work:
-        """What `to_json` wrote."""
+        """Read the work from JSON that `to_json` wrote."""
         return cls(**json.loads(text))
 
 
 def timed(step: Callable[[], object], warmup: int, steps: int) -> dict[str, Any]:
-    """Run a step; the seconds of the first, and the median of the later ones, on the clock and of the processor.
+    """Run a step many times and measure it.
 
-    Seconds of the processor, summed over threads, do not count the time that other programs took. With one
-    thread they compare parties even on a busy machine; with more, threads that spin while they wait count too.
+    Processor time, summed over threads, does not count the time of other programs. With one thread it compares
+    parties even on a busy machine. With more threads, it also counts threads that spin while they wait.
+
+    Args:
+        step: runs one step.
+        warmup: how many steps to run first.
+        steps: how many steps to measure after that.
+
+    Returns:
+        In seconds: "first" (the first step of all), "median", "fastest" and "seconds" (of the measured steps), and
+        "processor" (median of the processor time).
     """
     start = time.perf_counter()
     step()
@@ -128,7 +138,7 @@ def timed(step: Callable[[], object], warmup: int, steps: int) -> dict[str, Any]
 
 
 def peak_bytes() -> int:
-    """The largest resident size of this process so far."""
+    """Return the largest resident memory of this process so far, in bytes."""
     import resource
     import sys
 

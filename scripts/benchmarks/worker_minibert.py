@@ -1,4 +1,4 @@
-"""A worker: Mini-BERT's training step on NumPy. Parties: minibert, and minibert-reference without twins."""
+"""Time Mini-BERT's training step on NumPy: the worker for the parties minibert and minibert-reference (no twins)."""
 
 from __future__ import annotations
 
@@ -7,20 +7,29 @@ import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from backends import get_backend
+from backends.cpu.threads import set_threads
 from benchmarks.work import Work, peak_bytes, timed
+from minibert import AdamW, MiniBERT, MiniBERTConfig, MiniBERTGradients
+from minibert.kernels import Kernels
+from minibert.ops import DEFINITIONS
 
 
 def sgemm_gflops(work: Work) -> dict[str, float]:
-    """What NumPy's matrix product reaches in float32, GFLOP/s.
+    """Measure the speed of NumPy's matrix product in float32, in GFLOP/s.
+
+    Each product of this step is repeated, with nothing else between the repetitions.
 
     Returns:
-        "step": on the matrices of this step, each product repeated with nothing else between, medians; "best": the
-        fastest of all repetitions.
+        "step": the speed over all products of this step, from the median time of each; "best": the fastest
+        repetition of all.
     """
-    import numpy as np
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # imported after the peak memory of the step was measured
 
     rng = np.random.default_rng(0)
     total_flops, total_seconds, best = 0.0, 0.0, 0.0
@@ -45,35 +54,27 @@ def sgemm_gflops(work: Work) -> dict[str, float]:
     return {"step": 1e-9 * total_flops / total_seconds, "best": 1e-9 * best}
 
 
-class _Timed:
-    """Kernels that add up the time of every operation."""
+def time_operations(kernels: Kernels) -> dict[str, float]:
+    """Let every operation of `kernels` measure its time; return the dictionary that it adds to: name -> seconds."""
+    spent: dict[str, float] = {}
 
-    def __init__(self, kernels: Any) -> None:
-        self.kernels = kernels
-        self.seconds: dict[str, float] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        operation = getattr(self.kernels, name)
-
+    def timed_operation(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
             start = time.perf_counter()
             result = operation(*arguments, **options)
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            spent[name] = spent.get(name, 0.0) + time.perf_counter() - start
             return result
 
         return call
 
+    for name in DEFINITIONS:
+        setattr(kernels, name, timed_operation(name, getattr(kernels, name)))
+    return spent
+
 
 def main() -> None:
-    """Do the work given as the first argument."""
+    """Do the work that the command line describes, and print the figures."""
     work = Work.from_json(sys.argv[1])
-    import numpy as np
-
-    from backends import get_backend
-    from backends.cpu.threads import set_threads
-    from minibert import MiniBERT, MiniBERTConfig, MiniBERTGradients
-    from minibert.optimizer import AdamW
-
     set_threads(work.threads)
     config = MiniBERTConfig(
         vocab_size=work.vocabulary,
@@ -104,13 +105,12 @@ def main() -> None:
 
     figures = timed(step, work.warmup, work.steps)
     figures["peak_bytes"] = peak_bytes()
-    whole, kernels = 0.0, model.kernels
-    model.kernels = clocked = _Timed(kernels)  # type: ignore[assignment]
+    whole, spent = 0.0, time_operations(model.kernels)
     for _ in range(work.steps):
         start = time.perf_counter()
         step()
         whole += time.perf_counter() - start
-    operations = {name: seconds / work.steps for name, seconds in clocked.seconds.items()}
+    operations = {name: seconds / work.steps for name, seconds in spent.items()}
     operations["everything else"] = whole / work.steps - sum(operations.values())
     figures["operations"] = dict(sorted(operations.items(), key=lambda item: -item[1]))
     figures["sgemm_gflops"] = sgemm_gflops(work)

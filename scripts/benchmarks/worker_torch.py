@@ -1,13 +1,14 @@
-"""A worker: the same training step in PyTorch.
+"""Time the same training step in PyTorch: the worker for the peers.
 
 Parties:
-    transformers: Hugging Face's BertForMaskedLM as people run it: logits everywhere, labels -100, AdamW.
-    transformers-compile: the same under torch.compile.
-    torch: hand-tuned: logits at masked positions, scaled-dot-product attention (which PyTorch fuses on
-        a CPU only without dropout), fused AdamW, clipping over lists of tensors.
-    torch-pruned: the hand-tuned one, and of the last layer only what the predictions need, as in Mini-BERT.
-    torch-compile: the same under torch.compile.
-    torch-bfloat16: the hand-tuned one under bfloat16 autocast.
+    transformers: Hugging Face's BertForMaskedLM as people usually run it: logits at all positions, labels of -100
+        where nothing is predicted, AdamW.
+    transformers-compile: transformers under torch.compile.
+    torch: tuned by hand: logits at masked positions only, scaled-dot-product attention (which PyTorch fuses on a
+        CPU only without dropout), fused AdamW, clipping over lists of tensors.
+    torch-pruned: torch, with the last layer computed only where the predictions need it, as in Mini-BERT.
+    torch-compile: torch under torch.compile.
+    torch-bfloat16: torch under bfloat16 autocast.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ PARTIES = ("transformers", "transformers-compile", "torch", "torch-pruned", "tor
 
 
 def main() -> None:
-    """Do the work given as the first argument."""
+    """Do the work that the command line describes, and print the figures."""
     work = Work.from_json(sys.argv[1])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch

@@ -15,9 +15,9 @@ from minibert import MiniBERT, MiniBERTConfig
 from minibert.commands import evaluate as evaluate_command
 from minibert.commands import fill_mask as fill_mask_command
 from minibert.commands import train as train_command
-from minibert.commands.screen import PlainDisplay
+from minibert.commands.screen import PlainScreen
 from minibert.options import flag
-from minibert.training.log import METRICS_FILE, read_metrics
+from minibert.training.log import METRICS_FILE, read_history
 from minibert.training.trainer import Trainer
 from tests.support.small_run import SMALL, losses, of_kind, write_text
 
@@ -67,7 +67,7 @@ def test_training_ends_with_results_examples_and_what_to_try_next(corpus, tmp_pa
     assert train_command.main(options(corpus, output)) == 0
     text = capsys.readouterr().out
     for words in (
-        "evaluation loss", "unigram baseline", "under the baseline", "perplexity", "accuracy",
+        "evaluation loss", "unigram baseline", "nats above the unigram baseline", "perplexity", "accuracy",
         "speed", "peak memory", "[MASK]", "hidden word", "scripts/fill_mask.py --model", "scripts/evaluate.py --model",
     ):  # fmt: skip
         assert words in text
@@ -78,7 +78,7 @@ def test_training_ends_with_results_examples_and_what_to_try_next(corpus, tmp_pa
 @pytest.mark.parametrize(("name", "value"), [("weight_decay", 5.0), ("clip_norm", 1e-3)])
 def test_the_options_of_the_optimizer_reach_it(trained, corpus, tmp_path, name, value):
     assert train_command.main(options(corpus, tmp_path / "run", **{name: value})) == 0
-    found, usual = (losses(read_metrics(output / METRICS_FILE)) for output in (tmp_path / "run", trained))
+    found, usual = (losses(read_history(output / METRICS_FILE)) for output in (tmp_path / "run", trained))
     assert len(found) == len(usual) > 1
     assert found[-1] != usual[-1]
 
@@ -103,7 +103,7 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(corpus, tmp_path, capsy
 
     before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        patch.setattr(PlainDisplay, "report", press_ctrl_c)
+        patch.setattr(PlainScreen, "report", press_ctrl_c)
         assert train_command.main(options(corpus, output, report_every=1, dropout=0.1)) == 130
     assert signal.getsignal(signal.SIGINT) is before
     captured = capsys.readouterr()
@@ -117,7 +117,7 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(corpus, tmp_path, capsy
 
     assert train_command.main(["--output", str(output), "--resume"]) == 0
     assert "so far it was computed by" not in capsys.readouterr().out
-    assert losses(read_metrics(output / METRICS_FILE)) == losses(read_metrics(whole / METRICS_FILE))
+    assert losses(read_history(output / METRICS_FILE)) == losses(read_history(whole / METRICS_FILE))
     assert (output / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
@@ -131,7 +131,7 @@ def test_a_resume_on_another_device_or_with_other_threads_says_so(copied, capsys
 
 
 def test_ctrl_c_before_the_training_begins_ends_at_once(corpus, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(PlainDisplay, "preparing", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(PlainScreen, "preparing", lambda *_: signal.raise_signal(signal.SIGINT))
     assert train_command.main(options(corpus, tmp_path / "run")) == 130
     assert capsys.readouterr().err == "error: interrupted\n"
     assert not (tmp_path / "run").exists()
@@ -142,7 +142,7 @@ def test_a_second_ctrl_c_ends_at_once(corpus, tmp_path, capsys, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(PlainDisplay, "report", press_ctrl_c_twice)
+    monkeypatch.setattr(PlainScreen, "report", press_ctrl_c_twice)
     assert train_command.main(options(corpus, tmp_path / "run")) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "error: interrupted"
 
@@ -226,7 +226,7 @@ def test_evaluating_a_run_gives_the_figures_it_ended_with(trained, capsys):
     capsys.readouterr()
     assert evaluate_command.main(["--model", str(trained), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    (result,) = of_kind(read_metrics(trained / METRICS_FILE), "result")
+    (result,) = of_kind(read_history(trained / METRICS_FILE), "result")
     assert figures == {name: result[name] for name in figures}
     assert figures["predictions"] > 50
 
@@ -322,8 +322,8 @@ def test_a_vocabulary_of_another_model_is_one_line(copied, capsys):
         MiniBERT(MiniBERTConfig.preset("tiny", vocab_size=vocab_size)).save_pretrained(copied)
         return fill_mask_command.main(["--model", str(copied), "the [MASK] fox"])
 
-    assert_one_error(capsys, fill(size - 1), f"{size} tokens", f"the model {size - 1}")
-    assert_one_error(capsys, fill(size + 200), f"{size} tokens", f"the model {size + 200}")
+    assert_one_error(capsys, fill(size - 1), f"{size} tokens", f"the model has {size - 1}")
+    assert_one_error(capsys, fill(size + 200), f"{size} tokens", f"the model has {size + 200}")
     assert fill(size + 11) == 0  # rounded up, as many tables are
 
 

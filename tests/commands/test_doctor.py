@@ -1,4 +1,4 @@
-"""The doctor finds a healthy device healthy, finds each illness, and names a remedy."""
+"""The doctor passes a healthy device, finds every fault that is planted, and names a remedy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from backends import get_backend
 from backends.cpu.backend import NumpyBackend
 from backends.cuda import diagnosis
-from minibert.commands import doctor
+from minibert.commands import device_checks, doctor
 from minibert.ops import DEFINITIONS
 from minibert.twin_check import ComparingKernels, compare_twins
 
@@ -46,18 +46,18 @@ def test_a_wrong_twin_fails_the_check(name: str):
 
     backend = NumpyBackend()
     backend.twins = {name: wrong}
-    with pytest.raises(doctor.CheckError, match=f"{name} is off by"):
-        doctor.twins(backend)
+    with pytest.raises(device_checks.CheckError, match=f"{name} is off by"):
+        device_checks.check_twins(backend)
 
 
 def test_a_twin_that_was_never_called_does_not_pass_as_right(monkeypatch: pytest.MonkeyPatch):
-    """Its error is NaN, of which every comparison is false."""
+    """Its error is NaN, and every comparison with NaN is false."""
     backend = NumpyBackend()
     backend.twins = {"linear_forward": DEFINITIONS["linear_forward"]}
-    assert "1 twins" in doctor.twins(backend)
+    assert "1 twins" in device_checks.check_twins(backend)
     monkeypatch.setattr("minibert.twin_check._errors_of_a_step", lambda *_: {})
-    with pytest.raises(doctor.CheckError, match="linear_forward is off by nan"):
-        doctor.twins(backend)
+    with pytest.raises(device_checks.CheckError, match="linear_forward is off by nan"):
+        device_checks.check_twins(backend)
 
 
 NAN, INF = math.nan, math.inf
@@ -83,7 +83,7 @@ def test_nan_and_infinities_are_compared_apart(wanted: list[float], found: list[
 
 
 def test_a_wrong_gradient_does_not_hide_behind_its_smallness():
-    """Those of queries and keys are at most 3e-6 here; a floor of 1e-3 let them be wrong by 3%."""
+    """The gradients of queries and keys are at most 3e-6 here; a floor of 1e-3 would hide an error of 3%."""
 
     def wrong(backend, *arguments, **named):
         DEFINITIONS["attention_backward"](backend, *arguments, **named)
@@ -93,19 +93,19 @@ def test_a_wrong_gradient_does_not_hide_behind_its_smallness():
 
     backend = NumpyBackend()
     backend.twins = {"attention_backward": wrong}
-    with pytest.raises(doctor.CheckError, match="attention_backward is off by"):
-        doctor.twins(backend)
+    with pytest.raises(device_checks.CheckError, match="attention_backward is off by"):
+        device_checks.check_twins(backend)
 
 
 def test_other_masks_fail_the_check(monkeypatch: pytest.MonkeyPatch):
     backend = NumpyBackend()
     backend.twins = {"dropout_forward": lambda backend, x, dropout: x * (np.arange(x.size).reshape(x.shape) % 9 > 0)}
-    with pytest.raises(doctor.CheckError, match="of 300000 elements differ"):
-        doctor.masks(backend)
+    with pytest.raises(device_checks.CheckError, match="of 300000 elements differ"):
+        device_checks.check_dropout_masks(backend)
 
 
 def test_another_loss_fails_the_check_and_the_command(monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(doctor, "LOSS_TOLERANCE", -1.0)
+    monkeypatch.setattr(device_checks, "LOSS_TOLERANCE", -1.0)
     assert doctor.main(["--device", "cpu", "--quick"]) == 1
     output = capsys.readouterr().out
     assert "1 check(s) failed" in output
@@ -162,9 +162,12 @@ def test_headers_that_are_missing_are_named():
     assert diagnosis.headers_are_found(np, 12090).passed
 
 
-def test_no_cupy_at_all_is_not_called_one():
+def test_the_absence_of_cupy_is_left_to_a_later_check():
     finding = diagnosis.one_cupy([])
-    assert (finding.passed, finding.name) == (True, "no two CuPys are installed")  # whether there is one comes next
+    assert (finding.passed, finding.name) == (
+        True,
+        "no two CuPys are installed",
+    )  # a later check finds out if there is one
 
 
 @pytest.mark.parametrize(
@@ -176,8 +179,8 @@ def test_no_cupy_at_all_is_not_called_one():
         (14000, "pip uninstall cupy-cuda14x, then pip install -e '.[cuda13]'"),
     ],
 )
-def test_what_belongs_to_a_cupy_never_brings_a_second_one(runtime: int, remedy: str):
-    """The remedy names the extra of the CuPy that is there, or has it uninstalled first."""
+def test_a_remedy_never_installs_a_second_cupy(runtime: int, remedy: str):
+    """The remedy names the extra of the installed CuPy, or uninstalls that CuPy first."""
     findings = diagnosis.kernels_compile(None, runtime), diagnosis.headers_are_found(None, runtime)
     for finding in findings:
         assert not finding.passed
@@ -190,11 +193,11 @@ def test_every_extra_that_a_remedy_may_name_exists_and_brings_nvidias_compiler()
         (wheel,) = project["optional-dependencies"][f"cuda{major}"]
         name, oldest = wheel.split(">=")
         assert name == f"cupy-cuda{major}x[ctk]"
-        assert int(oldest.split(".")[0]) >= 14  # earlier ones have no such extra, and pip only warns of that
+        assert int(oldest.split(".")[0]) >= 14  # earlier versions lack this extra, and pip only warns about that
 
 
 class RuntimeOnly:
-    """A CuPy of which only the driver's questions may be asked: anything that took memory would raise."""
+    """A CuPy that answers questions about the driver and the GPUs; everything that takes memory raises."""
 
     CUDARuntimeError = type("CUDARuntimeError", (RuntimeError,), {})
 
@@ -217,7 +220,7 @@ class RuntimeOnly:
 
 
 @pytest.mark.parametrize(("device", "found"), [("cuda", "GPU 0 (cuda:0)"), ("cuda:1", "GPU 1 (cuda:1)")])
-def test_whether_a_gpu_is_alive_takes_nothing_from_it(device: str, found: str, monkeypatch, capsys):
+def test_asking_if_a_gpu_is_alive_takes_no_memory(device: str, found: str, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cupy", RuntimeOnly())
     assert doctor.main(["--device", device, "--alive"]) == 0
     assert found in capsys.readouterr().out
@@ -247,7 +250,12 @@ def test_the_device_at_hand_is_alive_and_an_unknown_one_refused(device: str, cap
 
 @pytest.mark.parametrize("script", ["doctor.py", "verify_gpu.py"])
 def test_outside_an_environment_a_script_says_what_to_install(script: str):
-    command = [sys.executable, "-I", "-S", str(ROOT / "scripts" / script)]  # -S: without what pip installed
+    command = [
+        sys.executable,
+        "-I",
+        "-S",
+        str(ROOT / "scripts" / script),
+    ]  # -S: without the packages that pip installed
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 2
     (line,) = run.stderr.splitlines()

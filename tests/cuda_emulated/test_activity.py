@@ -14,7 +14,7 @@ import pytest
 from backends import Backend, get_backend
 from backends.cuda import backend as cupy_backend
 from minibert import MiniBERT, MiniBERTConfig
-from minibert.data.batch import Batch
+from minibert.data.batch_source import Batch
 from minibert.gradients import MiniBERTGradients
 from minibert.kernels import Kernels
 from minibert.optimizer import AdamW

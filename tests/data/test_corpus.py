@@ -1,4 +1,4 @@
-"""Reading text: what counts as a document, every kind of source, and faults named with their place."""
+"""Reading text: documents and sentences, every kind of source, and errors that name the place of a fault."""
 
 import gzip
 import json
@@ -9,8 +9,7 @@ import tracemalloc
 import pytest
 
 from minibert.data import stdlib_text
-from minibert.data.corpus import CORPUS_HELP, MAX_DOCUMENT_CHARACTERS, open_corpus
-from minibert.data.sentences import split_sentences
+from minibert.data.corpus import CORPUS_HELP, MAX_DOCUMENT_CHARACTERS, open_corpus, split_sentences
 from minibert.data.text_stream import CHUNK_BYTES
 from minibert.errors import DataError
 
@@ -240,5 +239,5 @@ def test_a_text_without_sentences_is_cut_between_words():
 
 
 def test_long_runs_of_spaces_are_no_trouble():
-    # A pattern that tries every space as the beginning of a line's end would take minutes.
+    # A pattern that tries every space as the start of a sentence end would take minutes.
     assert list(split_sentences("one" + " " * 200_000 + "two.\n" + " " * 200_000 + "three"))[-2:] == ["two.", "three"]

@@ -1,11 +1,13 @@
-"""The masked language model's task: 15% of the tokens, 80/10/10, whole words, the same in every batch."""
+"""Masked language modelling: 15% of the tokens are predicted, 80/10/10, whole words, the same in every batch."""
+
+from math import log
 
 import numpy as np
 import pytest
 import tokenizers
 
-from minibert.data.masking import MaskingRule, mask_tokens
-from minibert.data.tokenizer import Tokenizer, wordpiece
+from minibert.data.masking import MaskingRule, mask_tokens, unigram_cross_entropy
+from minibert.data.tokenizer import Tokenizer, build_wordpiece
 from minibert.random_bits import Stream
 
 # Special tokens stand anywhere, and [MASK] is not 4: nothing may be assumed about ids.
@@ -14,7 +16,7 @@ TOKENS = ["[PAD]", "a", "[UNK]", "##x", "[CLS]", "##y", "[SEP]", *(f"w{n}" for n
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    backend = wordpiece({token: id_ for id_, token in enumerate(TOKENS)})
+    backend = build_wordpiece({token: id_ for id_, token in enumerate(TOKENS)})
     assert isinstance(backend, tokenizers.Tokenizer)
     return Tokenizer(backend)
 
@@ -73,7 +75,7 @@ def test_of_the_predicted_tokens_80_percent_are_masked_10_random_and_10_kept(tok
         total += labels.size
     assert total > 20_000
     assert within_binomial_bounds(masked_count, total, 0.8)
-    # A random token is the old one once in 192 times or so, too seldom to be seen within the bounds.
+    # About one random token in 192 equals the old token; the expected share includes it.
     assert within_binomial_bounds(kept, total, 0.1 + 0.1 / tokenizer.ordinary_ids.size)
 
 
@@ -148,7 +150,7 @@ def test_every_position_is_hidden_equally_often(tokenizer, text):
 
 
 def words_of(ids, tokenizer):
-    """The words of a row as lists of columns, found one token at a time."""
+    """Return the words of a row as lists of columns, found one token at a time."""
     words = []
     for column, id_ in enumerate(ids.tolist()):
         if tokenizer.is_special[id_]:
@@ -213,3 +215,12 @@ def test_the_number_of_predictions_can_be_limited(tokenizer, text):
 def test_an_impossible_rule_is_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))[:4]):
         MaskingRule(**options)
+
+
+def test_the_unigram_baseline_is_the_mean_surprise_at_the_smoothed_frequencies():
+    counts = np.asarray([0, 3, 1, 0])
+    expected = -(2 * log(4 / 8) + log(1 / 8)) / 3
+    assert unigram_cross_entropy(counts, np.asarray([1, 3, 1])) == pytest.approx(expected, rel=1e-12)
+    assert unigram_cross_entropy(np.zeros(50), np.asarray([7])) == pytest.approx(log(50))
+    with pytest.raises(ValueError, match="no labels"):
+        unigram_cross_entropy(counts, np.asarray([], dtype=np.int32))

@@ -1,4 +1,4 @@
-"""What the model reads: full windows of packed text, and pairs of segments that follow each other or do not."""
+"""Sequences for the model: packed sequences are full, and next-sentence pairs follow each other or do not."""
 
 from itertools import pairwise
 
@@ -7,7 +7,7 @@ import pytest
 
 from minibert.data.sequences import PackedSequences, PairedSequences
 from minibert.data.token_file import TokenSplit
-from minibert.data.tokenizer import Tokenizer, wordpiece
+from minibert.data.tokenizer import Tokenizer, build_wordpiece
 from minibert.errors import DataError
 from minibert.random_bits import Stream, derive_key
 
@@ -19,7 +19,7 @@ KEY = derive_key(0, Stream.PAIRING, 0)
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(wordpiece({token: id_ for id_, token in enumerate(TOKENS)}))
+    return Tokenizer(build_wordpiece({token: id_ for id_, token in enumerate(TOKENS)}))
 
 
 def make_split(lengths_of_documents, tokenizer):
@@ -51,7 +51,7 @@ def place(id_):
 
 def pairs(sequences, key=KEY, indices=None):
     """Segment A, segment B and label of every pair, read back from the arrays."""
-    examples = sequences.examples(np.arange(len(sequences)) if indices is None else np.asarray(indices), key)
+    examples = sequences.read_examples(np.arange(len(sequences)) if indices is None else np.asarray(indices), key)
     for ids, mask, types, label in zip(
         examples.input_ids,
         examples.attention_mask,
@@ -66,7 +66,7 @@ def pairs(sequences, key=KEY, indices=None):
 
 def test_packed_sequences_are_full_and_read_on_where_the_last_one_ended(split, tokenizer):
     sequences = PackedSequences(split, tokenizer, 16)
-    rows = sequences.rows(np.arange(len(sequences)))
+    rows = sequences.read_rows(np.arange(len(sequences)))
     assert rows.dtype == np.int32
     assert rows.shape == (split.number_of_tokens // 14, 16)
     assert (rows[:, 0] == tokenizer.cls_id).all()
@@ -78,16 +78,16 @@ def test_packed_sequences_are_full_and_read_on_where_the_last_one_ended(split, t
 
 def test_packed_sequences_can_be_asked_for_in_any_order(split, tokenizer):
     sequences = PackedSequences(split, tokenizer, 16)
-    rows = sequences.rows(np.arange(len(sequences)))
-    assert np.array_equal(sequences.rows(np.asarray([5, 0, 5])), rows[[5, 0, 5]])
-    examples = sequences.examples(np.asarray([3]), KEY)
+    rows = sequences.read_rows(np.arange(len(sequences)))
+    assert np.array_equal(sequences.read_rows(np.asarray([5, 0, 5])), rows[[5, 0, 5]])
+    examples = sequences.read_examples(np.asarray([3]), KEY)
     assert np.array_equal(examples.input_ids, rows[[3]])
     assert examples.attention_mask is examples.token_type_ids is examples.next_sentence_labels is None
 
 
 def test_a_pair_is_cls_a_sep_b_sep_and_padding(split, tokenizer):
     sequences = PairedSequences(split, tokenizer, 24)
-    examples = sequences.examples(np.arange(len(sequences)), KEY)
+    examples = sequences.read_examples(np.arange(len(sequences)), KEY)
     arrays = (examples.input_ids, examples.attention_mask, examples.token_type_ids)
     assert all(array.shape == (len(sequences), 24) and array.dtype == np.int32 for array in arrays)
     for ids, mask, types in zip(*arrays, strict=True):

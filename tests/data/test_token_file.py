@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from minibert.data import token_file as token_file_module
-from minibert.data.corpus import open_corpus
-from minibert.data.sentences import split_sentences
+from minibert.data.corpus import open_corpus, split_sentences
 from minibert.data.token_file import prepare_tokens
-from minibert.data.tokenizer import Tokenizer, wordpiece
+from minibert.data.tokenizer import Tokenizer, build_wordpiece
 from minibert.data.vocabulary import train_tokenizer
 from minibert.errors import DataError
 from minibert.random_bits import Stream, derive_key, random_bits
@@ -21,7 +20,7 @@ WORDS = [f"word{letter}{ending}" for letter in "abcdefghij" for ending in ("", "
 
 
 def story(number: int, sentences: int) -> str:
-    """A document of its own: its sentences name it and themselves."""
+    """Return a document; each of its sentences holds the numbers of the document and of the sentence."""
     bits = random_bits(np.arange(sentences, dtype=np.uint32), derive_key(number, Stream.ORDER), 8)
     lines = [" ".join(WORDS[word % len(WORDS)] for word in row) for row in bits.tolist()]
     return "\n".join(f"{number} {place} {line}." for place, line in enumerate(lines))
@@ -154,7 +153,7 @@ def test_a_killed_run_leaves_nothing_that_is_taken_for_finished(corpus_of, token
     corpus = corpus_of([story(number, 9) for number in range(50)])
 
     class Killed(BaseException):
-        """Not an Exception, like the real thing."""
+        """Like a real kill, this is not an Exception."""
 
     def kill(*arguments):
         raise Killed
@@ -192,7 +191,7 @@ def test_two_processes_may_make_the_same_tokens_at_the_same_time(corpus_of, toke
 
 @pytest.mark.parametrize(
     ("name", "damage"),
-    [  # zeros in the other two are ids and counts as good as any: only the flush before the rename keeps them out
+    [  # zeros in train.tokens and train.counts would be valid ids and counts; the flush before the rename prevents them
         *((name, "zeros") for name in ("description.json", "evaluation.documents", "evaluation.sentences")),
         *((name, "missing") for name in ("train.counts", "train.tokens")),
         *(
@@ -234,7 +233,7 @@ def test_the_tokens_get_their_name_only_when_they_are_on_the_disk(corpus_of, tok
 
 def test_a_large_vocabulary_takes_four_bytes_a_token(corpus_of, tmp_path):
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(70_000))]
-    tokenizer = Tokenizer(wordpiece({token: id_ for id_, token in enumerate(tokens)}))
+    tokenizer = Tokenizer(build_wordpiece({token: id_ for id_, token in enumerate(tokens)}))
     tokenized = prepare_tokens(corpus_of(["w69999 w0.\nw69998 w1.\nw5 w6."] * 9), tokenizer, tmp_path)
     assert tokenized.train.tokens.dtype == np.uint32
     assert tokenized.train.tokens.max() == 70_004

@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import tokenizers
 from tokenizers import normalizers, pre_tokenizers
 
-from minibert.data.tokenizer import Tokenizer, wordpiece
-from minibert.data.vocabulary import _sample, train_tokenizer
+from minibert.data.tokenizer import Tokenizer, build_wordpiece, pad_batch
+from minibert.data.vocabulary import _draw_sample, train_tokenizer
 from minibert.errors import DataError
 
 WORDS = "the cat sat on the mat while a dog ran by and barked at cats running past the café in naïve joy"
@@ -64,18 +65,18 @@ def test_training_twice_gives_the_same_vocabulary_and_ids(tokenizer):
 
 def test_a_large_corpus_is_sampled_evenly_and_alike_every_time():
     texts = [f"document {number:05d}" for number in range(10_000)]
-    sample = _sample(iter(texts), 30_000)
+    sample = _draw_sample(iter(texts), 30_000)
     assert 15_000 <= sum(map(len, sample)) <= 30_000
-    assert sample == _sample(iter(texts), 30_000)
+    assert sample == _draw_sample(iter(texts), 30_000)
     numbers = [int(text[-5:]) for text in sample]
     assert numbers == sorted(numbers)
     assert abs(sum(number < 5000 for number in numbers) / len(numbers) - 0.5) < 0.06
-    assert _sample(texts, 10**9) == texts
+    assert _draw_sample(texts, 10**9) == texts
 
 
 def test_a_document_longer_than_the_sample_is_sampled_too():
     text = " ".join(f"word{number}" for number in range(20_000))
-    sample = _sample([text], 60_000)
+    sample = _draw_sample([text], 60_000)
     assert 20_000 < sum(map(len, sample)) <= 60_000
     assert all(block in text for block in sample)
     assert train_tokenizer([text], 300, sample_characters=1000).vocab_size > 20
@@ -159,7 +160,7 @@ def test_the_files_say_what_hugging_face_asks_for(tokenizer, tmp_path):
 
 def test_special_tokens_may_stand_anywhere_and_have_other_names(tmp_path):
     write_vocabulary(tmp_path, ["a", "<mask>", "b", "[PAD]", "##a", "[SEP]", "[CLS]", "[UNK]"])
-    mask = {"content": "<mask>", "lstrip": False}  # either form is met in published files
+    mask = {"content": "<mask>", "lstrip": False}  # published files use either form
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"mask_token": mask, "do_lower_case": False}))
     tokenizer = Tokenizer.load(tmp_path)
     ids = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
@@ -226,7 +227,7 @@ SMALL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "don't", "cat", "T
 
 def with_other_parts(change: str) -> tokenizers.Tokenizer:
     """WordPiece, but not as transformers' BertTokenizer makes it."""
-    backend = wordpiece({token: id_ for id_, token in enumerate(SMALL)})
+    backend = build_wordpiece({token: id_ for id_, token in enumerate(SMALL)})
     if change == "normalizer":
         backend.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.Lowercase()])
     if change == "pre-tokenizer":
@@ -239,8 +240,8 @@ def with_other_parts(change: str) -> tokenizers.Tokenizer:
 
 
 @pytest.mark.parametrize("change", ["normalizer", "pre-tokenizer", "clean_text", "longest word"])
-def test_what_is_not_berts_is_saved_as_what_is_read_from_its_file_alone(tmp_path, change):
-    """A BertTokenizer of transformers makes normalizer and pre-tokenizer itself, whatever tokenizer.json says."""
+def test_a_tokenizer_with_parts_unlike_berts_is_saved_as_a_class_read_from_its_file_alone(tmp_path, change):
+    """Transformers' BertTokenizer makes its normalizer and pre-tokenizer itself, whatever tokenizer.json says."""
     write_vocabulary(tmp_path, ["of", "another"])
     tokenizer = Tokenizer(with_other_parts(change))
     tokenizer.save(tmp_path, model_max_length=9)
@@ -271,17 +272,17 @@ def test_a_cased_tokenizer_that_transformers_would_lowercase_is_refused(tmp_path
         (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
         assert not Tokenizer.load(tmp_path).lowercase
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    assert not Tokenizer.load(tmp_path).lowercase  # of this class tokenizer.json is all there is
+    assert not Tokenizer.load(tmp_path).lowercase  # for this class only tokenizer.json counts
 
 
-def test_saying_what_goes_without_saying_is_no_contradiction(tmp_path):
-    backend = wordpiece({token: id_ for id_, token in enumerate(SMALL)}, {"strip_accents": True})
+def test_an_explicit_default_is_no_contradiction(tmp_path):
+    backend = build_wordpiece({token: id_ for id_, token in enumerate(SMALL)}, {"strip_accents": True})
     Tokenizer(backend).save(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
     assert Tokenizer.load(tmp_path).encode("thé") == [SMALL.index("the")]
 
 
-def test_added_tokens_beside_a_vocabulary_are_heeded(tmp_path):
+def test_added_tokens_beside_a_vocabulary_are_used(tmp_path):
     write_vocabulary(tmp_path, [*SMALL, *"abcdefghijklmnopqrstuvwxyz"[: 99 - len(SMALL)]])
     first = len(SMALL) + 26
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<b>": first + 1, "<a>": first, "cat": 7}))
@@ -295,7 +296,7 @@ def test_added_tokens_beside_a_vocabulary_are_heeded(tmp_path):
             Tokenizer.load(tmp_path)
 
 
-def test_a_byte_order_mark_is_no_token_and_of_two_lines_with_a_token_the_last_counts(tmp_path):
+def test_a_byte_order_mark_is_no_token_and_the_last_of_two_equal_lines_counts(tmp_path):
     write_vocabulary(tmp_path, ["\ufeff[PAD]", *SMALL[1:], "cat", "sat"])
     tokenizer = Tokenizer.load(tmp_path)
     assert tokenizer.pad_id == 0
@@ -304,17 +305,23 @@ def test_a_byte_order_mark_is_no_token_and_of_two_lines_with_a_token_the_last_co
     assert Tokenizer.load(tmp_path / "again").fingerprint() == tokenizer.fingerprint()
 
 
+TOKEN_EXPECTED = 'mask_token must be a string, or an object with the token in its field "content"'
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ({"do_lower_case": None}, "do_lower_case must be true or false, not null"),
         ({"do_lower_case": "no"}, 'do_lower_case must be true or false, not "no"'),
         ({"strip_accents": 1}, "strip_accents must be true or false, not 1"),
-        ({"mask_token": 5}, "mask_token must be a token or an object with its content"),
-        ({"mask_token": {"lstrip": True}}, "mask_token must be a token or an object with its content"),
+        ({"mask_token": 5}, TOKEN_EXPECTED),
+        (
+            {"mask_token": {"lstrip": True}},
+            TOKEN_EXPECTED,
+        ),
     ],
 )
-def test_fields_of_another_kind_are_named(tokenizer, tmp_path, content, message):
+def test_a_field_of_the_wrong_type_is_named(tokenizer, tmp_path, content, message):
     tokenizer.save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(content))
     for _ in range(2):
@@ -342,3 +349,11 @@ def test_half_a_surrogate_pair_is_no_text(tokenizer):
 
 def test_an_empty_second_text_is_none(tokenizer):
     assert tokenizer.encode_pair("the cat", "") == tokenizer.encode_pair("the cat")
+
+
+def test_padding_fills_short_sequences_at_the_end():
+    ids, mask = pad_batch([[5, 6, 7], [], [8]], pad_id=9)
+    assert ids.tolist() == [[5, 6, 7], [9, 9, 9], [8, 9, 9]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 0], [1, 0, 0]]
+    assert ids.dtype == mask.dtype == np.int32
+    assert pad_batch([], 0)[0].shape == (0, 0)

@@ -1,4 +1,4 @@
-"""Fine-tuning: labelled texts are read and divided, a classifier learns, is saved, and predicts."""
+"""Fine-tuning: labelled texts are read and split; a classifier is trained, saved, loaded and used."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from minibert import AdamW, MiniBERT
 from minibert.commands import classify as classify_command
 from minibert.commands import embed as embed_command
 from minibert.commands import finetune as finetune_command
+from minibert.commands.confusion_matrix import confusion_table
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import TrainingError
 from minibert.finetuning.finetune import FineTuning, finetune
@@ -58,7 +59,7 @@ def test_a_classifier_is_trained_saved_and_used_again(base, tmp_path, capsys):
     assert (output / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
     assert (output / "confusion_matrix.txt").read_text() in text
 
-    # what the classifier was trained to read is all that it reads, and it says so
+    # the classifier reads as many tokens as in training, and warns about longer texts
     assert json.loads((output / "tokenizer_config.json").read_text())["model_max_length"] == 12
     with pytest.warns(ClassificationWarning, match="1 of 2 texts have more than 12 tokens"):
         TextClassifier.load(output).encode(["the " * 10, "the " * 11])
@@ -70,7 +71,7 @@ def test_a_classifier_is_trained_saved_and_used_again(base, tmp_path, capsys):
         assert sum(entry["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
         assert max(entry["probabilities"], key=entry["probabilities"].get) == entry["label"]
 
-    # it is a BERT like any other: it embeds, and it is a beginning for the next classifier
+    # it is a BERT like any other: it embeds texts, and another classifier can be trained from it
     assert embed_command.main(["--model", str(output), "--text", "the cat"]) == 0
     assert len(json.loads(capsys.readouterr().out)["embedding"]) == 32
     more = command(output, data, tmp_path / "again", "--epochs", "1")
@@ -147,11 +148,11 @@ def test_a_training_that_fails_leaves_nothing_in_the_way(base, tmp_path, capsys)
 def test_a_folder_without_a_classifier_cannot_classify(base, capsys):
     assert classify_command.main(["--model", str(base), "the cat"]) == 2
     error = capsys.readouterr().err
-    assert error == f"error: the model in {base} has no classifier; make one from it with scripts/finetune.py\n"
+    assert error == f"error: the model in {base} has no classifier; train one from it with scripts/finetune.py\n"
 
 
 @pytest.mark.filterwarnings("default::minibert.huggingface.pretrained.PretrainedWarning")
-def test_a_classifier_of_which_weights_are_missing_is_not_made_up(base, capsys):
+def test_a_classifier_with_missing_weights_is_refused(base, capsys):
     MiniBERT.from_pretrained(base, heads=CLASSIFICATION_HEADS, labels=["a", "b"]).save_pretrained(base)
     tensors = load_file(base / "model.safetensors")
     bias = tensors.pop("classifier.bias")
@@ -161,7 +162,7 @@ def test_a_classifier_of_which_weights_are_missing_is_not_made_up(base, capsys):
     del tensors["classifier.weight"]
     save_file(tensors, base / "model.safetensors")
     assert classify_command.main(["--model", str(base), "the cat"]) == 2
-    assert "lack the classifier, and a random one predicts nothing" in capsys.readouterr().err
+    assert "lack the classifier, and random weights predict nothing" in capsys.readouterr().err
     assert bias.shape == (2,)
 
 
@@ -171,7 +172,10 @@ def test_other_kinds_of_classifiers_are_refused(base, tmp_path, capsys):
     fields = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**fields, "problem_type": "multi_label_classification"}))
     assert classify_command.main(["--model", str(base), "the cat"]) == 2
-    assert "no classifier of single labels (problem_type 'multi_label_classification'" in capsys.readouterr().err
+    assert (
+        "does not predict one label out of several (problem_type 'multi_label_classification'"
+        in capsys.readouterr().err
+    )
 
 
 def test_standard_input_is_classified_line_by_line(base, monkeypatch, capsys):
@@ -219,7 +223,7 @@ def classifier(base: Path, seed: int = 0) -> TextClassifier:
 
 
 def test_training_stops_early_and_keeps_the_best_epoch(base):
-    """A learning rate that ruins the model after a good start."""
+    """The learning rate is so high that the model gets worse after a good start."""
     learner, epochs = classifier(base), []
     settings = FineTuning(epochs=30, learning_rate=0.02, patience=2, batch_size=8, warmup=0.3)
     best = finetune(learner, sentences(60), sentences(30, seed=1), settings, epochs.append).best
@@ -246,7 +250,7 @@ def test_every_epoch_has_all_texts_in_an_order_of_its_own(base, monkeypatch):
 
 
 def test_dropout_is_drawn_anew_in_every_step(base):
-    """With a learning rate of next to nothing, only dropout can tell one epoch of one text from the next."""
+    """The learning rate is almost 0 and there is one text, so only dropout can make two epochs differ."""
 
     def losses(probability: float) -> list[float]:
         learner, epochs = classifier(base), []
@@ -363,13 +367,13 @@ def test_a_share_of_every_class_is_held_out():
         hold_out([LabelledText("x", None, "a"), LabelledText("y", None, "b")], 0.2, seed=0)
 
 
-def test_numbers_are_ordered_as_numbers_and_one_class_is_none():
+def test_labels_that_are_numbers_are_sorted_by_value_and_one_label_is_too_few():
     assert labels_of([LabelledText("", None, label) for label in ("10", "9", "2")]) == ["2", "9", "10"]
     with pytest.raises(TrainingError, match="every text has the label 'a'"):
         labels_of([LabelledText("x", None, "a")])
 
 
-def test_scores_are_those_of_a_matrix_worked_out_by_hand():
+def test_scores_equal_those_computed_by_hand():
     truth = np.array([0, 0, 0, 1, 1, 2])
     predicted = np.array([0, 0, 1, 1, 0, 0])
     scores = Scores.of(("a", "b", "c"), 0.1 + 0.7 * np.eye(3)[predicted], truth)
@@ -378,4 +382,4 @@ def test_scores_are_those_of_a_matrix_worked_out_by_hand():
     np.testing.assert_allclose(scores.f1, [4 / 7, 0.5, 0.0])
     assert scores.macro_f1 == pytest.approx((4 / 7 + 0.5) / 3)
     assert scores.loss == pytest.approx(-(3 * np.log(0.8) + 3 * np.log(0.1)) / 6)
-    assert scores.table().splitlines()[1].split() == ["a", "2", "1", "0", "0.571"]
+    assert confusion_table(scores).splitlines()[1].split() == ["a", "2", "1", "0", "0.571"]

@@ -1,4 +1,4 @@
-"""Fine-tuning that is interrupted, and output that is not UTF-8: no work is lost, and nothing is in the way."""
+"""Interrupted fine-tuning, and output that is not UTF-8: no work is lost, and no files block the next start."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def signal_after(monkeypatch, steps: int, *numbers: int) -> None:
-    """The signals come while that step is taken."""
+    """Send signals to this process during an optimizer step."""
     step = AdamW.step
 
     def counted(self, gradients, rate):
@@ -59,7 +59,7 @@ def test_an_interrupted_training_saves_its_best_epoch(base, data, tmp_path, monk
     out, err = capsys.readouterr()
     assert err == (
         "\nfinishing this step and saving the best epoch so far (again to stop at once)\n"
-        "interrupted: the best of the epochs that were finished is saved\n"
+        "interrupted: the best of the finished epochs is saved\n"
     )
     assert "Try next" in out
     *history, result = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Folders in Hugging Face's format: written, read back bit for bit, and refused when they are damaged."""
+"""Checkpoint folders in Hugging Face's format: written, read back bit for bit, and refused when damaged."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_old_names_a_stored_decoder_and_buffers_are_understood(folder: Path):
 
     rewrite(folder, older)
     with pytest.warns(
-        PretrainedWarning, match=r"constants that BERT computes: bert\.embeddings\.position_ids"
+        PretrainedWarning, match=r"ignored constants that BERT computes: bert\.embeddings\.position_ids"
     ) as warned:
         model = MiniBERT.from_pretrained(folder)
     assert len(warned) == 1
@@ -91,16 +91,21 @@ def test_a_bare_encoder_is_read_without_its_prefix_and_its_heads_are_drawn(folde
         folder,
         lambda tensors: {name.removeprefix("bert."): v for name, v in tensors.items() if name.startswith("bert.")},
     )
-    with pytest.warns(PretrainedWarning, match="no masked-language-model head and next-sentence head: drawn at random"):
+    with pytest.warns(
+        PretrainedWarning, match="no masked-language-model head and no next-sentence head: .* drawn at random"
+    ) as warned:
         model = MiniBERT.from_pretrained(folder)
     assert model.absent_heads == ("mlm", "next_sentence")
+    assert warned[0].filename == __file__  # the line that asked for the model
     expected = small_bert(dtype="float32").forward(INPUT_IDS)[1]
     np.testing.assert_array_equal(model.forward(INPUT_IDS)[1].pooled_output, expected.pooled_output)
 
 
-def test_unknown_tensors_are_left_alone_and_reported_once(folder: Path):
+def test_unknown_tensors_are_ignored_and_reported_once(folder: Path):
     rewrite(folder, lambda tensors: {**tensors, "qa_outputs.weight": np.ones((2, 12), np.float32)})
-    with pytest.warns(PretrainedWarning, match=r"left alone, unknown to BERT: qa_outputs\.weight") as warned:
+    with pytest.warns(
+        PretrainedWarning, match=r"ignored tensors that BERT does not have: qa_outputs\.weight"
+    ) as warned:
         model = MiniBERT.from_pretrained(folder)
     assert len(warned) == 1
     assert same_parameters(model, small_bert(dtype="float32"))
@@ -118,7 +123,7 @@ def test_shards_are_put_together(folder: Path):
     assert same_parameters(MiniBERT.from_pretrained(folder), small_bert(dtype="float32"))
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": dict.fromkeys(weight_map, "../elsewhere.safetensors")}))
-    with pytest.raises(PretrainedError, match="shards lie in the folder"):
+    with pytest.raises(PretrainedError, match="shards must lie in the folder"):
         MiniBERT.from_pretrained(folder)
     index.write_text(json.dumps({"weight_map": weight_map}))
     (folder / "model-00002-of-00002.safetensors").unlink()
@@ -226,7 +231,7 @@ def test_two_names_of_one_parameter_must_hold_the_same(folder: Path):
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
-def test_numbers_that_are_none_are_named_with_their_tensor(folder: Path, wrong: float):
+def test_nan_and_infinity_are_named_with_their_tensor(folder: Path, wrong: float):
     def spoil(tensors):
         tensors["bert.encoder.layer.1.output.dense.bias"][3] = wrong
         return tensors
@@ -257,7 +262,7 @@ def test_pickles_are_refused_with_the_way_to_convert_them(folder: Path):
         MiniBERT.from_pretrained(folder)
     (folder / "pytorch_model.bin").rename(folder / "training_args.bin")
     (folder / "tf_model.h5").write_bytes(b"")
-    with pytest.raises(PretrainedError, match=r"has no model\.safetensors; tf_model\.h5 is not what is read"):
+    with pytest.raises(PretrainedError, match=r"has no model\.safetensors; Mini-BERT does not read tf_model\.h5"):
         MiniBERT.from_pretrained(folder)
 
 
@@ -390,8 +395,8 @@ def test_a_token_classifier_is_not_mistaken_for_a_classifier_of_sequences(classi
     with pytest.warns(PretrainedWarning) as warned:
         model = MiniBERT.from_pretrained(classifier_folder)
     assert [str(each.message).split(": ", 1)[1] for each in warned] == [
-        "drawn at random",
-        "left alone, unknown to BERT: classifier.bias, classifier.weight",
+        "the missing parameters are drawn at random",
+        "ignored tensors that BERT does not have: classifier.bias, classifier.weight",
     ]
     assert model.heads == ("mlm", "pooler", "next_sentence")
 
@@ -402,7 +407,7 @@ def test_a_head_that_is_there_in_part_is_damage(classifier_folder: Path):
         MiniBERT.from_pretrained(classifier_folder)
 
 
-def test_weights_that_are_no_floating_numbers_are_named(folder: Path):
+def test_weights_that_are_not_floating_point_are_named(folder: Path):
     name = "bert.pooler.dense.bias"
     rewrite(folder, lambda tensors: {**tensors, name: np.ones(12, np.int8)})
     with pytest.raises(PretrainedError, match=rf"model\.safetensors: the tensor {re.escape(name)} is stored as I8"):

@@ -1,4 +1,4 @@
-"""Saving: a folder holds the old model or the new one, whatever fails in between, and never half of either."""
+"""Saving a model: whatever fails, the folder holds the old model or the new one, never parts of both."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def classifier(labels: tuple[str, ...], seed: int) -> MiniBERT:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A classifier, over which one with the same labels in another order is going to be saved."""
+    """A saved classifier. The tests save another one over it, with the same labels in another order."""
     classifier(OLD_LABELS, seed=1).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
@@ -48,7 +48,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_a_file_is_replaced_and_not_written_over(tmp_path):
-    """Who has the old file open, mapped or linked keeps the old one."""
+    """A program that has the old file open or mapped, or another link to it, keeps the old content."""
     path = tmp_path / "a.txt"
     write_beside(path, lambda beside: beside.write_text("old"))
     os.link(path, tmp_path / "old.txt")
@@ -57,7 +57,7 @@ def test_a_file_is_replaced_and_not_written_over(tmp_path):
 
 
 def recorded(monkeypatch, root: Path) -> list[str]:
-    """What is flushed and renamed from now on, in order; a temporary name is cut to what it will be."""
+    """Record what is flushed and renamed from now on, in order. A temporary name is recorded as the final one."""
     events: list[str] = []
     fsync, rename = os.fsync, os.replace
 
@@ -96,7 +96,7 @@ def test_both_files_of_a_model_are_on_the_disk_before_either_has_its_name(folder
 
 
 def test_weights_alone_are_replaced_where_the_config_stays(folder, monkeypatch):
-    """The save of every epoch, or of a longer training: one rename, so there is nothing in between."""
+    """This is the usual save during a training. One rename is enough, so no crash can come between two."""
     events = recorded(monkeypatch, folder)
     classifier(OLD_LABELS, seed=2).save_pretrained(folder)
     assert [event for event in events if event.startswith("rename")] == ["rename model.safetensors"]
@@ -137,7 +137,7 @@ def test_a_rename_that_fails_never_leaves_half_of_each(folder, monkeypatch, fail
         assert_is(folder, OLD_LABELS, seed=1)
         assert names(folder) == ["config.json", "model.safetensors"]
         return
-    with pytest.raises(PretrainedError, match=r"a save into it was cut off.*config\.json\.before-save is the old"):
+    with pytest.raises(PretrainedError, match=r"saving .* was interrupted.*config\.json\.before-save is the old"):
         MiniBERT.from_pretrained(folder)
 
 
@@ -165,7 +165,7 @@ def test_a_crash_leaves_the_old_model_or_none_and_saving_again_mends_it(folder, 
     if dying == 1:
         assert_is(folder, OLD_LABELS, seed=1)
     else:
-        with pytest.raises(PretrainedError, match="a save into it was cut off"):
+        with pytest.raises(PretrainedError, match="saving a model into it was interrupted"):
             MiniBERT.from_pretrained(folder)
     classifier(NEW_LABELS, seed=2).save_pretrained(folder)
     assert_is(folder, NEW_LABELS, seed=2)
@@ -214,7 +214,7 @@ def test_an_index_removes_only_shards_of_its_own_folder(sharded):
 
 
 def test_one_file_wins_over_shards_as_in_transformers(sharded):
-    """An index that an older version of Mini-BERT left behind."""
+    """Older versions of Mini-BERT left an index behind."""
     index = (sharded / INDEX).read_text()
     small_bert(dtype="float32", seed=3).save_pretrained(sharded)
     (sharded / INDEX).write_text(index)

@@ -1,4 +1,4 @@
-"""Sentence embeddings: the vectors of the definition, in the order of the texts, as the folder's files say."""
+"""Sentence embeddings equal their definition, come in the order of the texts, and follow the folder's files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from minibert import MiniBERT
 from minibert.commands.embed import main
 from minibert.commands.input_lines import read_lines
-from minibert.data.tokenizer import Tokenizer, wordpiece
+from minibert.data.tokenizer import Tokenizer, build_wordpiece
 from minibert.errors import InferenceError
 from minibert.inference.embedding import EmbeddingWarning, SentenceEmbedder
 from minibert.inference.pooling import SentencePooling
@@ -28,10 +28,10 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "embed.py"
 
 
 def save(folder: Path, **modules: dict | None) -> Path:
-    """A folder of sentence-transformers: `modules` maps the last word of a step's type to its files' content."""
+    """Write a folder of sentence-transformers; `modules` maps the last word of a step's type to its file's content."""
     config = replace(CONFIG, vocab_size=len(WORDS), max_position_embeddings=8)
     MiniBERT(config, heads=("pooler",), seed=3).save_pretrained(folder)
-    Tokenizer(wordpiece({word: id_ for id_, word in enumerate(WORDS)})).save(folder, 8)
+    Tokenizer(build_wordpiece({word: id_ for id_, word in enumerate(WORDS)})).save(folder, 8)
     steps = []
     for number, (kind, content) in enumerate(modules.items()):
         path = "" if kind == "Transformer" else f"{number}_{kind}"
@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def one_by_one(folder: Path, pooling: str, normalize: bool, longest: int = 8) -> np.ndarray:
-    """By the definition: every text alone, without padding, from the hidden states."""
+    """Compute the vectors by their definition: every text alone, without padding, from the hidden states."""
     model, tokenizer = MiniBERT.from_pretrained(folder, heads=()), Tokenizer.load(folder)
     vectors = []
     for text in TEXTS:
@@ -70,7 +70,7 @@ def one_by_one(folder: Path, pooling: str, normalize: bool, longest: int = 8) ->
     ("batch_tokens", "batches"),
     [
         (7, [(1, 4), (1, 4), (1, 4), (1, 4), (1, 3)]),
-        (8, [(2, 4), (2, 4), (1, 3)]),  # two texts of 4 tokens fill a batch to the last
+        (8, [(2, 4), (2, 4), (1, 3)]),  # two texts of 4 tokens fill a batch exactly
         (11, [(2, 4), (2, 4), (1, 3)]),
         (12, [(3, 4), (2, 4)]),
         (19, [(4, 4), (1, 3)]),
@@ -131,7 +131,10 @@ def test_the_folders_own_files_say_how(tmp_path):
             {"Pooling": {"pooling_mode_max_tokens": True}},
             r"0_Pooling/config\.json asks for the pooling pooling_mode_max_tokens",
         ),
-        ({"Pooling": {**MEAN, "pooling_mode_cls_token": True}}, "pooling mean and cls; Mini-BERT computes one of"),
+        (
+            {"Pooling": {**MEAN, "pooling_mode_cls_token": True}},
+            "pooling mean and cls; Mini-BERT computes exactly one of",
+        ),
         ({"Pooling": {}}, "asks for the pooling none"),
         ({"Dense": {}}, r"modules\.json: Mini-BERT does not compute the step Dense"),
         ({"Transformer": {"max_seq_length": 2}}, "at least 3 tokens"),
@@ -159,9 +162,9 @@ def test_the_prompt_of_the_folder_is_put_before_every_text(tmp_path):
 
 
 def test_a_prompt_that_cannot_be_computed_is_refused(tmp_path):
-    with pytest.raises(InferenceError, match=r"leaves the tokens of the prompt 'a dog ' out \(include_prompt\)"):
+    with pytest.raises(InferenceError, match=r"leaves out the tokens of the prompt 'a dog ' \(include_prompt\)"):
         SentencePooling.read(with_prompt(tmp_path / "left out", include_prompt=False))
-    with pytest.raises(InferenceError, match=r"default_prompt_name is 'p', but there is no such text"):
+    with pytest.raises(InferenceError, match=r"default_prompt_name is 'p', but the prompts have no text of that name"):
         SentencePooling.read(with_prompt(tmp_path / "unknown", "p"))
     assert SentencePooling.read(with_prompt(tmp_path / "empty", "none", include_prompt=False)).prompt == ""
 
@@ -206,7 +209,7 @@ def test_a_file_becomes_an_array_in_the_order_of_its_lines(folder, tmp_path, cap
     assert main(["--model", str(folder), str(tmp_path / "texts.txt"), "--output", str(output)]) == 0
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == "warning: 1 of 6 texts have more than 7 tokens; the rest of them was not read\n"
+    assert captured.err == "warning: 1 of 6 texts have more than 7 tokens; the tokens after that were not read\n"
     np.testing.assert_allclose(np.load(output), one_by_one(folder, "mean", True, 7), rtol=1e-5, atol=1e-6)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "texts.txt", "vectors.npy"]
 

@@ -1,6 +1,7 @@
-"""The four critical fixes, and a training step on top of them: what a BERT written by hand easily gets wrong.
+"""Guard the four critical fixes, each against a mistake that is easily made when BERT is written by hand.
 
-`python scripts/verify_fixes.py` shows the same to people, with what it measured.
+`python scripts/verify_fixes.py` prints the same statements with what it measured.
+tests/scripts/test_verify_fixes.py plants the mistakes, and the script must find each of them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +20,12 @@ import pytest
 
 from backends import Array, Backend, get_backend
 from minibert import AdamW, GradientAccumulator, MiniBERT, MiniBERTConfig, MiniBERTGradients, stable_softmax
+from minibert.data.tokenizer import Tokenizer, wordpiece
+from minibert.finetuning.text_classifier import TextClassifier
+from minibert.inference.fill_mask import fill_mask
 from minibert.kernels import CHOICES, Kernels
 from minibert.ops import AttentionLayout, attention_weights, score_bound
+from minibert.parameters import CLASSIFICATION_HEADS
 from minibert.rows import Rows
 from tests.support import backends_under_test
 from tests.support.checking import assert_close, tolerance
@@ -40,7 +46,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 def model_on(backend: Backend, kernels: str = "auto") -> tuple[MiniBERT, str]:
-    """A small model in the most precise dtype of the device, and that dtype's name."""
+    """Return a small model in the most precise dtype of the device, and that dtype's name."""
     dtype = backends_under_test.float_dtypes(backend)[0]
     return MiniBERT(CONFIG, backend=backend, dtype=dtype, kernels=kernels), dtype
 
@@ -89,22 +95,22 @@ def test_the_embeddings_do_not_see_the_mask(backend: Backend):
     np.testing.assert_array_equal(backend.to_numpy(masked), backend.to_numpy(unmasked))
 
 
-# --- 2: the scatter-add equals and outruns the nested loops --------------------------------------------------------
+# --- 2: the gradient of the token embeddings is one scatter-add ----------------------------------------------------
 
 
-def nested_loops(table: np.ndarray, ids: np.ndarray, dy: np.ndarray) -> None:
-    """The gradient of an embedding table as one writes it first."""
+def loop_over_tokens(table: np.ndarray, ids: np.ndarray, dy: np.ndarray) -> None:
+    """Add dy (B, T, H) to the rows ids (B, T) of the table (V, H), one row at a time."""
     for b in range(ids.shape[0]):
         for t in range(ids.shape[1]):
             table[ids[b, t]] += dy[b, t]
 
 
 @pytest.mark.parametrize("ids", [IDS, np.full_like(IDS, 3), np.arange(24).reshape(3, 8)], ids=["some", "same", "all"])
-def test_the_scatter_add_equals_the_nested_loops(ids: np.ndarray, backend: Backend):
+def test_the_scatter_add_equals_a_loop_over_tokens(ids: np.ndarray, backend: Backend):
     random = np.random.default_rng(2)
     dy, before = random.standard_normal((*ids.shape, 5)), random.standard_normal((CONFIG.vocab_size, 5))
     expected = before.copy()
-    nested_loops(expected, ids, dy)
+    loop_over_tokens(expected, ids, dy)
     rows = ids.reshape(-1).astype(np.int32)
     for dtype in backends_under_test.float_dtypes(backend):
         dy_rows = backend.asarray(dy.reshape(-1, 5), dtype=backend.dtype(dtype))
@@ -116,7 +122,7 @@ def test_the_scatter_add_equals_the_nested_loops(ids: np.ndarray, backend: Backe
 
 
 def test_the_token_embeddings_get_one_scatter_add(backend: Backend):
-    """The definition makes one call; tests/ops/test_twins.py holds the twins against it."""
+    """The definition calls `backend.scatter_add` once; tests/ops/test_twins.py compares the twins with it."""
     model, _ = model_on(backend, kernels="reference")
     gradients = MiniBERTGradients(model)
     scatter_add, rows = backend.scatter_add, []
@@ -131,8 +137,8 @@ def test_the_token_embeddings_get_one_scatter_add(backend: Backend):
     assert rows == [IDS.size]
 
 
-def test_the_scatter_add_is_timed_against_the_nested_loops(device: str, record_property: Callable[[str, object], None]):
-    """Both add up the same; how long each takes is a report (`pytest -rP`), since no assertion on time is safe."""
+def test_the_scatter_add_is_timed_against_the_loops(device: str, record_property: Callable[[str, object], None]):
+    """Both give the same sums. The times are only reported (`pytest -rP`): they depend on the machine and its load."""
     backend, random = get_backend(device), np.random.default_rng(3)
     kernels = Kernels(backend)
     batch, length, width, vocabulary = 32, 128, 256, 8192
@@ -148,7 +154,7 @@ def test_the_scatter_add_is_timed_against_the_nested_loops(device: str, record_p
 
     def looped() -> np.ndarray:
         table = np.zeros((vocabulary, width), dtype=np.float32)
-        nested_loops(table, ids, dy)
+        loop_over_tokens(table, ids, dy)
         return table
 
     def median(run: Callable[[], object]) -> float:
@@ -192,7 +198,7 @@ def test_extreme_scores_give_finite_weights(scores: tuple[float, ...], expected:
 
 @pytest.mark.parametrize("score", [1e9, -1e9, INF, -INF])
 def test_no_score_outweighs_the_mask(score: float, backend: Backend):
-    """One head of size 1: the keys are the scores. The first is masked; in the second sequence all are."""
+    """With one head of size 1, the keys are the scores. The first key is masked, in the second sequence every key."""
     for name in backends_under_test.float_dtypes(backend):
         dtype = backend.dtype(name)
         masked = -2.0 * score_bound(backend.xp, dtype)
@@ -217,6 +223,44 @@ def test_a_fully_masked_sequence_stays_finite_and_changes_nothing(backend: Backe
     assert np.all(np.isfinite(backend.to_numpy(logits)))
     gradients.backward(cache, np.concatenate([LABELS, np.full_like(LABELS[:1], -100)]))
     assert_close(backend, gradients.gradients.flat, expected, dtype)
+
+
+def test_attention_loss_and_predictions_have_one_softmax(backend: Backend, monkeypatch: pytest.MonkeyPatch):
+    """A `stable_softmax` that returns 0.25 shows in attention, in the gradient of the loss and in all probabilities.
+
+    The body of the function is exchanged, so that every module that has imported it runs the other body.
+    """
+
+    def constant(x: Array, axis: int = -1) -> Array:
+        return x * 0.0 + 0.25
+
+    monkeypatch.setattr(stable_softmax, "__code__", constant.__code__)
+    model, dtype = model_on(backend, kernels="reference")
+    one_hot = np.eye(CONFIG.vocab_size)
+    _, cache = model.forward(IDS)
+    for layer in cache.layers:
+        assert_close(backend, layer.attention_weights, np.full((3, 2, 8, 8), 0.25), dtype)
+
+    x = backend.asarray(np.random.default_rng(4).standard_normal((8, 4)), dtype=model.dtype)
+    layout = AttentionLayout(Rows(2, 4), Rows(2, 4), None, attention_heads=2)
+    context, _ = model.kernels.attention_forward(x, x, x, layout, None)
+    sums = np.asarray(backend.to_numpy(x)).reshape(2, 4, 4).sum(axis=1)  # of the values of each sequence
+    assert_close(backend, context, np.repeat(0.25 * sums, 4, axis=0), dtype)
+
+    logits = backend.asarray(np.zeros((3, CONFIG.vocab_size)), dtype=model.dtype)
+    _, dlogits = model.kernels.cross_entropy_backward(logits, backend.asarray(np.arange(3, dtype=np.int32)), 1.0)
+    assert_close(backend, dlogits, 0.25 - one_hot[:3], dtype)
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(CONFIG.vocab_size - 5))]
+    tokenizer = Tokenizer(wordpiece({word: id_ for id_, word in enumerate(words)}))
+    (candidates,) = fill_mask(model, tokenizer, "1 [MASK] 2")
+    assert [candidate.probability for candidate in candidates] == [0.25] * 5
+
+    config = replace(CONFIG, labels=("ham", "spam", "eggs"))
+    classifier = TextClassifier(
+        MiniBERT(config, backend=backend, dtype=dtype, heads=CLASSIFICATION_HEADS, kernels="reference"), tokenizer
+    )
+    assert np.all(classifier.probabilities(classifier.encode(["1 2", "3"])) == 0.25)
 
 
 # --- 4: accumulation is exact and allocates nothing ----------------------------------------------------------------
@@ -251,7 +295,7 @@ def test_unequal_micro_batches_average_to_the_gradient_of_the_batch(backend: Bac
 
 
 def test_warm_accumulation_allocates_nothing():
-    """On the host, where tracemalloc sees every array; views of a few hundred bytes are not the gradient's 4 MB."""
+    """Views take a few hundred bytes; the gradients have 4 MB. On the host, tracemalloc counts every array."""
     model = MiniBERT(MiniBERTConfig.preset("tiny", vocab_size=4000), initialised=False)
     gradients, accumulator = MiniBERTGradients(model), GradientAccumulator(model)
 
@@ -277,7 +321,7 @@ def test_warm_accumulation_allocates_nothing():
     assert [array.__array_interface__["data"][0] for array in after] == places
 
 
-# --- 5: all of it together -----------------------------------------------------------------------------------------
+# --- all four in a training step -----------------------------------------------------------------------------------
 
 
 def test_a_training_step_with_a_mask_lowers_the_loss(backend: Backend):
@@ -298,14 +342,14 @@ def test_a_training_step_with_a_mask_lowers_the_loss(backend: Backend):
     assert losses[2] < losses[1] < losses[0]
 
 
-# --- the scripts that show the same to people ----------------------------------------------------------------------
+# --- the scripts that check the same -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("script", "last_line"),
     [("verify_fixes.py", "all checks passed"), ("simple_test.py", "loss")],
 )
-def test_a_script_finds_all_in_order(script: str, last_line: str, device: str):
+def test_a_script_finds_that_everything_works(script: str, last_line: str, device: str):
     command = [sys.executable, "-W", "error", str(SCRIPTS / script), "--device", device]
     run = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
     assert run.returncode == 0, run.stdout + run.stderr

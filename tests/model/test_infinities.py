@@ -1,7 +1,8 @@
-"""Infinite scores and logits: every backend, twin and dtype does what `stable_softmax` and the loss say of them.
+"""Infinite scores and logits give the same results on every backend, in every twin and dtype.
 
-Scores of infinity share the weight, those of minus infinity have none; an infinite logit shows in its loss, and its
-gradient stays finite. tests/cuda_emulated/test_faults.py plants the mistakes that these tests are for.
+Scores of infinity share the attention weight, and scores of minus infinity get none. An infinite logit makes the loss
+infinite or NaN, but the gradient stays finite. tests/cuda_emulated/test_faults.py plants the mistakes that these
+tests must find.
 """
 
 from __future__ import annotations
@@ -16,25 +17,25 @@ from minibert.rows import Rows
 from tests.support import backends_under_test
 
 INF = np.inf
-_HUGE = {"float16": 300.0, "float32": 1e30, "float64": 1e200}  # whose square is infinite in that dtype
+_HUGE = {"float16": 300.0, "float32": 1e30, "float64": 1e200}  # the square overflows in that dtype
 
-# Queries (rows) and keys (columns) are multiples of (huge, 0) or (0, 1); their scores and weights follow.
+# Queries and keys are multiples of (huge, 0) or (0, 1). The rows of the weights are the queries, the columns the keys.
 _QUERIES = np.array([[1, 0], [-1, 0], [0, 1], [2, 0]])
 _KEYS = np.array([[1, 0], [-1, 0], [0, 0], [1, 0]])
 _WEIGHTS = np.array([[0.5, 0, 0, 0.5], [0, 1, 0, 0], [0.25] * 4, [0.5, 0, 0, 0.5]])
 _WEIGHTS_MASKED = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [1 / 3, 1 / 3, 1 / 3, 0], [1, 0, 0, 0]])
 _VALUES = np.array([[8, 0], [0, 16], [4, 4], [-24, 8]])
-_TOO_LOW = np.array([[-1, 0]] * 4)  # keys all of which the first query scores with minus infinity
+_TOO_LOW = np.array([[-1, 0]] * 4)  # keys that all have a score of minus infinity for the first query
 
 
 def _dtypes(backend: Backend) -> list[str]:
-    """float16 is for CUDA's kernels alone."""
+    """Return the dtypes to test; float16 exists only in the CUDA kernels."""
     half = ["float16"] if backend.name.startswith("cuda") else []
     return [*backends_under_test.float_dtypes(backend), *half]
 
 
 def assert_infinite_scores_share_the_weight(backend: Backend, choice: str, dtype: str) -> None:
-    """With and without a mask, forward and backward."""
+    """Assert that infinite scores share the weight, with and without a mask, forward and backward."""
     host, kernels = get_backend("cpu"), Kernels(backend, choice)
     rows, tolerance = Rows(1, 4), 8 * float(np.finfo(dtype).eps)
     for masked, keys, weights in (
@@ -61,7 +62,7 @@ def assert_infinite_scores_share_the_weight(backend: Backend, choice: str, dtype
             expected = attend(host, Kernels(host, "reference"), q, k, v, dcontext)
         np.testing.assert_allclose(found[0], weights @ _VALUES, rtol=tolerance, atol=tolerance)
         np.testing.assert_allclose(found[1][0, 0], weights, rtol=tolerance, atol=tolerance)
-        # the terms of dq and dk are as large as keys and queries; what is left of those that cancel is rounding
+        # The terms of dq and dk are as large as the keys and queries. Where they cancel, rounding errors are left.
         for gradient, wanted, term in zip(found[2:], expected[2:], (_HUGE[dtype], _HUGE[dtype], 1.0), strict=True):
             assert np.isfinite(wanted).all()
             np.testing.assert_allclose(gradient, wanted, rtol=tolerance, atol=32 * tolerance * term)
@@ -99,7 +100,11 @@ _SOFTMAX = np.array(
 
 
 def assert_infinite_logits_show_in_the_loss_only(backend: Backend, choice: str, dtype: str) -> None:
-    """The gradient is that of `stable_softmax`; the loss is NaN or infinite, where it is not log 2 or 0."""
+    """Assert that the gradient is finite, as `stable_softmax` gives it, and that the loss shows an infinite logit.
+
+    Two losses are finite: log 2, where only the logit of another class is minus infinity, and 0, where nothing is
+    predicted. All others are infinite or NaN.
+    """
     kernels, tolerance = Kernels(backend, choice), 8 * float(np.finfo(dtype).eps)
     logits, labels = backend.asarray(_LOGITS.astype(dtype)), backend.asarray(_LABELS)
     with np.errstate(all="ignore"):
@@ -111,7 +116,7 @@ def assert_infinite_logits_show_in_the_loss_only(backend: Backend, choice: str, 
         found = backend.to_numpy(found)
         assert np.isfinite(found).tolist() == [number in (2, 9) for number in range(10)]
         np.testing.assert_allclose(found[[2, 9]], [np.log(2), 0], rtol=tolerance, atol=tolerance)
-        assert found[3] == INF  # a label that is impossible
+        assert found[3] == INF  # the label has a probability of zero
 
 
 @pytest.mark.parametrize("choice", CHOICES)

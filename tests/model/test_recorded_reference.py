@@ -1,6 +1,6 @@
-"""Mini-BERT is BERT, without PyTorch at hand: against what PyTorch computed once.
+"""Mini-BERT's outputs and gradients equal those that PyTorch computed once, so no PyTorch is needed here.
 
-`tests/parity/record_reference.py` wrote the file; `make test-parity` makes the same comparison live.
+`tests/parity/record_reference.py` wrote the recording. `make test-parity` compares with PyTorch itself.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ REFERENCE = load_file(Path(__file__).parents[1] / "recordings" / "reference.safe
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}  # relative to the largest number of an array
 
 
-def worst(ours: np.ndarray, theirs: np.ndarray) -> float:
+def largest_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Return the largest difference, relative to PyTorch's largest number."""
     assert ours.shape == theirs.shape
     return float(np.abs(ours.astype(np.float64) - theirs).max() / np.abs(theirs).max())
 
 
 def recorded(prefix: str) -> dict[str, np.ndarray]:
+    """Return the recorded arrays whose names begin with the prefix, without it."""
     return {name.removeprefix(f"{prefix}."): a for name, a in REFERENCE.items() if name.startswith(f"{prefix}.")}
 
 
 def assert_gradients(gradients: MiniBERTGradients, expected: dict[str, np.ndarray], dtype: str) -> None:
-    """Every gradient is there, and within the tolerance of the largest of them."""
+    """Assert that there are the same gradients, and that all differences are small beside the largest gradient."""
     theirs = {name.removeprefix("gradients."): g for name, g in expected.items() if name.startswith("gradients.")}
     largest = max(np.abs(gradient).max() for gradient in theirs.values())
     to_numpy = gradients.model.backend.to_numpy
@@ -60,7 +62,7 @@ def test_outputs_and_gradients_are_pytorchs(activation: str, backend: Backend):
             "attention_weights": backend.xp.stack([layer.attention_weights for layer in cache.layers]),
         }
         for name, array in ours.items():
-            assert worst(backend.to_numpy(array), expected[name]) < TOLERANCE[dtype], name
+            assert largest_error(backend.to_numpy(array), expected[name]) < TOLERANCE[dtype], name
 
         assert_gradients(gradients, expected, dtype)
 
@@ -74,6 +76,6 @@ def test_a_classifiers_outputs_and_gradients_are_pytorchs(backend: Backend):
         logits, cache = model.classify(**{name: batch[name] for name in INPUTS})
         gradients = MiniBERTGradients(model)
         loss = gradients.backward_classification(cache, batch["class_labels"])
-        assert worst(backend.to_numpy(logits), expected["logits"]) < TOLERANCE[dtype]
-        assert worst(backend.to_numpy(loss), expected["loss"]) < TOLERANCE[dtype]
+        assert largest_error(backend.to_numpy(logits), expected["logits"]) < TOLERANCE[dtype]
+        assert largest_error(backend.to_numpy(loss), expected["loss"]) < TOLERANCE[dtype]
         assert_gradients(gradients, expected, dtype)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import re
+import subprocess
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +22,48 @@ from tests.support import backends_under_test
 from tests.support.checking import assert_close
 from tests.support.op_cases import CASES, run
 
+ROOT = Path(__file__).parents[2]
+SIGNATURES_FILE = Path(__file__).parent / "twin_signatures.py"
+SIGNATURES = SIGNATURES_FILE.read_text(encoding="utf-8")
+
 
 def test_a_twin_has_the_name_and_arguments_of_its_definition(backend: Backend):
     assert set(backend.twins) <= set(DEFINITIONS)
     for name, twin in backend.twins.items():
         assert list(inspect.signature(twin).parameters) == list(inspect.signature(DEFINITIONS[name]).parameters)
+
+
+def test_the_type_checker_sees_every_twin_beside_its_definition(backend: Backend):
+    """`make lint` reads twin_signatures.py; a twin that is missing there would not be checked."""
+    for name, twin in backend.twins.items():
+        module = {"cuda": "cuda", "kernels": "numba", "cpu": "numpy"}[twin.__module__.split(".")[-2]]
+        pattern = rf"Definition\(ops\.{name}\)\.has_twins\([^)]*\b{module}\w*\.{name}\b"
+        assert re.search(pattern, SIGNATURES), f"{name} of {backend.name} is not in {SIGNATURES_FILE.name}"
+
+
+WRONG_SIGNATURES = {
+    "one_parameter_less": "backend: Any, x: Any, weight: Any",
+    "another_order": "backend: Any, weight: Any, x: Any, bias: Any = None",
+    "another_name": "backend: Any, x: Any, weights: Any, bias: Any = None",
+    "no_default": "backend: Any, x: Any, weight: Any, bias: Any",
+}
+
+
+def test_a_twin_with_another_signature_fails_the_type_check(tmp_path: Path):
+    path = tmp_path / "planted.py"
+    functions = {"right": "backend: Any, x: Any, weight: Any, bias: Any = None", **WRONG_SIGNATURES}
+    lines = [
+        SIGNATURES[: SIGNATURES.index("Definition(ops.")],
+        "from typing import Any",
+        *(f"def {name}({parameters}) -> Any: return None" for name, parameters in functions.items()),
+        *(f"Definition(ops.linear_forward).has_twins({name})" for name in functions),
+    ]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    refused = {int(number) for number in re.findall(r"planted.py:(\d+): error: Argument 1", done.stdout)}
+    last = len(path.read_text(encoding="utf-8").splitlines())
+    assert refused == set(range(last - len(WRONG_SIGNATURES) + 1, last + 1)), done.stdout + done.stderr
 
 
 def test_every_twin_computes_what_its_definition_computes(backend: Backend):

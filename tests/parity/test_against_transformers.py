@@ -1,4 +1,4 @@
-"""Mini-BERT is BERT: every number of it against Hugging Face's implementation and PyTorch's autograd."""
+"""Mini-BERT is BERT: all its numbers equal those of Hugging Face's implementation and PyTorch's autograd."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FLOAT64, FLOAT32 = 1e-10, 1e-5  # relative to the largest number of the array
 
 
 def worst(ours: Any, theirs: torch.Tensor, where: np.ndarray | None = None) -> float:
-    """The largest difference, relative to the largest number."""
+    """Return the largest difference, relative to the largest expected number."""
     expected = theirs.detach().numpy()
     assert ours.shape == expected.shape
     difference = np.abs(np.asarray(ours) - expected)
@@ -79,7 +79,7 @@ def test_the_loss_and_every_gradient_are_autograds(config: MiniBERTConfig, prune
     for name, gradient in gradients.gradients.items():
         other = autograd[hugging_face_name(name)].grad.numpy()
         assert gradient.shape == other.shape
-        # a key bias's gradient is zero but for rounding, hence the absolute part
+        # the gradient of a key bias is zero except for rounding, so the tolerance has an absolute part
         np.testing.assert_allclose(gradient, other, rtol=FLOAT64, atol=FLOAT64 * largest, err_msg=name)
 
 

@@ -13,7 +13,7 @@ WORK = Work(layers=2, hidden=128, vocabulary=500, batch=4, length=32, dropout=0.
 
 
 def test_the_hand_tuned_peers_learn_what_transformers_learns():
-    """From the same seed, without dropout: a peer that left something out would be fast for the wrong reason."""
+    """All start from the same seed, without dropout. A peer that left something out would be unfairly fast."""
     losses = {
         party: run_worker(dataclasses.replace(WORK, party=party), sys.executable)["losses"]
         for party in ("transformers", "torch", "torch-pruned")

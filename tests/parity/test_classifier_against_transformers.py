@@ -1,4 +1,4 @@
-"""The classifier is BertForSequenceClassification: logits, loss, every gradient, a run of steps, and the files."""
+"""The classifier is BertForSequenceClassification: same logits, loss, gradients, training steps and files."""
 
 from __future__ import annotations
 
@@ -93,9 +93,9 @@ def test_a_classifier_of_theirs_comes_in_and_goes_out_bit_for_bit(config: MiniBE
         assert torch.equal(tensor, back.state_dict()[name]), name
 
 
-@pytest.mark.filterwarnings("ignore:.*left alone, constants that BERT computes. embeddings.position_ids")
+@pytest.mark.filterwarnings("ignore:.*ignored constants that BERT computes. embeddings.position_ids")
 def test_a_fine_tuned_folder_predicts_alike_in_transformers(minilm: Path, tmp_path: Path, capsys):
-    """From real weights by the command, and back into transformers with its own tokenizer."""
+    """The command trains from real weights, and transformers loads the result with its own tokenizer."""
     rows = [{"text": f"{word} again", "kind": kind} for kind, words in WORDS.items() for word in words]
     (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     arguments = {"--model": minilm, "--data": tmp_path / "data.jsonl", "--output": tmp_path / "out"}

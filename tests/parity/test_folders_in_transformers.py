@@ -1,4 +1,4 @@
-"""Folders of ours are folders of theirs: tokenizer and trained model load without a warning and agree."""
+"""transformers loads the folders of Mini-BERT, tokenizer and model, without a warning and with the same results."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ PARTS = {
 
 @pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
 def test_a_tokenizer_that_is_not_berts_is_saved_as_what_it_is(parts, minilm, tmp_path):
-    """In by PreTrainedTokenizerFast, out through us, and the ids are the same all along."""
+    """PreTrainedTokenizerFast saves a tokenizer, Mini-BERT loads and saves it, and the ids stay the same."""
     ours = Tokenizer.load(minilm)
     ours.backend.normalizer, ours.backend.pre_tokenizer = parts
     names = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -125,7 +125,7 @@ def test_every_token_of_a_vocabulary_alone_has_their_id(change, minilm, tmp_path
 
 
 def test_a_trained_folder_is_a_folder_of_theirs(tmp_path, capsys):
-    """What scripts/train.py leaves: BertForPreTraining and AutoTokenizer load it, and it computes the same."""
+    """BertForPreTraining and AutoTokenizer load the output of scripts/train.py and compute the same."""
     run(write_text(tmp_path / "animals.txt", documents=40), tmp_path / "run", objective="mlm+nsp")
     capsys.readouterr()
     folder = tmp_path / "run"
@@ -145,7 +145,7 @@ def test_a_trained_folder_is_a_folder_of_theirs(tmp_path, capsys):
 
 
 def test_a_model_saved_over_shards_is_the_one_they_read(tmp_path):
-    """Their folder of shards, loaded, changed and saved by us into the same place: both sides see the change."""
+    """Mini-BERT loads a folder of shards, changes the model and saves it there: both libraries see the change."""
     config = transformers.BertConfig(
         vocab_size=40, hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=20
     )

@@ -17,7 +17,7 @@ from minibert.data import stdlib_text
 from minibert.inference.embedding import SentenceEmbedder
 from minibert.inference.pooling import SentencePooling
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*left alone, constants that BERT computes. embeddings.position_ids")
+pytestmark = pytest.mark.filterwarnings("ignore:.*ignored constants that BERT computes. embeddings.position_ids")
 
 COSINE = 0.999999
 ROOT = Path(__file__).parent.parent.parent
@@ -56,7 +56,7 @@ def test_every_embedding_has_the_direction_of_transformers(minilm, sentences, th
 
 @pytest.mark.filterwarnings("default::minibert.inference.embedding.EmbeddingWarning")
 def test_so_it_has_in_one_padded_batch(minilm, sentences, theirs):
-    """Padding computed as well, which is not what the embedder does."""
+    """The definition computes the padding as well, which the embedder skips."""
     embedder = SentenceEmbedder.load(minilm)
     sequences = embedder._sequences(sentences)
     ids = np.zeros((200, max(map(len, sequences))), dtype=np.int32)

@@ -1,4 +1,4 @@
-"""scripts/benchmark.py: what would spoil its result is said before it measures, and no figure is lost."""
+"""scripts/benchmark.py refuses an impossible request before it measures, loses no figure, and starts its workers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 
 
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script with measurements that take no time; `benchmark.measured` lists them."""
-    monkeypatch.setattr(sys, "path", [*sys.path])  # it puts the project there
+def load_script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("benchmark_script", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def benchmark() -> ModuleType:
+    """The script with measurements that take no time; `benchmark.measured` lists them."""
+    module = load_script()
     module.measured = []
 
     def measure(arguments: Any) -> dict[str, Any]:
@@ -44,7 +48,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         (["frobnicate"], "invalid choice: 'frobnicate'"),
     ],
 )
-def test_what_cannot_work_is_one_line_before_anything_is_measured(
+def test_an_impossible_request_fails_with_one_line_before_anything_is_measured(
     benchmark: ModuleType,
     words: list[str],
     message: str,
@@ -83,3 +87,41 @@ def test_the_figures_are_written_before_the_chart_which_may_fail(
     assert benchmark.main(["step", "--json", str(figures), "--chart", str(picture)]) == 2
     assert capsys.readouterr().err == "error: No space left on device\n"
     assert json.loads(figures.read_text(encoding="utf-8"))["steps"] == []
+
+
+def test_a_training_step_is_timed_in_a_process_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    figures = tmp_path / "x.json"
+    words = ["step", "--size", "L1,H64,V64,B1,T8", "--peers", "--rounds", "1", "--steps", "1", "--json", str(figures)]
+    assert load_script().main(words) == 0
+    (result,) = json.loads(figures.read_text(encoding="utf-8"))["steps"]
+    assert result["parties"]["minibert"]["seconds"] > 0
+    assert {"linear_forward", "bias_gelu_forward", "attention_backward", "adamw_update"} <= set(result["operations"])
+    assert "| L1 H64 V64 B1 T8 | minibert |" in capsys.readouterr().out
+
+
+def test_sentence_embeddings_are_compared_in_the_other_interpreter(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The other interpreter is a script here, which fails unless it finds the module in the folder it runs in."""
+    peer, figures = tmp_path / "python", tmp_path / "x.json"
+    peer.write_text(
+        """#!/bin/sh
+        test "$1" = -c && exit 0
+        test -f "$(echo "$2" | tr . /).py" || exit 1
+        echo "asked for $3, $4 rounds"
+        echo '{"ratios": [2.0]}'
+        """,
+        encoding="utf-8",
+    )
+    peer.chmod(0o755)
+    words = ["throughput", "--peer-python", str(peer), "--rounds", "3", "--json", str(figures)]
+    assert load_script().main(words) == 0
+    output = capsys.readouterr().out
+    assert "asked for throughput, 3 rounds" in output
+    assert "ratios" not in output
+    assert json.loads(figures.read_text(encoding="utf-8"))["throughput"] == {"ratios": [2.0]}
+
+
+def test_without_torch_sentence_embeddings_are_refused_with_the_remedy(capsys: pytest.CaptureFixture[str]):
+    script = load_script()
+    script.has_peers = lambda peer_python: False
+    assert script.main(["start"]) == 1
+    assert "name an interpreter that has them with --peer-python" in capsys.readouterr().err

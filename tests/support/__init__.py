@@ -1,1 +1,1 @@
-"""What several tests share: the matrix of backends, comparisons, small models and runs, an emulated CUDA device."""
+"""Helpers that several tests share: backends, comparisons, small models and runs, an emulated CUDA device."""

@@ -1,7 +1,7 @@
-"""How numbers are compared, and how gradients are checked.
+"""Compare arrays with expected numbers, and gradients with central differences.
 
-`assert_close` looks at namespace, dtype, shape and device before it looks at a value. `gradient_error`
-compares a gradient with central differences along a random direction, in float64.
+`assert_close` compares namespace, dtype, device and shape before it compares values. `gradient_error` compares a
+gradient with central differences along one random direction, in float64.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from array_api_compat import array_namespace, device
 
 from backends import Array, Backend
 
-EPSILONS = 100  # what rounding may cost, in units of the dtype's epsilon
-GRADIENT_TOLERANCE = 1e-6  # relative, along a random direction in float64
-_STEP = 1e-5  # of the central difference: truncation (1e-10) and rounding (1e-11) are both far below the tolerance
+EPSILONS = 100  # the allowed rounding error, in units of the dtype's epsilon
+GRADIENT_TOLERANCE = 1e-6  # for `gradient_error`
+_STEP = 1e-5  # of the central difference; its errors of truncation (1e-10) and rounding (1e-11) are far smaller
 
 
 def tolerance(dtype: str) -> float:
-    """The one table of tolerances: relative to the largest expected value, however small that is."""
+    """Return the tolerance of a dtype, relative to the largest expected value, however small that value is."""
     return EPSILONS * float(np.finfo(dtype).eps)
 
 
 def assert_close(backend: Backend, actual: Array, expected: Any, dtype: str, scale: float | None = None) -> None:
-    """The actual array lives on the backend, has the dtype and shape, and the expected (host) values.
+    """Assert that an array has the expected values, and lives on the backend with the right dtype and shape.
 
     Args:
-        backend: of the actual array.
-        actual: what was computed.
-        expected: what it should be, on the host.
-        dtype: of the actual array, and of the tolerance.
-        scale: what the tolerance is relative to; None for the largest expected value.
+        backend: the backend that `actual` must live on.
+        actual: the computed array.
+        expected: the expected values, on the host.
+        dtype: the dtype that `actual` must have; it also decides the tolerance.
+        scale: the tolerance is relative to this; None for the largest expected value.
     """
     expected = np.asarray(expected, dtype=np.float64)
     assert array_namespace(actual) is array_namespace(backend.xp.empty(0, device=backend.device))
@@ -48,10 +48,11 @@ def assert_close(backend: Backend, actual: Array, expected: Any, dtype: str, sca
 def assert_gradients_close(
     backend: Backend, actual: Mapping[str, Array], expected: Mapping[str, Any], dtype: str
 ) -> None:
-    """The gradients of all parameters, each relative to its own largest entry.
+    """Assert that the gradients of all parameters are as expected, each relative to its own largest entry.
 
-    But for the bias of the keys: it adds the same to all scores of a query, which the softmax takes off again. Its
-    gradient is zero, and what is computed is the rounding of terms as large as those of the other gradients.
+    The bias of the keys is an exception. It adds the same number to all scores of a query, and the softmax does not
+    change then. So its true gradient is zero, and the computed one is the rounding error of terms as large as those of
+    the other gradients. It is compared relative to the largest entry of all gradients.
     """
     assert set(actual) == set(expected)
     largest = max(float(np.abs(np.asarray(gradient)).max(initial=0.0)) for gradient in expected.values())
@@ -69,16 +70,16 @@ def gradient_error(
     gradients: dict[str, np.ndarray],
     rng: np.random.Generator,
 ) -> float:
-    """How far the gradients are from central differences along one random direction of all inputs together.
+    """Compare gradients with central differences along one random direction in the space of all inputs.
 
     Args:
         loss: a scalar function of the inputs.
-        inputs: where to differentiate, float64.
-        gradients: to check, one per input.
+        inputs: the point at which to differentiate, float64.
+        gradients: the gradients to check, one for every input.
         rng: draws the direction.
 
     Returns:
-        |numeric - analytic| relative to the larger of the two, or absolute where both are tiny.
+        |numeric - analytic|, divided by the larger of the two, or by 1e-3 if both are smaller.
     """
     direction = {name: rng.standard_normal(value.shape) for name, value in inputs.items()}
     length = np.sqrt(sum(float((d * d).sum()) for d in direction.values()))

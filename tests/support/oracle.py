@@ -1,4 +1,4 @@
-"""The BERTs and the batch that Mini-BERT is compared with PyTorch on, live and recorded."""
+"""The models and the batch for the comparisons with PyTorch, both the recorded and the live comparison."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def fresh_model(config: MiniBERTConfig, dtype: str) -> MiniBERT:
-    """Random parameters everywhere, large enough that nothing is nearly linear."""
+    """Return a model with random parameters, so large that no part of the model is nearly linear."""
     model = MiniBERT(config, dtype=dtype)
     _draw(model)
     return model
@@ -39,21 +39,21 @@ def _draw(model: MiniBERT) -> None:
 
 
 def fresh_classifier(config: MiniBERTConfig, dtype: str) -> MiniBERT:
-    """The same with a classifier of three classes in the place of the pretraining heads."""
+    """Return such a model with a classifier of three classes instead of the pretraining heads."""
     model = MiniBERT(replace(config, labels=LABELS), dtype=dtype, heads=CLASSIFICATION_HEADS)
     _draw(model)
     return model
 
 
 def batch(config: MiniBERTConfig) -> dict[str, np.ndarray]:
-    """Ids, padding of several lengths, segments, labels and next-sentence labels."""
+    """Return a batch: ids, masks for several lengths, segments, and labels for all three heads."""
     rng = np.random.default_rng(2)
     size, length = 5, config.max_position_embeddings - 2
     lengths = rng.integers(length // 2, length + 1, size)
     mask = (np.arange(length) < lengths[:, None]).astype(np.int64)
     ids = rng.integers(0, config.vocab_size, (size, length))
-    # PyTorch's `padding_idx` leaves the looked-up padding out of the gradient; Google's BERT does not, nor do we.
-    # That shows only where padding is attended to, so it does not occur among the real tokens here.
+    # PyTorch's `padding_idx` gives the embedding of [PAD] no gradient. Google's BERT and Mini-BERT do give it one. This
+    # shows only if [PAD] is attended to, so [PAD] does not occur among the real tokens here.
     ids[ids == config.pad_token_id] += 1
     ids[mask == 0] = config.pad_token_id
     labels = np.where((rng.random((size, length)) < 0.3) & (mask == 1), ids, -100)

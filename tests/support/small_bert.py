@@ -1,4 +1,4 @@
-"""A BERT small enough to check every number of it, and a batch with everything in it that can go wrong."""
+"""A BERT so small that every number can be checked, and a batch that has every special case."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONFIG = MiniBERTConfig(
     num_attention_heads=3,
     intermediate_size=20,
     max_position_embeddings=9,
-    initializer_range=0.3,  # large, so that no part of the model is nearly linear
+    initializer_range=0.3,  # so large that no part of the model is nearly linear
 )
 
 _RNG = np.random.default_rng(5)
@@ -25,8 +25,8 @@ INPUT_IDS[0, :3] = INPUT_IDS[1, 4]  # duplicates, whose gradients must add up
 ATTENTION_MASK = np.array(
     [
         [1, 1, 1, 1, 1, 1, 1],
-        [1, 1, 1, 1, 1, 0, 0],  # padding behind
-        [1, 1, 0, 1, 1, 1, 0],  # and within
+        [1, 1, 1, 1, 1, 0, 0],  # padding at the end
+        [1, 1, 0, 1, 1, 1, 0],  # padding in the middle, too
         [1, 1, 1, 0, 0, 0, 0],
     ]
 )
@@ -40,7 +40,10 @@ POSITIONS = np.flatnonzero(LABELS.reshape(-1) >= 0)
 
 
 def small_bert(backend: Backend | str = "cpu", dtype: str = "float64", **arguments: Any) -> MiniBERT:
-    """A model with fresh parameters; biases and layer norms are moved off 0 and 1, or errors in them could hide."""
+    """Return a model with fresh parameters.
+
+    Biases are not 0 and the weights of layer norms are not 1, since errors in them could go unnoticed then.
+    """
     model = MiniBERT(CONFIG, backend=backend, dtype=dtype, **arguments)
     rng = np.random.default_rng(6)
     for name, view in model.parameters.items():
@@ -51,7 +54,7 @@ def small_bert(backend: Backend | str = "cpu", dtype: str = "float64", **argumen
 
 
 def batch_arguments(pruned: bool) -> dict[str, Any]:
-    """Arguments of `MiniBERT.forward`; pruned: predictions at the labelled positions only."""
+    """Return the arguments of `MiniBERT.forward`; if pruned, it predicts at the labelled positions only."""
     arguments: dict[str, Any] = {
         "input_ids": INPUT_IDS,
         "attention_mask": ATTENTION_MASK,
@@ -61,5 +64,5 @@ def batch_arguments(pruned: bool) -> dict[str, Any]:
 
 
 def batch_labels(pruned: bool) -> np.ndarray:
-    """The labels that go with `batch_arguments`."""
+    """Return the labels for `batch_arguments`."""
     return LABELS.reshape(-1)[POSITIONS] if pruned else LABELS

@@ -1,4 +1,4 @@
-"""A classifier that is learned in a second: labelled texts, a BERT to begin with, and the command line for both."""
+"""A classifier that trains in a second: labelled texts, a BERT to start from, and the command line for both."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from minibert import MiniBERT, MiniBERTConfig
-from minibert.data.tokenizer import Tokenizer, wordpiece
+from minibert.data.tokenizer import Tokenizer, build_wordpiece
 from minibert.finetuning.labelled_texts import LabelledText
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -16,7 +16,7 @@ ANIMALS, TOOLS, FILLER = ["cat", "dog", "fox", "owl"], ["saw", "axe", "file", "d
 
 
 def sentences(count: int, seed: int = 0) -> list[LabelledText]:
-    """The label is decided by one word among fillers."""
+    """Return texts whose label depends on one word; the other words are fillers."""
     rng = np.random.default_rng(seed)
     examples = []
     for number in range(count):
@@ -27,7 +27,7 @@ def sentences(count: int, seed: int = 0) -> list[LabelledText]:
 
 
 def save_base(folder: Path) -> Path:
-    """A pretrained folder, as far as anyone can tell."""
+    """Write a folder like that of a pretrained model; its weights are random."""
     words = [*SPECIAL, *ANIMALS, *TOOLS, *FILLER]
     config = MiniBERTConfig(
         vocab_size=len(words),
@@ -38,7 +38,7 @@ def save_base(folder: Path) -> Path:
         max_position_embeddings=16,
     )
     MiniBERT(config).save_pretrained(folder)
-    Tokenizer(wordpiece({word: id_ for id_, word in enumerate(words)})).save(folder, 16)
+    Tokenizer(build_wordpiece({word: id_ for id_, word in enumerate(words)})).save(folder, 16)
     return folder
 
 

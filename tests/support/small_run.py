@@ -1,8 +1,9 @@
-"""A text so regular that a small BERT learns it in seconds, and runs on it."""
+"""Train small runs on a text that is so regular that a small BERT learns it in seconds."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import numpy as np
 from rich.console import Console
 
 from minibert import MiniBERT
-from minibert.commands.screen import PlainDisplay
-from minibert.training.log import METRICS_FILE, read_metrics
+from minibert.commands.screen import PlainScreen
+from minibert.training.log import METRICS_FILE, read_history
 from minibert.training.preparation import Data, prepare_data
 from minibert.training.session import resume, start
 from minibert.training.settings import Settings
@@ -37,7 +38,7 @@ SMALL: dict[str, Any] = {
 
 
 def write_text(path: Path, documents: int = 150, seed: int = 0) -> Path:
-    """A corpus of short documents of a few sentences each."""
+    """Write a corpus of short documents of four sentences each; return its path."""
     rng = np.random.default_rng(seed)
     with open(path, "w", encoding="utf-8") as file:
         for _ in range(documents):
@@ -49,17 +50,17 @@ def write_text(path: Path, documents: int = 150, seed: int = 0) -> Path:
 
 
 def small_settings(corpus: Path, **changes: Any) -> Settings:
-    """Settings of a run of six steps."""
+    """Return the settings of a run of six steps on a corpus, with some of them changed."""
     return Settings(**{**SMALL, "corpus": (str(corpus),), **changes})
 
 
-def display() -> PlainDisplay:
-    """A display whose text can be read: `display().console.file.getvalue()`."""
-    return PlainDisplay(Console(file=io.StringIO(), width=150))
+def display() -> PlainScreen:
+    """Return a display whose text can be read with `.console.file.getvalue()`."""
+    return PlainScreen(Console(file=io.StringIO(), width=150))
 
 
 class StopAfter:
-    """Interrupts a run, as Ctrl-C would, when so many steps have been asked for."""
+    """Interrupts a run, as Ctrl-C would, after so many steps."""
 
     def __init__(self, steps: int) -> None:
         self.left = steps
@@ -69,32 +70,36 @@ class StopAfter:
         return self.left < 0
 
 
+def _interrupted_after(steps: int | None) -> Callable[[], bool]:
+    return (lambda: False) if steps is None else StopAfter(steps)
+
+
 def run(corpus: Path, output: Path, *, stop_after: int | None = None, **changes: Any) -> list[dict[str, Any]]:
-    """Trains on a corpus; returns the metrics."""
-    interrupted = (lambda: False) if stop_after is None else StopAfter(stop_after)
-    start(small_settings(corpus, **changes), output, display(), interrupted=interrupted)
-    return read_metrics(output / METRICS_FILE)
+    """Train on a corpus, without a command; return the history of the run."""
+    with start(small_settings(corpus, **changes), output, display()) as begun:
+        begun.train(_interrupted_after(stop_after))
+    return read_history(output / METRICS_FILE)
 
 
 def go_on(output: Path, *, stop_after: int | None = None, **given: Any) -> list[dict[str, Any]]:
-    """Resumes the run in a folder; returns the metrics."""
-    interrupted = (lambda: False) if stop_after is None else StopAfter(stop_after)
-    resume(given, output, display(), interrupted=interrupted)
-    return read_metrics(output / METRICS_FILE)
+    """Resume the run in a folder, without a command; return the history of the run."""
+    with resume(given, output, display()) as resumed:
+        resumed.train(_interrupted_after(stop_after))
+    return read_history(output / METRICS_FILE)
 
 
 def of_kind(history: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    """The lines of one kind."""
+    """Return the lines of one kind."""
     return [entry for entry in history if entry["kind"] == kind]
 
 
 def losses(history: list[dict[str, Any]]) -> list[float]:
-    """The training losses, as recorded."""
+    """Return the training losses, as recorded."""
     return [entry["loss"] for entry in of_kind(history, "train")]
 
 
 def prepared(corpus: Path, cache: Path, **changes: Any) -> tuple[Settings, Data, MiniBERT]:
-    """The parts of a small run: its settings, its data, and a fresh model."""
+    """Return the parts of a small run: its settings, its data and a new model."""
     settings = small_settings(corpus, **changes)
     data = prepare_data(settings, cache)
     config = settings.model_config(data.tokenizer.vocab_size)

@@ -1,4 +1,4 @@
-"""The comparison behind most tests can fail: where all numbers are small, and for one small among large ones."""
+"""`assert_close`, which most tests use, can fail: if all numbers are small, and for a small one among large ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_zeros_must_be_zeros():
         assert_close(CPU, np.array([0.0, 1e-300]), np.zeros(2), "float64")
 
 
-def test_infinity_and_nan_are_only_equal_to_themselves_and_loosen_nothing():
+def test_infinity_and_nan_equal_only_themselves_and_do_not_loosen_the_tolerance():
     expected = np.array([np.inf, np.nan, 1.0])
     assert_close(CPU, expected, expected, "float64")
     for index, wrong in ((0, 1e300), (1, 0.0), (2, 1.0 + 1e-9)):

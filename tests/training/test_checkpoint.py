@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from minibert import AdamW, MiniBERT
 from minibert.errors import TrainingError
-from minibert.training.checkpoint import Progress, checkpoints, load_progress, restore, save_checkpoint
+from minibert.training.checkpoint import RunState, list_checkpoints, read_newest_state, restore, save_checkpoint
 from tests.support.small_run import go_on, losses, of_kind, run, small_settings, write_text
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
@@ -43,7 +43,7 @@ def small_model(seed=0, **changes):
 
 
 def progress(step=3):
-    return Progress(step, elapsed=1.5, settings={"preset": "tiny"}, tokenizer="a", corpus="b")
+    return RunState(step, elapsed=1.5, settings={"preset": "tiny"}, tokenizer="a", corpus="b")
 
 
 # --- continuing ----------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def test_a_run_resumed_at_its_end_only_writes_its_results_again(corpus, tmp_path
 
 
 def test_the_clock_of_a_resumed_run_goes_on(interrupted):
-    _, before = load_progress(interrupted / "checkpoints")
+    _, before = read_newest_state(interrupted / "checkpoints")
     assert before.elapsed > 0.0
     history = go_on(interrupted)
     assert all(line["elapsed"] > before.elapsed for line in of_kind(history, "train") if line["step"] > 5)
@@ -143,7 +143,7 @@ def test_a_folder_without_a_run_or_a_checkpoint_cannot_be_resumed(tmp_path):
     with pytest.raises(TrainingError, match="no run to resume"):
         go_on(tmp_path)
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(TrainingError, match=r"nothing to resume.*no checkpoint"):
+    with pytest.raises(TrainingError, match=r"no run to resume.*no checkpoint"):
         go_on(tmp_path)
 
 
@@ -167,7 +167,7 @@ def test_another_text_is_refused(tmp_path):
 @pytest.mark.parametrize("file", [TENSORS, STATE])
 @pytest.mark.parametrize("damage", ["cut short", "changed", "missing"])
 def test_a_damaged_checkpoint_is_named_and_so_is_the_one_before_it(interrupted, file, damage):
-    before, newest = checkpoints(interrupted / "checkpoints")
+    before, newest = list_checkpoints(interrupted / "checkpoints")
     content = (newest / file).read_bytes()
     if damage == "cut short":
         (newest / file).write_bytes(content[: len(content) // 2])
@@ -176,10 +176,10 @@ def test_a_damaged_checkpoint_is_named_and_so_is_the_one_before_it(interrupted, 
         (newest / file).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
     else:
         (newest / file).unlink()
-    with pytest.raises(TrainingError, match=rf"{newest / file} is damaged.*step 4, is whole.*move .* away") as error:
+    with pytest.raises(TrainingError, match=rf"{newest / file} is damaged.*step 4, is complete.*move .* away") as error:
         go_on(interrupted)
     assert str(newest) in str(error.value)
-    assert checkpoints(interrupted / "checkpoints") == [before, newest]  # nothing was removed
+    assert list_checkpoints(interrupted / "checkpoints") == [before, newest]  # nothing was removed
 
     shutil.move(newest, interrupted.parent / "damaged")  # what the message advises
     history = go_on(interrupted)
@@ -187,14 +187,14 @@ def test_a_damaged_checkpoint_is_named_and_so_is_the_one_before_it(interrupted, 
 
 
 def test_when_no_checkpoint_is_whole_the_error_says_so(interrupted):
-    for path in checkpoints(interrupted / "checkpoints"):
+    for path in list_checkpoints(interrupted / "checkpoints"):
         (path / TENSORS).write_bytes(b"")
     with pytest.raises(TrainingError, match=r"step-00000005.*damaged.*There is no other checkpoint"):
         go_on(interrupted)
 
 
 def test_a_checkpoint_of_another_format_is_refused(interrupted):
-    newest = checkpoints(interrupted / "checkpoints")[-1]
+    newest = list_checkpoints(interrupted / "checkpoints")[-1]
     state = json.loads((newest / STATE).read_text())
     (newest / STATE).write_text(json.dumps({**state, "format": 99}))
     with pytest.raises(TrainingError, match="has format 99, this version reads 1"):
@@ -204,7 +204,7 @@ def test_a_checkpoint_of_another_format_is_refused(interrupted):
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     save_checkpoint(tmp_path, *small_model(), progress())
     with pytest.raises(TrainingError, match=r"another model: hidden_size, .*num_hidden_layers differ"):
-        restore(checkpoints(tmp_path)[0], *small_model(preset="mini"))
+        restore(list_checkpoints(tmp_path)[0], *small_model(preset="mini"))
 
 
 # --- the files -----------------------------------------------------------------------------------------------
@@ -224,14 +224,14 @@ def test_a_checkpoint_brings_back_every_bit(tmp_path, dtype):
     np.testing.assert_array_equal(other.parameters.flat, model.parameters.flat)
     np.testing.assert_array_equal(other_optimizer.first_moment.flat, optimizer.first_moment.flat)
     np.testing.assert_array_equal(other_optimizer.second_moment.flat, optimizer.second_moment.flat)
-    assert load_progress(tmp_path / "new" / "folder") == (path, progress())
+    assert read_newest_state(tmp_path / "new" / "folder") == (path, progress())
 
 
 def test_the_last_two_are_kept(tmp_path):
     model, optimizer = small_model()
     for step in (1, 2, 10, 9_999_999_9):
         save_checkpoint(tmp_path, model, optimizer, progress(step))
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000010", "step-99999999"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000010", "step-99999999"]
 
 
 def test_there_is_no_pickle(interrupted_run):
@@ -252,8 +252,8 @@ def test_a_disk_that_fills_up_leaves_the_older_checkpoints_whole(tmp_path, monke
         patch.setattr("minibert.training.checkpoint.save_file", full)
         with pytest.raises(OSError, match="No space left"):
             save_checkpoint(tmp_path, model, optimizer, progress(3))
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000001", "step-00000002"]
-    assert load_progress(tmp_path)[1].step == 2
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001", "step-00000002"]
+    assert read_newest_state(tmp_path)[1].step == 2
     save_checkpoint(tmp_path, model, optimizer, progress(3))  # and what was half written is cleared away
     assert {path.name for path in tmp_path.iterdir()} == {"step-00000002", "step-00000003"}
 
@@ -264,7 +264,7 @@ def test_a_checkpoint_appears_under_its_name_only_when_it_is_on_the_disk(tmp_pat
     def flush(path):
         flushed.append(path.name)
         if path.name != tmp_path.name:
-            assert not checkpoints(tmp_path)
+            assert not list_checkpoints(tmp_path)
 
     monkeypatch.setattr("minibert.files.flush", flush)
     save_checkpoint(tmp_path, *small_model(), progress())

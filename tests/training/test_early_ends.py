@@ -1,4 +1,4 @@
-"""Runs that end before their time: by Ctrl-C, by a loss that breaks, by a reader of their output that goes away."""
+"""Runs that end early: by Ctrl-C, by a loss that is not finite, or because the reader of their output ends."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from minibert.commands import train as train_command
-from minibert.commands.screen import PlainDisplay
+from minibert.commands.screen import PlainScreen
 from minibert.errors import NonFiniteError, TrainingError
 from minibert.options import flag
-from minibert.training.checkpoint import checkpoints
-from minibert.training.log import METRICS_FILE, MetricsLog, read_metrics, read_run_description
+from minibert.training import session
+from minibert.training.checkpoint import list_checkpoints
+from minibert.training.log import METRICS_FILE, RunLog, read_history, read_run_description
 from tests.support.small_run import SMALL, go_on, losses, of_kind, run, write_text
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
@@ -44,7 +45,7 @@ def options(corpus: Path, output: Path, **changes: Any) -> list[str]:
 # --- before the first checkpoint ------------------------------------------------------------------------------
 
 
-def press_ctrl_c_while_warming_up(display: PlainDisplay, stage: str, tokens: int) -> None:
+def press_ctrl_c_while_warming_up(display: PlainScreen, stage: str, tokens: int) -> None:
     if stage == "warming up":
         signal.raise_signal(signal.SIGINT)
 
@@ -54,7 +55,7 @@ def test_ctrl_c_while_warming_up_leaves_a_folder_in_which_the_same_command_start
 ):
     output = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(PlainDisplay, "preparing", press_ctrl_c_while_warming_up)
+        patch.setattr(PlainScreen, "preparing", press_ctrl_c_while_warming_up)
         assert train_command.main(options(corpus, output)) == 130
     (output / "notes.txt").write_text("mine")
     capsys.readouterr()
@@ -65,7 +66,7 @@ def test_ctrl_c_while_warming_up_leaves_a_folder_in_which_the_same_command_start
 
     assert train_command.main(options(corpus, output)) == 0
     assert "starting again in its place" in capsys.readouterr().out
-    assert losses(read_metrics(output / METRICS_FILE)) == losses(read_metrics(trained / METRICS_FILE))
+    assert losses(read_history(output / METRICS_FILE)) == losses(read_history(trained / METRICS_FILE))
     assert (output / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
     assert (output / "notes.txt").read_text() == "mine"
 
@@ -95,11 +96,14 @@ def test_a_run_killed_while_it_wrote_its_first_checkpoint_is_started_again(corpu
     assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-00000006"]
 
 
-@pytest.mark.parametrize("what", ["a finished run", "a model of somebody else"])
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [("a finished run", "holds another run"), ("a model of somebody else", "is not an empty folder")],
+)
 def test_a_model_is_never_overwritten_by_a_run_that_is_started_again(
-    corpus: Path, trained: Path, tmp_path: Path, what: str
+    corpus: Path, trained: Path, tmp_path: Path, what: str, message: str
 ):
-    """Also where no checkpoint is in its way, as somebody has deleted them or put another model there."""
+    """Even without a checkpoint: somebody has deleted the checkpoints, or put another model there."""
     output = shutil.copytree(trained, tmp_path / "copy")
     shutil.rmtree(output / "checkpoints")
     if what == "a finished run":
@@ -108,7 +112,7 @@ def test_a_model_is_never_overwritten_by_a_run_that_is_started_again(
         first, *_ = (output / METRICS_FILE).read_text(encoding="utf-8").splitlines(keepends=True)
         (output / METRICS_FILE).write_text(first, encoding="utf-8")
     before = {path: path.read_bytes() for path in output.iterdir()}
-    with pytest.raises(TrainingError, match="holds another run"):
+    with pytest.raises(TrainingError, match=f"{message}, and nothing is overwritten"):
         run(corpus, output)
     assert {path: path.read_bytes() for path in output.iterdir()} == before
 
@@ -132,7 +136,7 @@ def test_a_run_that_still_goes_on_is_neither_started_again_nor_resumed(corpus: P
         run(corpus, early, learning_rate=1e30)
     for output, go in ((early, lambda: run(corpus, early)), (late, lambda: go_on(late, steps=7))):
         before = (output / METRICS_FILE).read_bytes()
-        with closing(MetricsLog(output / METRICS_FILE)):  # as the other process has it open
+        with closing(RunLog(output / METRICS_FILE)):  # like the log of another process
             with pytest.raises(TrainingError, match=f"another process is training in {output}"):
                 go()
             assert (output / METRICS_FILE).read_bytes() == before
@@ -142,7 +146,7 @@ def test_a_run_that_still_goes_on_is_neither_started_again_nor_resumed(corpus: P
 def test_where_it_cannot_be_told_whether_a_run_goes_on_it_is_not_started_again(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("minibert.training.log._lock", lambda file: False)
+    monkeypatch.setattr("minibert.training.log._lock", lambda *_, **__: False)
     output = tmp_path / "run"
     with pytest.raises(NonFiniteError):
         run(corpus, output, learning_rate=1e30)
@@ -150,12 +154,29 @@ def test_where_it_cannot_be_told_whether_a_run_goes_on_it_is_not_started_again(
         run(corpus, output)
 
 
+def test_a_run_that_another_process_trained_while_the_text_was_prepared_is_not_overwritten(
+    corpus: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    output = tmp_path / "run"
+    prepare_data = session.prepare_data
+
+    def prepare_slowly(*arguments: Any) -> Any:
+        shutil.copytree(trained, output)  # as if by another process
+        return prepare_data(*arguments)
+
+    monkeypatch.setattr(session, "prepare_data", prepare_slowly)
+    with pytest.raises(TrainingError, match="holds another run"):
+        run(corpus, output)
+    for name in ("metrics.jsonl", "model.safetensors", "vocab.txt"):
+        assert (output / name).read_bytes() == (trained / name).read_bytes()
+
+
 # --- a reader that goes away ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("errors_too", [False, True], ids=["stdout", "stdout and stderr"])
 def test_a_closed_pipe_ends_the_training_like_ctrl_c(corpus: Path, tmp_path: Path, errors_too: bool):
-    """As of `| head -4`, or of a `2>&1 | tee log` that the same Ctrl-C has ended."""
+    """The pipe is closed by `| head -4`, or by a `2>&1 | tee log` that the same Ctrl-C has ended."""
     output = tmp_path / "run"
     command = [sys.executable, str(SCRIPT), *options(corpus, output, steps=100_000, evaluate_every=1)]
     with (
@@ -173,7 +194,7 @@ def test_a_closed_pipe_ends_the_training_like_ctrl_c(corpus: Path, tmp_path: Pat
             training.kill()  # where it has not ended
         told = (tmp_path / "stderr").read_text(encoding="utf-8")
     assert status == 130
-    (saved,) = checkpoints(output / "checkpoints")
+    (saved,) = list_checkpoints(output / "checkpoints")
     step = int(saved.name.removeprefix("step-"))
     assert not (output / "model.safetensors").exists()
     if not errors_too:

@@ -8,7 +8,7 @@ import pytest
 from minibert.data.batch_source import evaluation_batches
 from minibert.data.masking import MaskingRule
 from minibert.errors import TrainingError
-from minibert.training.evaluation import evaluate
+from minibert.training.evaluation import Evaluation, evaluate
 from tests.support.small_run import losses, prepared, run, write_text
 
 
@@ -23,7 +23,7 @@ def cache(tmp_path_factory):
 
 
 def test_an_evaluation_is_the_mean_over_all_masked_tokens(corpus, cache):
-    """Against logits at every position, put together in plain NumPy."""
+    """The expected figures come from the logits at every position, in plain NumPy."""
     _, data, model = prepared(corpus, cache, dtype="float64")
     expected, right, labels = [], [], []
     for batch in data.evaluation_batches():
@@ -79,6 +79,15 @@ def test_next_sentence_accuracy_counts_the_pairs_told_right(corpus, cache):
     found = evaluate(model, data.evaluation_batches(), data.tokenized.unigram_counts)
     assert found.next_sentence_accuracy == np.mean(labels == 1)
     assert found.next_sentence_loss == pytest.approx(np.mean(np.log1p(np.exp(1.0)) - (labels == 1)), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [(4.5, "0.500 nats below the unigram baseline"), (8.232, "3.232 nats above the unigram baseline")],
+)
+def test_an_evaluation_says_on_which_side_of_the_baseline_it_is(loss, words):
+    evaluation = Evaluation(loss, perplexity=np.exp(loss), accuracy=0.1, unigram_loss=5.0, predictions=50)
+    assert evaluation.compared_with_unigram() == words
 
 
 def test_an_evaluation_without_anything_to_predict_is_an_error(corpus, cache):

@@ -8,11 +8,11 @@ import math
 
 import pytest
 
-from minibert.commands.screen import duration
 from minibert.commands.train import build_parser
 from minibert.errors import TrainingError
 from minibert.options import flag, options_of
 from minibert.training.budget import Budget
+from minibert.training.display import duration
 from minibert.training.settings import FREE_TO_CHANGE, Settings
 from tests.support.small_run import small_settings, write_text
 
@@ -103,16 +103,18 @@ def test_a_run_by_minutes_ends_when_they_are_over_with_the_rate_at_its_lowest():
     budget = Budget(steps=None, seconds=60.0)
     assert not budget.exhausted(steps_done=100, elapsed=59.9)
     assert budget.exhausted(steps_done=100, elapsed=60.0)
-    assert budget.progress(steps_done=0, elapsed=0.0) == 0.0
-    assert budget.progress(steps_done=10, elapsed=30.0) == pytest.approx(0.525)  # half of a 3-second step ahead
-    assert budget.progress(steps_done=10, elapsed=59.9) == 1.0
-    assert budget.remaining(steps_done=10, elapsed=45.0) == 15.0
+    assert budget.schedule_position(steps_done=0, elapsed=0.0) == 0.0
+    assert budget.schedule_position(steps_done=10, elapsed=30.0) == pytest.approx(
+        0.525
+    )  # half of a 3-second step ahead
+    assert budget.schedule_position(steps_done=10, elapsed=59.9) == 1.0
+    assert budget.seconds_left(steps_done=10, elapsed=45.0) == 15.0
 
 
 def test_a_run_by_steps_knows_the_time_left_once_a_step_was_taken():
     budget = Budget(steps=10, seconds=None)
-    assert budget.remaining(steps_done=0, elapsed=0.1) is None
-    assert budget.remaining(steps_done=5, elapsed=20.0) == 20.0
+    assert budget.seconds_left(steps_done=0, elapsed=0.1) is None
+    assert budget.seconds_left(steps_done=5, elapsed=20.0) == 20.0
     assert [duration(seconds) for seconds in (None, 20.2, 200.0, 7500.0)] == [
         "an unknown time", "20 s", "3 min 20 s", "2 h 05 min",
     ]  # fmt: skip

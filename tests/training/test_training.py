@@ -1,4 +1,4 @@
-"""Training: steps, the loop around them, and what happens when the numbers break."""
+"""Training: steps, the loop around them, and what happens when numbers become infinite or NaN."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from minibert import AdamW, MiniBERT
 from minibert.data.batch_source import BatchSource
 from minibert.errors import NonFiniteError
 from minibert.optimizer import linear_schedule
-from minibert.training.checkpoint import checkpoints
-from minibert.training.log import METRICS_FILE, read_metrics
+from minibert.training.checkpoint import list_checkpoints
+from minibert.training.log import METRICS_FILE, read_history
 from minibert.training.preparation import prepare_data
 from minibert.training.trainer import Trainer
 from tests.support.small_run import go_on, losses, of_kind, prepared, run, small_settings, write_text
@@ -90,7 +90,7 @@ def test_the_seed_decides_the_first_parameters_and_what_is_trained_on(corpus, ca
     for seed in (0, 1):
         output = tmp_path / f"seed-{seed}"
         run(corpus, output, seed=seed, stop_after=0)
-        parameters.append(load_file(checkpoints(output / "checkpoints")[0] / "tensors.safetensors"))
+        parameters.append(load_file(list_checkpoints(output / "checkpoints")[0] / "tensors.safetensors"))
         batches.append(prepared(corpus, cache, seed=seed)[1].source.training_batch(0).input_ids)
     name = "parameters/layers.0.attention.query.weight"
     assert not np.array_equal(parameters[0][name], parameters[1][name])
@@ -155,13 +155,13 @@ def test_nothing_is_fetched_from_the_device_between_reports(corpus, cache):
     assert trainer.pending == 0
 
 
-def test_a_rehearsal_leaves_no_trace(corpus, cache):
+def test_a_dry_run_leaves_no_trace(corpus, cache):
     losses_of = []
-    for rehearsed in (True, False):
+    for with_dry_run in (True, False):
         settings, data, model = prepared(corpus, cache, dropout=0.1)
         trainer = Trainer(model, AdamW(model), accumulate=2)
-        if rehearsed:
-            trainer.rehearse(data.source.training_batch(5))
+        if with_dry_run:
+            trainer.dry_run(data.source.training_batch(5))
         assert trainer.pending == 0
         for step in range(2):
             trainer.step(data.source.training_batch(step), settings.learning_rate)
@@ -170,7 +170,7 @@ def test_a_rehearsal_leaves_no_trace(corpus, cache):
 
 
 def test_figures_wait_unchanged_until_they_are_collected(corpus, cache):
-    """Arrays of a step that were used again by the next would give other numbers here."""
+    """If the next step overwrote the arrays of a step, the figures would differ here."""
     found = []
     for together in (True, False):
         _, data, model = prepared(corpus, cache)
@@ -210,7 +210,7 @@ def test_training_needs_no_more_memory_on_a_larger_corpus(tmp_path):
 
 
 def test_a_batch_is_prepared_only_from_its_step(corpus, cache):
-    """What a resume rests on: no state but the step, neither in the order nor in the masks."""
+    """A batch depends on the step alone: neither the order nor the masks have a state. Resuming needs this."""
     _, data, _ = prepared(corpus, cache)
     assert isinstance(data.source, BatchSource)
     late = data.source.training_batch(50)
@@ -225,15 +225,15 @@ def test_a_batch_is_prepared_only_from_its_step(corpus, cache):
 def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_the_last_good_checkpoint(corpus, tmp_path):
     output = tmp_path / "run"
     run(corpus, output, steps=4, checkpoint_every=2)
-    (good,) = checkpoints(output / "checkpoints")[-1:]
+    (good,) = list_checkpoints(output / "checkpoints")[-1:]
     before = (good / "tensors.safetensors").read_bytes()
     (output / "model.safetensors").unlink()
     with pytest.raises(NonFiniteError, match=r"at step (\d+).*last good checkpoint is kept.*--learning-rate") as failed:
         go_on(output, steps=40, learning_rate=1e30, report_every=20, checkpoint_every=3)
-    assert checkpoints(output / "checkpoints")[-1] == good
+    assert list_checkpoints(output / "checkpoints")[-1] == good
     assert (good / "tensors.safetensors").read_bytes() == before
     assert not (output / "model.safetensors").exists()
-    (stopped,) = of_kind(read_metrics(output / METRICS_FILE), "stopped")
+    (stopped,) = of_kind(read_history(output / METRICS_FILE), "stopped")
     assert stopped["step"] == failed.value.step
 
     with pytest.raises(NonFiniteError) as looked_at_every_step:
@@ -248,7 +248,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_the_la
 def test_a_loss_that_breaks_before_the_first_checkpoint_leaves_none(corpus, tmp_path):
     with pytest.raises(NonFiniteError, match=r"No checkpoint had been written yet.*--learning-rate"):
         run(corpus, tmp_path / "run", learning_rate=1e30, checkpoint_every=2, report_every=3)
-    assert not checkpoints(tmp_path / "run" / "checkpoints")
+    assert not list_checkpoints(tmp_path / "run" / "checkpoints")
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
@@ -299,4 +299,4 @@ def test_a_run_whose_parameters_broke_writes_no_checkpoint(corpus, tmp_path, mon
     monkeypatch.setattr(Trainer, "step", break_the_pooler)
     with pytest.raises(NonFiniteError, match="parameter is NaN or infinite after step 2"):
         run(corpus, tmp_path / "run", stop_after=2)
-    assert not checkpoints(tmp_path / "run" / "checkpoints")
+    assert not list_checkpoints(tmp_path / "run" / "checkpoints")

@@ -34,7 +34,34 @@ from backends.cpu.kernels.layer_norm import (
 from backends.cpu.kernels.linear import linear_backward, linear_backward_input, linear_backward_weight, linear_forward
 from backends.cpu.kernels.sums import squared_norm
 
-__all__ = ["TWINS", "version"]
+__all__ = [
+    "TWINS",
+    "adamw_update",
+    "attention_backward",
+    "attention_forward",
+    "bias_gelu_backward",
+    "bias_gelu_forward",
+    "bias_gelu_new_backward",
+    "bias_gelu_new_forward",
+    "bias_relu_backward",
+    "bias_relu_forward",
+    "cross_entropy_backward",
+    "cross_entropy_forward",
+    "dropout_add_layer_norm_backward",
+    "dropout_add_layer_norm_forward",
+    "dropout_backward",
+    "dropout_forward",
+    "embedding_backward",
+    "embedding_forward",
+    "layer_norm_backward",
+    "layer_norm_forward",
+    "linear_backward",
+    "linear_backward_input",
+    "linear_backward_weight",
+    "linear_forward",
+    "squared_norm",
+    "version",
+]
 
 TWINS: Mapping[str, Callable[..., Any]] = {
     "adamw_update": adamw_update,

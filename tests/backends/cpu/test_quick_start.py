@@ -13,7 +13,7 @@ import pytest
 from backends import get_backend
 from backends.cpu.quick_start import QuickStartNumpyBackend
 from minibert import MiniBERT
-from minibert.data.tokenizer import Tokenizer, wordpiece
+from minibert.data.tokenizer import Tokenizer, build_wordpiece
 from tests.support.small_bert import ATTENTION_MASK, CONFIG, INPUT_IDS, small_bert
 
 
@@ -36,7 +36,7 @@ def test_the_quick_start_backend_computes_the_same_bert():
 def test_filling_a_mask_needs_neither_scipy_nor_rich(tmp_path: Path):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat"]
     MiniBERT(replace(CONFIG, vocab_size=len(words)), heads=("mlm",)).save_pretrained(tmp_path)
-    Tokenizer(wordpiece({word: id_ for id_, word in enumerate(words)})).save(tmp_path)
+    Tokenizer(build_wordpiece({word: id_ for id_, word in enumerate(words)})).save(tmp_path)
     code = (
         "import sys; from minibert.commands.fill_mask import main; "
         f"main(['--model', {str(tmp_path)!r}, '--top', '2', 'the [MASK]']); "
