@@ -1,4 +1,4 @@
-"""What a `Backend` promises, on every backend; and the three ways in which CUDA can be missing."""
+"""Every backend keeps the promises of `Backend`; and each way in which CUDA can be missing has its own message."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support import backends_under_test
 from tests.support.checking import assert_close
 
 
-def test_data_comes_back_from_the_device_as_it_went(backend: Backend):
+def test_data_comes_back_from_the_device_unchanged(backend: Backend):
     for values in (np.arange(6, dtype=np.int32).reshape(2, 3), np.array([0.5, -1.0], dtype=np.float32)):
         there = backend.asarray(values)
         back = backend.to_numpy(there)
@@ -64,7 +64,7 @@ def test_segment_sums_sum_the_rows_of_each_index(indices: list[int], backend: Ba
 
 
 def test_erf_is_the_error_function(backend: Backend):
-    """Against Abramowitz & Stegun, table 7.1."""
+    """The expected values are from Abramowitz & Stegun, table 7.1."""
     for dtype in backends_under_test.float_dtypes(backend):
         x = backend.asarray(np.array([0.0, 0.5, -1.0, 2.0, 6.0]), dtype=backend.dtype(dtype))
         expected = [0.0, 0.5204998778130465, -0.8427007929497149, 0.9953222650189527, 1.0]
@@ -72,7 +72,9 @@ def test_erf_is_the_error_function(backend: Backend):
 
 
 def test_memory_and_description_are_given(backend: Backend):
-    held = backend.xp.zeros(1000, dtype=backend.xp.float32, device=backend.device)  # or a pool may have nothing in use
+    held = backend.xp.zeros(
+        1000, dtype=backend.xp.float32, device=backend.device
+    )  # without it, a pool might have nothing in use
     memory = backend.memory()
     assert held.shape == (1000,)
     for figure in (memory.used, memory.peak, memory.total):
@@ -91,7 +93,7 @@ def test_every_backend_has_the_methods_and_arguments_of_the_interface(implementa
             assert given.parameters[parameter].kind == value.kind, (name, parameter)
 
 
-def test_a_backend_passes_through_and_other_names_are_refused():
+def test_a_backend_is_returned_as_it_is_and_unknown_names_are_refused():
     backend = get_backend("cpu")
     assert get_backend(backend) is backend
     for name in ("gpu", "cuda:", "cuda:-1", "CPU"):
@@ -103,11 +105,11 @@ def test_a_backend_passes_through_and_other_names_are_refused():
 
 
 class _CUDARuntimeError(RuntimeError):
-    """Stands for `cupy.cuda.runtime.CUDARuntimeError`."""
+    """Takes the place of `cupy.cuda.runtime.CUDARuntimeError`."""
 
 
 def _cupy_without_gpu(driver: int, devices: int | str) -> ModuleType:
-    """A stand-in for CuPy on a machine with this driver version and number of devices (or error)."""
+    """Return a stand-in for CuPy on a machine with this driver version and number of devices (or error)."""
 
     def device_count() -> int:
         if isinstance(devices, str):

@@ -1,4 +1,4 @@
-"""It asks CuPy only for what CuPy has: the emulated functions against the real ones, which import without a GPU."""
+"""The emulated CuPy has only names and parameters that the real CuPy has, which can be imported without a GPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POSITIONAL = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty)
 
 
 def parameters(function: object) -> list[tuple[str, object, object]]:
-    """Names, kinds and defaults."""
+    """Return the name, kind and default of each parameter."""
     signature = inspect.signature(function)  # type: ignore[arg-type]
     return [(p.name, p.kind, p.default) for p in signature.parameters.values()]
 
@@ -49,7 +49,7 @@ def test_math_modes_are_set_as_cupy_sets_them():
 
 
 def test_the_math_mode_of_tf32_is_that_of_nvidias_header():
-    """CuPy takes any number; this one must be right."""
+    """CuPy accepts any number, so a wrong one would give no error."""
     header = Path(pathfinder.find_nvidia_header_directory("cublas") or "") / "cublas_api.h"
     (number,) = re.findall(r"CUBLAS_TF32_TENSOR_OP_MATH\s*=\s*(\d+)", header.read_text(encoding="utf-8"))
     assert int(number) == cupy_backend._CUBLAS_TF32_TENSOR_OP_MATH
@@ -64,7 +64,7 @@ def test_an_elementwise_function_takes_as_many_operands_as_the_real_one(name: st
         assert callable(real)
 
 
-def test_erf_is_where_it_is_looked_for():
+def test_erf_is_where_the_backend_imports_it():
     assert (special.erf.nin, special.erf.nout) == (functions.erf.nin, functions.erf.nout)
 
 
@@ -86,7 +86,7 @@ def test_no_name_is_emulated_that_cupy_lacks(module: str):
     ids=lambda kind: kind.__module__ + "." + kind.__name__,
 )
 def test_no_method_is_emulated_that_cupy_lacks(emulated: type, real: type):
-    allowed = {"changed", "order"}  # of the emulation itself, on no path of Mini-BERT
+    allowed = {"changed", "order"}  # the emulation itself uses these; Mini-BERT never does
     invented = [name for name in vars(emulated) if not name.startswith("_") and not hasattr(real, name)]
     assert set(invented) <= allowed
 

@@ -1,4 +1,4 @@
-"""Dockerfile.cuda without an engine: linted, and its RUN and COPY steps executed in a folder on this machine."""
+"""Test Dockerfile.cuda without Docker: lint it, and execute its RUN and COPY steps in a folder on this machine."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ SUITE = (
     "tests/backends/test_backends.py",
     "tests/commands/test_doctor.py",
 )
+"""The tests that must pass in the folder that the image's steps made."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """An instruction: its name, and the rest of its lines."""
+    """An instruction of the Dockerfile: its name, and the rest of its lines."""
 
     name: str
     rest: str
 
 
 def steps() -> list[Step]:
-    """The instructions, comments left out and continued lines joined."""
+    """Return the instructions, without comments and with continued lines joined."""
     lines = [line for line in DOCKERFILE.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ")
     return [Step(*line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]
@@ -47,7 +48,7 @@ def of(name: str) -> list[str]:
 
 
 def ignored(path: Path) -> bool:
-    """Whether .dockerignore keeps a path of the project out of the image."""
+    """True if .dockerignore keeps a path of the project out of the image."""
     patterns = [line for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
     parts = path.relative_to(ROOT).parts
     return any(
@@ -59,7 +60,7 @@ def ignored(path: Path) -> bool:
 
 
 def copy_context(target: Path) -> None:
-    """What `COPY . .` copies."""
+    """Copy the files that `COPY . .` would copy."""
 
     def skipped(folder: str, names: list[str]) -> set[str]:
         return {name for name in names if ignored(Path(folder) / name)}
@@ -88,7 +89,7 @@ def test_nothing_runs_as_root():
 
 
 def test_the_versions_of_python_cuda_and_cupy_are_named():
-    """Those of the other packages are not: pip takes the newest that pyproject.toml allows, as `make setup` does."""
+    """The versions of other packages are not: pip takes the newest that pyproject.toml allows, as `make setup` does."""
     assert dict(argument.split("=") for argument in of("ARG")).keys() == {
         "PYTHON_VERSION",
         "CUDA_MAJOR",
@@ -100,7 +101,7 @@ def test_the_versions_of_python_cuda_and_cupy_are_named():
     assert {image.split()[0] for image in of("FROM")} == {"python:${PYTHON_VERSION}-slim-bookworm"}
 
 
-def test_what_the_image_starts_is_there():
+def test_the_programs_that_the_image_starts_exist():
     for command in (of("CMD")[-1], of("HEALTHCHECK")[-1].split("CMD ", 1)[1]):
         program, script, *_ = json.loads(command)
         assert program == "python"
@@ -109,7 +110,7 @@ def test_what_the_image_starts_is_there():
 
 
 def test_the_check_of_its_health_takes_nothing_from_the_training():
-    """The whole doctor trains, and wants free memory, which a healthy training may have taken."""
+    """The whole doctor trains and needs free memory, which a healthy training may have taken."""
     command = json.loads(of("HEALTHCHECK")[-1].split("CMD ", 1)[1])
     assert command[1:] == ["scripts/doctor.py", "--device", "cuda", "--alive"]
 
@@ -122,8 +123,9 @@ def test_history_environments_and_results_stay_out():
 
 
 def interpreters() -> dict[str, str]:
-    """The Pythons of this machine that the image may have: version -> program. A name on the path may be a script
-    that runs none.
+    """Return the Pythons of this machine that the image may have: version -> program.
+
+    A name on the path may be a script that runs no Python.
     """
     found: dict[str, str] = {}
     for name in ("python3.11", "python3.12", sys.executable):
@@ -141,15 +143,18 @@ INTERPRETERS = interpreters()
 
 
 def test_there_is_a_python_that_the_image_may_have():
-    """Without one, nothing below would run, and nothing would fail."""
+    """Without one, the tests below would not run, and so could not fail."""
     assert INTERPRETERS
 
 
 @pytest.mark.parametrize(
     ("version", "cuda_major"), [*((version, 12) for version in INTERPRETERS), *((v, 13) for v in [*INTERPRETERS][-1:])]
 )
-def test_the_steps_run_and_what_they_made_passes_the_cpu_suite(version: str, cuda_major: int, tmp_path: Path):
-    """The wheels resolve and import, the project installs, the commands work; the container's paths lie in a folder."""
+def test_the_steps_run_and_the_result_passes_the_cpu_suite(version: str, cuda_major: int, tmp_path: Path):
+    """The wheels resolve and import, the project installs, and the commands work.
+
+    A folder of this machine stands for the container's root.
+    """
     opt, work, kernels = tmp_path / "opt", tmp_path / "work", tmp_path / "kernels"
     work.mkdir()
     inside = {"/opt/minibert": str(opt / "minibert"), "/minibert": str(work), "/kernels": str(kernels)}
@@ -182,9 +187,9 @@ def test_the_steps_run_and_what_they_made_passes_the_cpu_suite(version: str, cud
     interpreter = "/opt/minibert/bin/python"
     ask = "import cupy; from cupy_backends.cuda.libs import nvrtc; print(nvrtc.getVersion()[0])"
     assert run(f'{interpreter} -c "{ask}"').strip() == str(cuda_major)
-    if cuda_major != 12:  # this very environment compiles with 12
+    if cuda_major != 12:  # the environment that runs this test compiles with CUDA 12 already
         assert "passed" in run(f"{interpreter} -m pytest -q tests/cuda_build/test_nvrtc.py")
-        return  # what follows knows nothing of CUDA
+        return  # the steps that follow do not depend on the version of CUDA
     run(f"{interpreter} scripts/doctor.py --device cpu --quick")
     run(f"{interpreter} scripts/train.py --help")
     assert "passed" in run(f"{interpreter} -m pytest -q {' '.join(SUITE)}")

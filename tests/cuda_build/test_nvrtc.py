@@ -1,6 +1,6 @@
-"""It is CUDA: NVRTC compiles every kernel, for every generation of GPU since Volta. No GPU or driver is needed.
+"""NVIDIA's compiler NVRTC compiles every kernel, for every generation of GPU since Volta.
 
-`make test-cuda-build` runs this where CuPy and NVIDIA's compiler are installed.
+No GPU and no driver is needed. `make test-cuda-build` runs this where CuPy and NVRTC are installed.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from cupy_backends.cuda.libs import nvrtc
 from backends.cuda.launch import STORAGE_BITS, options, source
 from tests.support.emulated_cuda.compiler import kernel_names
 
-VOLTA = ("70",) if nvrtc.getVersion()[0] < 13 else ()  # which CUDA 13 gave up
+VOLTA = ("70",) if nvrtc.getVersion()[0] < 13 else ()  # CUDA 13 no longer compiles for Volta
 MUST = (*VOLTA, "75", "80", "86", "89", "90")  # Turing, Ampere (A100; 30xx), Ada, Hopper
-LARGEST_BLOCK = 1024  # threads; of the by-column kernels
+LARGEST_BLOCK = 1024  # threads in a block of a by-column kernel
 MAY = ("100", "120")  # Blackwell: from CUDA 12.8 on
 
 
@@ -26,7 +26,7 @@ def targets() -> list[str]:
 
 
 def cubin(text: str, dtype: str, target: str) -> bytes:
-    """The machine code of a source."""
+    """Return the machine code of a source."""
     program = nvrtc.createProgram(text, "kernels.cu", (), ())
     try:
         nvrtc.compileProgram(program, (f"-arch=sm_{target}", *options(dtype)))
@@ -37,7 +37,7 @@ def cubin(text: str, dtype: str, target: str) -> bytes:
         nvrtc.destroyProgram(program)
 
 
-def test_all_generations_are_compiled_for():
+def test_the_compiler_knows_all_generations():
     assert set(MUST) <= {str(architecture) for architecture in nvrtc.getSupportedArchs()}
 
 
@@ -51,7 +51,7 @@ def test_every_kernel_compiles(target: str, dtype: str):
 
 @pytest.mark.parametrize("dtype", STORAGE_BITS)
 def test_cupy_compiles_the_source_as_the_backend_hands_it_over(dtype: str, monkeypatch: pytest.MonkeyPatch):
-    """With CuPy's own options; only the target, which it asks the device for, is given."""
+    """CuPy adds its own options. Only the target is given here, since CuPy would ask the device for it."""
     monkeypatch.setattr(compiler, "_get_arch_for_options_for_nvrtc", lambda arch: ("-arch=sm_80", "cubin"))
     result, *_ = compiler.compile_using_nvrtc(source(), options=options(dtype), arch="80")
     assert result
@@ -63,7 +63,10 @@ def test_a_mistake_does_not_compile():
 
 
 def test_no_float32_kernel_computes_in_float64():
-    """By a literal without a cast, say: consumer GPUs do that 64 times slower. Conversions of parameters are fine."""
+    """A literal without a cast would do so, and consumer GPUs are 64 times slower in float64.
+
+    Conversions of parameters from float64 are fine.
+    """
     program = nvrtc.createProgram(source(), "kernels.cu", (), ())
     nvrtc.compileProgram(program, ("-arch=compute_80", *options("float32")))
     text = nvrtc.getPTX(program)
@@ -76,8 +79,8 @@ def test_no_float32_kernel_computes_in_float64():
 
 @pytest.mark.parametrize("dtype", STORAGE_BITS)
 @pytest.mark.parametrize("target", MUST)
-def test_the_largest_block_finds_registers_enough_and_none_spill(target: str, dtype: str):
-    """A GPU has 65,536 registers for a block; a launch that needs more fails, and only there would one notice."""
+def test_the_largest_block_has_enough_registers_and_none_spill(target: str, dtype: str):
+    """A block has 65,536 registers. A launch that needs more fails, which only a real GPU would show."""
     program = nvrtc.createProgram(source(), "kernels.cu", (), ())
     nvrtc.compileProgram(program, (f"-arch=sm_{target}", "--ptxas-options=-v", *options(dtype)))
     log = nvrtc.getProgramLog(program)

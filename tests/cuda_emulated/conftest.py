@@ -1,4 +1,4 @@
-"""These tests are of the emulated device: they run with `--device cuda-emulated` and nothing else."""
+"""Fixtures of the tests that need the emulated device: they run with `--device cuda-emulated` only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _emulated() -> None:
 
 @pytest.fixture
 def cuda() -> Backend:
-    """The emulated device, with nothing counted yet."""
+    """Return the backend of the emulated device, with all counts at zero."""
     backend = get_backend("cuda")
     ACTIVITY.reset()
     return backend
@@ -27,7 +27,7 @@ def cuda() -> Backend:
 
 @pytest.fixture
 def use_tf32(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Sets CuPy's variable for backends made from then on; afterwards the device computes as before."""
+    """Return a function that sets CUPY_TF32 for new backends. After the test the device computes as before."""
     handle = Device(0).cublas_handle
     before = cublas.getMathMode(handle)
     yield lambda value: monkeypatch.setenv("CUPY_TF32", value)
@@ -36,6 +36,6 @@ def use_tf32(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]
 
 @pytest.fixture
 def thread_order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """The order in which the threads of a block run."""
+    """Set the order in which the threads of a block run."""
     monkeypatch.setattr(RawKernel, "order", request.param)
     return int(request.param)

@@ -1,7 +1,7 @@
 """Calls of the twins with operands of any size and dtype, for comparison with the definitions in float64.
 
-A call is a function of (kernels, backend, arrays) that returns all it computed; the same function runs on the emulated
-device with the twins and on NumPy with the definitions.
+A call is a function of (kernels, backend, arrays) that returns everything it computed. The same function runs on the
+emulated device with the twins, and on NumPy with the definitions.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from minibert.rows import Rows
 Call = Callable[[Kernels, Backend, Mapping[str, Array]], tuple[Array, ...]]
 
 EPSILONS = {"float64": 100, "float32": 100, "float16": 12}
-"""Rounding allowed, in units of the dtype's epsilon; float16 is only rounded when it is stored."""
+"""The rounding error allowed, in units of the dtype's epsilon. float16 is rounded only when it is stored."""
 
 
 @dataclass(frozen=True)
 class KernelCase:
-    """A call with its operands, float64 on the host."""
+    """A call, and its operands in float64 on the host."""
 
     name: str
     operands: dict[str, np.ndarray]
@@ -42,7 +42,7 @@ def _dropout(backend: Backend, rows: int, seed: int) -> Dropout:
 
 
 def row_cases(rows: int, columns: int, seed: int) -> list[KernelCase]:
-    """Everything that works on (rows, columns)."""
+    """Return a case for every operation on arrays (rows, columns)."""
     rng = np.random.default_rng(seed)
     flat = {name: rng.standard_normal((rows, columns)) for name in ("x", "dy", "residual")}
     vectors = {name: rng.standard_normal(columns) for name in ("bias", "weight", "norm_bias")}
@@ -130,7 +130,10 @@ def _adamw(size: int, rng: np.random.Generator) -> KernelCase:
 
 
 def attention_case(batch: int, length: int, attention_heads: int, width: int, variant: str, seed: int) -> KernelCase:
-    """Attention over strided rows. Variants: plain, masked, dropped, unpadded, pruned, as in support/op_cases.py."""
+    """Return a case of attention over strided rows.
+
+    Variants: plain, masked, dropped, unpadded, pruned, as in tests/support/op_cases.py.
+    """
     rng = np.random.default_rng(seed)
     real = rng.random((batch, length)) < 0.7
     real[:, 0] = True
@@ -172,7 +175,7 @@ def attention_case(batch: int, length: int, attention_heads: int, width: int, va
 
 
 def assert_twins_agree(case: KernelCase, dtype: str, backend: Backend) -> None:
-    """The twins on the device compute what the definitions compute in float64 from the same rounded operands."""
+    """Check that the twins compute what the definitions compute in float64 from the same rounded operands."""
     host = get_backend("cpu")
     rounded = {name: operand.astype(dtype) for name, operand in case.operands.items()}
     expected = case.call(Kernels(host, "reference"), host, {n: a.astype(np.float64) for n, a in rounded.items()})
@@ -183,6 +186,7 @@ def assert_twins_agree(case: KernelCase, dtype: str, backend: Backend) -> None:
         assert result.dtype == np.dtype(dtype), what
         assert result.shape == wanted.shape, what
         values = backend.to_numpy(result).astype(np.float64)
-        # zero altogether: all terms cancel (the softmax of one score is constant), and rounding is relative to those
+        # If all results are zero, the terms cancel (the softmax of one score is constant), and rounding is relative to
+        # the operands instead.
         scale = float(np.abs(wanted).max(initial=0.0)) or max(np.abs(a).max(initial=0.0) for a in rounded.values())
         np.testing.assert_allclose(values, wanted, rtol=tolerance, atol=tolerance * scale, err_msg=what)

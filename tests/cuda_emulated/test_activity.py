@@ -1,4 +1,4 @@
-"""What a training step asks of the device: few launches, no waiting, the same numbers as on the CPU."""
+"""A training step needs few launches, never waits for the device, and computes the same numbers as on the CPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from minibert.training.trainer import Trainer
 from tests.support.emulated_cuda.device import ACTIVITY, DeviceError
 
 PER_LAYER, OF_THE_PRUNED_LAYER, BEYOND = 33, 40, 57
-"""What docs/cuda.md says."""
+"""The numbers of launches that docs/cuda.md gives."""
 
 ROOT = Path(__file__).parents[2]
 B, T, V = 3, 12, 50
@@ -33,7 +33,7 @@ def config(layers: int) -> MiniBERTConfig:
 
 
 def batch(step: int, *, padded: bool = True) -> Batch:
-    """A batch with masked positions, padding and next-sentence labels."""
+    """Return a batch with masked positions, padding and next-sentence labels."""
     rng = np.random.default_rng(step)
     mask = np.ones((B, T), dtype=np.int32)
     if padded:
@@ -55,7 +55,11 @@ def trainer(backend: Backend, layers: int = 2, **arguments: object) -> Trainer:
 
 
 def count_launches(backend: Backend, monkeypatch: pytest.MonkeyPatch, *, padded: bool) -> tuple[list[int], int]:
-    """Of one training step, once everything is compiled: in each of three layers, and beyond them."""
+    """Count the launches of one training step, after everything is compiled.
+
+    Returns:
+        The launches in each of three layers, and those outside the layers.
+    """
     in_layers = Counter[int]()
 
     def counted(layer: Callable[..., object]) -> Callable[..., object]:
@@ -81,8 +85,10 @@ def count_launches(backend: Backend, monkeypatch: pytest.MonkeyPatch, *, padded:
 def test_a_step_takes_the_launches_that_the_docs_count(
     padded: bool, tf32: str, monkeypatch: pytest.MonkeyPatch, use_tf32: Callable[[str], None]
 ):
-    """Forward and backward together. The last layer, pruned to the predicted positions, has more than the others,
-    since it gathers its queries and projects them apart.
+    """Forward and backward together.
+
+    The last layer computes only the predicted positions. It has more launches than the others, since it gathers its
+    queries and projects them separately.
     """
     use_tf32(tf32)
     layers, beyond = count_launches(get_backend("cuda"), monkeypatch, padded=padded)
@@ -90,8 +96,8 @@ def test_a_step_takes_the_launches_that_the_docs_count(
 
 
 @pytest.mark.parametrize("tf32", ["0", "1"])
-def test_tf32_on_request_is_for_every_product(tf32: str, use_tf32: Callable[[str], None]):
-    """CuPy itself asks for it in products of two matrices only: not in attention's, nor where a product is added."""
+def test_tf32_on_request_applies_to_every_product(tf32: str, use_tf32: Callable[[str], None]):
+    """CuPy alone would use TF32 only in products of two matrices, not in batched products or in `gemm`."""
     use_tf32(tf32)
     backend = get_backend("cuda")
     almost_one = backend.asarray(np.full((2, 2), 1.0 + 2.0**-12, dtype=np.float32))  # 1.0 in TF32
@@ -127,7 +133,7 @@ def test_a_batch_travels_in_one_transfer_and_its_labels_in_one_each(cuda: Backen
 
 
 def odd_arrays() -> dict[str, np.ndarray]:
-    """Of sizes that leave the next one at no multiple of anything."""
+    """Return arrays of such sizes that, packed without gaps, the next array would start at an odd address."""
     return {
         "three bytes": np.array([1, 2, 3], dtype=np.uint8),
         "floats": np.linspace(-1.0, 1.0, 15).reshape(3, 5),
@@ -155,7 +161,7 @@ def test_arrays_of_one_transfer_arrive_as_they_were(cuda: Backend):
 def test_arrays_of_one_transfer_lie_where_kernels_can_read_them(
     alignment: int, cuda: Backend, monkeypatch: pytest.MonkeyPatch
 ):
-    """A GPU reads a number at a multiple of its size only; the emulated device refuses other places."""
+    """A GPU reads a number only at an address that is a multiple of its size. The emulated device checks this."""
     monkeypatch.setattr(cupy_backend, "_UPLOAD_ALIGNMENT", alignment)
     ids = cuda.upload(odd_arrays())["ids"]
     table = cuda.asarray(np.eye(3, dtype=np.float32))
@@ -186,7 +192,7 @@ def test_no_product_copies_an_operand(cuda: Backend):
 
 
 def test_twenty_steps_have_the_losses_of_the_cpu(cuda: Backend):
-    """With dropout, padding and both losses: the same masks on both devices, or the losses would part at once."""
+    """With dropout, padding and both losses. If dropout's masks differed, the losses would differ at once."""
     losses = {}
     for name, backend, kernels in (("cpu", get_backend("cpu"), "reference"), ("cuda", cuda, "auto")):
         some = trainer(backend, kernels=kernels)

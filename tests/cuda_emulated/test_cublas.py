@@ -1,4 +1,4 @@
-"""Products that add to what is there, by `cupy.cublas.gemm`; and the emulated one refuses what the real one refuses."""
+"""`cupy.cublas.gemm` adds a product to an array in one launch; the emulated one refuses what the real one refuses."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def zeros(backend: Backend, *shape: int, dtype: str = "float32") -> ndarray:
     [
         ("float32", 5, {"gemm": 1}),
         ("float64", 5, {"gemm": 1}),
-        ("float16", 5, {"matmul": 1, "add": 1}),  # for which CuPy's gemm has no function
-        ("float32", 0, {"matmul": 1, "add": 1}),  # where cuBLAS refuses a leading dimension of 0
+        ("float16", 5, {"matmul": 1, "add": 1}),  # CuPy's gemm has no float16
+        ("float32", 0, {"matmul": 1, "add": 1}),  # cuBLAS refuses a leading dimension of 0
     ],
 )
 def test_a_gradient_is_added_in_one_launch(dtype: str, rows: int, expected: dict[str, int], cuda: Backend):
@@ -62,7 +62,7 @@ def test_the_emulated_gemm_refuses(call: Callable[[Callable[..., ndarray]], ndar
         call(lambda *shape, dtype="float32": zeros(cuda, *shape, dtype=dtype))
 
 
-def test_the_emulated_gemm_turns_scales_adds_and_counts_copies(cuda: Backend):
+def test_the_emulated_gemm_transposes_scales_adds_and_counts_copies(cuda: Backend):
     rng = np.random.default_rng(0)
     a, b, c = (rng.standard_normal(size) for size in ((7, 5), (4, 7), (5, 4)))
     out = cuda.asarray(c)

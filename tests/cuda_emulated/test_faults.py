@@ -1,4 +1,4 @@
-"""Faults planted in the kernels must be found out: without this, the comparisons could be blind."""
+"""The tests of the kernels find every fault that is planted in the CUDA source. Otherwise they might see nothing."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ FAULTS = {
     "the largest logit not held within bounds": (_MAXIMUM, "real clipped_maximum = maximum;"),
     "tiles larger than the shared memory": ("[TILE + 1])shared_memory;  //", "[TILE + 9])shared_memory;  //"),
 }
-"""What is wrong -> (right, wrong)."""
+"""Description of the fault -> (right source, wrong source)."""
 
 
 def _cases():

@@ -1,4 +1,4 @@
-"""Every CUDA kernel, run by the emulation, against its definition: odd sizes, dtypes, masks, seeds, thread orders."""
+"""Every CUDA kernel computes its definition on the emulated device: odd sizes, all dtypes, masks, thread orders."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_cases_launch_every_kernel_there_is(dtype: str, cuda: Backend):
 @each_dtype
 @pytest.mark.parametrize("seed", range(3))
 def test_the_bits_of_dropout_are_those_of_random_bits(seed: int, dtype: str, cuda: Backend):
-    """Bit for bit: the mask that the kernel draws is the mask of minibert/random_bits.py, drawn on the host."""
+    """The mask that the kernel draws is, bit for bit, the mask that minibert/random_bits.py draws on the host."""
     from backends import get_backend
     from minibert.kernels import Kernels
 
@@ -62,7 +62,7 @@ def test_the_bits_of_dropout_are_those_of_random_bits(seed: int, dtype: str, cud
 
 
 def test_the_emulation_rounds_float16_as_numpy_does(cuda: Backend):
-    """All 65,536 numbers come back from storage as they were, and float32 is rounded to the nearest even."""
+    """Every finite float16 that is not negative survives storage, and float32 is rounded to the nearest even."""
     from minibert.kernels import Kernels
 
     every = np.arange(65536, dtype=np.uint16).view(np.float16)

@@ -1,8 +1,8 @@
-"""The `xp` matrix: the backends that every test of the mathematics runs on.
+"""The backends that every test of the mathematics runs on.
 
-Besides NumPy there are read-only NumPy arrays, which catch an operation that changes its input, and
-`array_api_strict`, which refuses everything that the Array API standard does not promise: on its own devices
-it also refuses to mix with host arrays, as a GPU does.
+Besides NumPy there are read-only NumPy arrays, which catch an operation that changes its input, and `array_api_strict`,
+which refuses everything that the Array API standard does not promise. Its devices also refuse to mix with host arrays,
+as a GPU does.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ReadOnlyNumpyBackend(NumpyBackend):
 
 
 class StrictBackend(Backend):
-    """`array_api_strict` on one of its devices, which nothing else may mix with."""
+    """`array_api_strict` on one of its devices, whose arrays mix with no others."""
 
     xp = array_api_strict
     twins: Mapping[str, Any] = {}
@@ -56,7 +56,7 @@ class StrictBackend(Backend):
         return np.asarray(array.to_device(self._host))
 
     def scatter_add(self, target: Array, indices: Array, rows: Array, *, deterministic: bool = False) -> None:
-        """By gathering, since the standard has no assignment to several indices at once."""
+        """Gather instead of scattering, since the standard cannot assign to several indices at once."""
         if rows.shape[0] == 0:
             return
         xp = self.xp
@@ -72,7 +72,7 @@ class StrictBackend(Backend):
         return self.asarray(special.erf(self.to_numpy(x)))
 
     def synchronize(self) -> None:
-        """Nothing to wait for."""
+        """Return at once: there is nothing to wait for."""
 
     def memory(self) -> Memory:
         return Memory(None, None, None)
@@ -91,19 +91,19 @@ _CPU = {
 
 
 def names(device: str) -> list[str]:
-    """The readable ids of the matrix for a device."""
+    """Return the names of the backends to test for a device; pytest shows them."""
     if device == "cpu":
         return list(_CPU)
     return ["cupy EMULATED" if emulated_cuda.installed() else "cupy"]
 
 
 def make(name: str, device: str) -> Backend:
-    """A backend of the matrix."""
+    """Make one of these backends."""
     return _CPU[name]() if name in _CPU else get_backend(device)
 
 
 def float_dtypes(backend: Backend) -> list[str]:
-    """The floating dtypes that the backend's device has, the most precise first."""
+    """Return the floating dtypes that the backend's device has, the most precise first."""
     return [name for name in ("float64", "float32") if name in _available(backend)]
 
 

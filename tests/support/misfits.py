@@ -187,6 +187,13 @@ def strided(array: np.ndarray) -> np.ndarray:
     return wide[..., 0]
 
 
+def layouts_of(array: np.ndarray) -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
+    """Yield how the same values can lie in memory in another way: name and function."""
+    yield "with gaps", strided
+    if array.dtype.kind != "f":
+        yield "as int64", lambda a: a.astype(np.int64)
+
+
 def changes_of(array: np.ndarray) -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
     """Yield what can be made of an array that does not match the others any more: name and function."""
     for axis in range(array.ndim):

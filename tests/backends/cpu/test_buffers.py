@@ -1,4 +1,4 @@
-"""Memory is used again when nothing refers to it any more, and never before."""
+"""The pool uses memory again as soon as no array refers to it, and never before."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_memory_is_kept_as_long_as_any_view_of_it():
 
 
 def test_smaller_arrays_share_the_memory_of_a_larger_one_that_is_gone():
-    """Side by side, and in whatever order they go, the whole is there again afterwards."""
+    """They lie side by side. In whatever order they go, the whole block is free again afterwards."""
     for order in itertools.permutations(range(4)):
         pool = BufferPool()
         where = address(pool.empty((4 * SHAPE[0], SHAPE[1]), np.float32))
@@ -82,7 +82,7 @@ def test_a_large_array_takes_the_place_of_idle_ones_that_are_smaller():
 
 
 def test_a_larger_array_is_not_given_up_for_a_smaller_one():
-    """Or two sizes in turn would never come to rest."""
+    """Otherwise steps of two sizes in turn would allocate memory for ever."""
     pool = BufferPool()
     large = pool.empty((4 * SHAPE[0], SHAPE[1]), np.float32)
     small = pool.empty(SHAPE, np.float32)
@@ -96,7 +96,7 @@ def test_a_larger_array_is_not_given_up_for_a_smaller_one():
 
 
 def test_arrays_never_overlap_and_all_memory_comes_back():
-    """Random sizes, random deaths: every array keeps what was written to it, until it is gone."""
+    """Arrays of random sizes go in random order: each keeps what was written to it until it is gone."""
     rng, pool = np.random.default_rng(0), BufferPool()
     alive: dict[int, np.ndarray] = {}
     for number in range(2000):
@@ -160,7 +160,7 @@ class Step:
 
 
 def test_what_a_user_keeps_is_never_overwritten():
-    """Logits and two caches outlive later steps, and give the gradients that they would have given at once."""
+    """Logits and two caches survive later steps, and give the same gradients as before those steps."""
     step = Step()
     logits, cache = step.forward(1)
     expected_logits = logits.copy()
@@ -182,14 +182,14 @@ def test_what_a_user_keeps_is_never_overwritten():
 
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> BufferPool:
-    """A pool of its own for all models of the test."""
+    """Give all models of the test a pool of their own."""
     fresh = BufferPool()
     monkeypatch.setattr(NumpyBackend, "pool", fresh)
     return fresh
 
 
 def steps_of(pool: BufferPool, sizes: list[tuple[int, int]]) -> list[int]:
-    """What is reserved after each training step on batches of these sizes, from an empty pool."""
+    """Return the bytes reserved after each training step on batches of these sizes, from an empty pool."""
     model = MiniBERT(CONFIG)
     gradients, optimizer, rng = MiniBERTGradients(model), AdamW(model), np.random.default_rng(1)
     pool.clear()

@@ -1,4 +1,4 @@
-"""What is typed again and again starts fast: nothing heavy is imported, and the numbers are the same."""
+"""Commands that people type often start fast: they import nothing heavy, and compute the same numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_the_error_function_of_the_standard_library_is_scipys(dtype: str):
     np.testing.assert_allclose(quick, get_backend("cpu").erf(x), rtol=2 * np.finfo(dtype).eps)
 
 
-def test_the_backend_in_a_hurry_computes_the_same_bert():
+def test_the_quick_start_backend_computes_the_same_bert():
     expected = small_bert().encode(INPUT_IDS, ATTENTION_MASK)
     quick = small_bert(QuickStartNumpyBackend())
     assert quick.kernels.twins == ()

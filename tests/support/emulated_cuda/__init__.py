@@ -1,6 +1,6 @@
-"""An emulated CUDA device: the kernels' own source on the CPU, and a CuPy that offers what CuPy offers.
+"""An emulated CUDA device: it runs the kernels' own source on the CPU, behind names of CuPy.
 
-Nothing here is fast, and nothing here is a GPU: whatever ran on it says "emulated". See docs/cuda.md.
+Nothing here is fast, and nothing here is a GPU. All results that come from it say "emulated". See docs/cuda.md.
 
 - `include/`: CUDA's execution model (blocks, warps, barriers, shuffles, shared memory) for the C++ compiler;
 - `compiler.py`: from kernel source to functions;

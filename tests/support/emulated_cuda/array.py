@@ -1,8 +1,8 @@
-"""`cupy.ndarray`, emulated: an array that the host cannot touch, with the methods of CuPy's and no others.
+"""`cupy.ndarray`, emulated: an array that the host cannot touch, with methods of CuPy's array and no others.
 
-The numbers lie in a NumPy array, which only this package sees. Where CuPy differs from NumPy, this follows CuPy:
-host arrays are refused, reductions give 0-d arrays, indices out of range wrap around, nothing becomes a NumPy array
-by itself, and looking at a value waits for the device.
+The numbers lie in a NumPy array, which only this package sees. Where CuPy differs from NumPy, this follows CuPy: it
+refuses host arrays, reductions give 0-d arrays, indices out of range wrap around, no array becomes a NumPy array
+implicitly, and reading a value waits for the device.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ndarray:  # noqa: N801 - CuPy's name
     def __del__(self) -> None:
         POOL.changed(-getattr(self, "_charged", 0))
 
-    # --- what it is ---
+    # --- properties ---
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -99,7 +99,7 @@ class ndarray:  # noqa: N801 - CuPy's name
     def __repr__(self) -> str:
         return f"EMULATED {self.get()!r}"
 
-    # --- looking at values: the host waits ---
+    # --- reading values: the host waits ---
 
     def get(self, stream: Any = None, order: str = "C", out: Any = None, blocking: bool = True) -> np.ndarray:
         ACTIVITY.download()
@@ -166,7 +166,7 @@ class ndarray:  # noqa: N801 - CuPy's name
     # --- indexing ---
 
     def _index(self, key: Any) -> tuple[Any, bool]:
-        """The key for the NumPy array, and whether it gathers (int arrays or masks) instead of giving a view."""
+        """Return the key for the NumPy array, and True if it gathers (int arrays or masks) instead of giving a view."""
         parts = key if isinstance(key, tuple) else (key,)
         gathers, axis, made = False, 0, []
         for part in parts:
@@ -197,14 +197,14 @@ class ndarray:  # noqa: N801 - CuPy's name
 
 
 def allocated(host: np.ndarray) -> ndarray:
-    """A new guarded array with the values of a host array."""
+    """Return a new guarded array with the values of a host array."""
     allocation = Allocation(host.shape, host.dtype)
     allocation.array[...] = host
     return _made(allocation.array, allocation)
 
 
 def uninitialised(shape: Any, dtype: Any) -> ndarray:
-    """A new guarded array, full of NaN."""
+    """Return a new guarded array, full of NaN."""
     allocation = Allocation(shape, dtype)
     return _made(allocation.array, allocation)
 
@@ -216,7 +216,7 @@ def _made(host: np.ndarray, allocation: Allocation | None) -> ndarray:
 
 
 def wrap(host: Any, of: ndarray | None = None) -> ndarray:
-    """A result, or a view of an array, as an array of the device; NumPy's scalars become 0-d arrays."""
+    """Return a result, or a view of an array, as an array of the device. NumPy's scalars become 0-d arrays."""
     array = object.__new__(ndarray)
     if of is not None and host.base is not None:
         array._host, array._allocation, array._charged = host, of._allocation, 0
@@ -227,14 +227,14 @@ def wrap(host: Any, of: ndarray | None = None) -> ndarray:
 
 
 def wrap_or_count(host: np.ndarray, of: ndarray, name: str) -> ndarray:
-    """A view if NumPy made one; otherwise a copy, which is a launch."""
+    """Return a view if NumPy made one; otherwise a copy, which counts as a launch."""
     if host.size and not np.may_share_memory(host, of._host):
         ACTIVITY.launch(name)
     return wrap(host, of)
 
 
 def operand(value: Any) -> Any:
-    """The NumPy form of what may meet an array of the device.
+    """Return the NumPy form of an operand that CuPy accepts beside an array of the device.
 
     Raises:
         TypeError: a host array or anything else that CuPy refuses.

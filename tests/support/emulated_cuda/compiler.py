@@ -1,4 +1,4 @@
-"""Compiles CUDA C++ for the CPU, with the emulation of CUDA's execution model in include/, and launches it."""
+"""Compile CUDA C++ for the CPU, with the emulation of CUDA's execution model in include/, and launch its kernels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INCLUDE = Path(__file__).parent / "include"
 BUILD = Path(__file__).parents[3] / "build" / "emulated-cuda"
 
 ASCENDING, DESCENDING, MIXED = ORDERS = 0, 1, 2
-"""The orders in which threads may run; a kernel must not care."""
+"""The orders in which threads may run. A kernel must give the same result in each."""
 
 _KERNEL = re.compile(r"__global__\s+void\s+(\w+)\s*\(")
 _FLAGS = ("-O2", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE")
@@ -35,12 +35,12 @@ _LETTER_OF_TYPE = {
 
 
 class EmulationError(RuntimeError):
-    """What would be an error, or undefined, on a GPU."""
+    """A launch that would be an error on a GPU, or whose result would be undefined."""
 
 
 @cache
 def compiler() -> tuple[str, ...]:
-    """The command of a C++ compiler: $CXX, one on the path, or the one in the ziglang package.
+    """Return the command of a C++ compiler: $CXX, one on the path, or the one in the ziglang package.
 
     Raises:
         EmulationError: none of them.
@@ -60,7 +60,7 @@ def _command() -> list[str]:
 
 
 def kernel_names(source: str) -> list[str]:
-    """The names of the kernels that a source defines; a macro's parameter is no name."""
+    """Return the names of the kernels that a source defines, also of those that its macros define."""
     expanded = re.sub(r"//[^\n]*", "", source)
     names = _KERNEL.findall(expanded)
     for macro, body in re.findall(r"#define (\w+)\(name, \w+\)((?:.*\\\n)*.*)", expanded):
@@ -78,7 +78,7 @@ class EmulatedModule:
         options: -D options, as NVRTC takes them; others do not concern the CPU.
 
     Raises:
-        EmulationError: the source does not compile; the compiler's words are in the message.
+        EmulationError: the source does not compile. The message contains the compiler's message.
     """
 
     def __init__(self, source: str, options: Sequence[str] = ()) -> None:
@@ -96,7 +96,7 @@ class EmulatedModule:
         self.names = tuple(names)
 
     def parameters(self, name: str) -> str:
-        """The types of a kernel's parameters, a letter each: P pointer, i I q integers, f d floating.
+        """Return the types of a kernel's parameters, a letter each: P pointer, i I q integers, f d floating.
 
         Raises:
             EmulationError: no such kernel.
@@ -115,7 +115,7 @@ class EmulatedModule:
         shared_bytes: int = 0,
         order: int = ASCENDING,
     ) -> None:
-        """Runs a kernel.
+        """Run a kernel.
 
         Args:
             name: of the kernel.
@@ -143,7 +143,7 @@ class EmulatedModule:
 
 
 def _built(text: str, defines: Sequence[str]) -> Path:
-    """The shared library of a source, compiled if it is not there."""
+    """Return the path of the shared library of a source, compiled unless it exists."""
     headers = "".join(path.read_text(encoding="utf-8") for path in sorted(INCLUDE.iterdir()))
     digest = hashlib.sha256(repr((text, headers, defines, _command())).encode()).hexdigest()[:24]
     library = BUILD / f"{digest}.so"
@@ -158,5 +158,5 @@ def _built(text: str, defines: Sequence[str]) -> Path:
         )
         if run.returncode != 0:
             raise EmulationError(f"the kernels do not compile:\n{run.stderr[-4000:]}")
-        made.replace(library)  # whole or not at all, should another process build it too
+        made.replace(library)  # atomic, because another process may build the same library
     return library

@@ -21,27 +21,27 @@ class CUBLASError(RuntimeError):
 
 
 def setMathMode(handle: int, mode: int) -> None:  # noqa: N802 - CuPy's name
-    """How products of this handle may compute."""
+    """Set how products of this handle may compute."""
     _math_modes[handle] = mode
 
 
 def getMathMode(handle: int) -> int:  # noqa: N802
-    """As it was set."""
+    """Return the mode that was set."""
     return _math_modes.get(handle, CUBLAS_DEFAULT_MATH)
 
 
 def handle_says_tf32() -> bool:
-    """Whether all float32 products of the device are to compute in TF32."""
+    """True if all float32 products of the device compute in TF32."""
     return getMathMode(Device(0).cublas_handle) == _CUBLAS_TF32_TENSOR_OP_MATH
 
 
 def plain_products_are_tf32() -> bool:
-    """Whether those of two matrices are: CuPy asks for it when its own variable says so, for them alone."""
+    """True if products of two matrices compute in TF32: CUPY_TF32 switches it on for these alone."""
     return int(os.getenv("CUPY_TF32", "0")) > 0 or handle_says_tf32()
 
 
 def rounded_to_tf32(x: np.ndarray) -> np.ndarray:
-    """float32 with 10 bits of fraction, rounded to nearest even."""
+    """Return float32 numbers rounded to 10 bits of fraction, to the nearest even."""
     bits = np.ascontiguousarray(x).view(np.uint32)
     odd = (bits >> _TF32_DROPS) & 1
     rounded = (bits + odd + np.uint32((1 << (_TF32_DROPS - 1)) - 1)) & np.uint32(0xFFFFFFFF << _TF32_DROPS & 0xFFFFFFFF)
@@ -49,7 +49,7 @@ def rounded_to_tf32(x: np.ndarray) -> np.ndarray:
 
 
 def product(a: np.ndarray, b: np.ndarray, tf32: bool) -> np.ndarray:
-    """As the device computes it: float16 added up in float32 and rounded once, float32 from TF32 where asked for."""
+    """Multiply as the device does: float16 is added up in float32 and rounded once, float32 may use TF32."""
     if a.dtype == np.float16:
         return np.matmul(a.astype(np.float32), b.astype(np.float32)).astype(np.float16)
     if a.dtype == np.float32 and tf32:
@@ -62,7 +62,7 @@ def gemm(
 ) -> ndarray:
     """`cupy.cublas.gemm`: alpha * op(a) @ op(b) + beta * out, with its assertions.
 
-    Operands that are contiguous in neither order are copied; so is such a result, there and back.
+    An operand that is contiguous in neither order is copied. A result that is not is copied twice, there and back.
     """
     assert a.ndim == b.ndim == 2
     assert a.dtype == b.dtype

@@ -1,4 +1,4 @@
-"""The emulated device: what was asked of it (launches, transfers, waits), its memory, and CuPy's `cuda` module."""
+"""The emulated device: counts of its launches, transfers and waits, its memory, and CuPy's `cuda` module."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ GUARD_BYTES = 4096  # wider than a row of the tests, and a multiple of what CuPy
 
 
 class DeviceError(RuntimeError):
-    """An access outside an array, or at an address that is no multiple of the number's size."""
+    """A kernel wrote outside an array, or used an address that is not a multiple of the number's size."""
 
 
 class Activity:
-    """What the host asked of the device since the last `reset`.
+    """Counts of what the host asked of the device since the last `reset`.
 
     Attributes:
         launches: name -> how many; library calls count as many as CuPy makes of them (see functions.py).
@@ -30,16 +30,16 @@ class Activity:
         self.reset()
 
     def reset(self) -> None:
-        """Start counting anew."""
+        """Set all counts to zero."""
         self.launches: Counter[str] = Counter()
         self.uploads = self.downloads = self.waits = 0
 
     def launch(self, name: str, times: int = 1) -> None:
-        """Note a launch."""
+        """Count a launch."""
         self.launches[name] += times
 
     def download(self) -> None:
-        """Note a transfer to the host, for which the host waits."""
+        """Count a transfer to the host, for which the host waits."""
         self.downloads += 1
         self.waits += 1
 
@@ -48,13 +48,13 @@ ACTIVITY = Activity()
 
 
 class MemoryPool:
-    """`cupy.cuda.MemoryPool`, as far as its figures go: bytes in use, and the most that were."""
+    """The figures of `cupy.cuda.MemoryPool`: bytes in use, and the most that were in use."""
 
     def __init__(self) -> None:
         self._used = self._most = 0
 
     def changed(self, change: int) -> None:
-        """Note an allocation or its end."""
+        """Count an allocation, or with a negative change its end."""
         self._used += change
         self._most = max(self._most, self._used)
 
@@ -88,17 +88,17 @@ class Allocation:
         self.array = self._bytes[GUARD_BYTES : GUARD_BYTES + size].view(dtype).reshape(shape)
 
     def check(self, kernel: str) -> None:
-        """Make sure that nothing was written around the array.
+        """Check that nothing was written around the array.
 
         Raises:
-            DeviceError: something was.
+            DeviceError: a kernel wrote there.
         """
         if (self._bytes[:GUARD_BYTES] != GUARD).any() or (self._bytes[-GUARD_BYTES:] != GUARD).any():
             raise DeviceError(f"{kernel} wrote outside an array of the shape {self.array.shape}")
 
 
 class Device:
-    """`cupy.cuda.Device`; there is one, number 0."""
+    """`cupy.cuda.Device`. There is one device, number 0."""
 
     def __init__(self, device: Any = None) -> None:
         self.id = 0 if device is None else int(device)
@@ -146,7 +146,7 @@ class Device:
 
 
 class Stream:
-    """`cupy.cuda.Stream`: everything here runs in order anyway."""
+    """`cupy.cuda.Stream`. The emulated device runs everything in order, so a stream changes nothing."""
 
     def __init__(self, null: bool = False, non_blocking: bool = False, ptds: bool = False, priority: Any = None):
         pass
@@ -160,5 +160,5 @@ class CUDARuntimeError(RuntimeError):
 
 
 def getDeviceProperties(device: int) -> dict[str, Any]:  # noqa: N802 - CuPy's name
-    """The properties that Mini-BERT reads."""
+    """Return the properties that Mini-BERT reads."""
     return {"name": NAME.encode(), "major": 8, "minor": 0, "totalGlobalMem": 16 << 30, "multiProcessorCount": 1}

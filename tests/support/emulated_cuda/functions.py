@@ -1,8 +1,8 @@
 """The functions of the emulated `cupy`: CuPy's names and signatures, NumPy's arithmetic, and a count of launches.
 
-The counts follow CuPy's source: an elementwise function is one launch however many operands it has, so is a
-reduction, a gather or a copy; a product is one, plus a copy of every operand that a batched product finds not
-contiguous; sorting takes several and is counted as four; `nonzero` and `unique` make the host wait.
+The counts follow CuPy's source. An elementwise function is one launch, however many operands it has; so is a reduction,
+a gather or a copy. A product is one launch, plus one for the copy of every operand of a batched product that is not
+contiguous. Sorting takes several launches and counts as four. `nonzero` and `unique` make the host wait.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SORT = 4
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, for long lists of names."""
+    """Return the words of a text, for long lists of names."""
     return text.split()
 
 
@@ -244,7 +244,7 @@ def argmax(a: ndarray, axis: Any = None, dtype: Any = None, out: Any = None, kee
 
 
 class ufunc:  # noqa: N801 - CuPy's name
-    """An elementwise function; one launch."""
+    """An elementwise function, which is one launch."""
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name, self.nin, self.nout, self._function = name, function.nin, function.nout, function
@@ -310,7 +310,7 @@ def dot(a: ndarray, b: ndarray, out: Any = None) -> ndarray:
 
 
 def scatter_add(a: ndarray, slices: Any, value: Any) -> None:
-    """`cupyx.scatter_add`: duplicates accumulate, indices wrap."""
+    """`cupyx.scatter_add`: equal indices accumulate, indices out of range wrap around."""
     index, _ = a._index(slices)
     ACTIVITY.launch("scatter_add")
     np.add.at(a._host, index, operand(value))
@@ -346,10 +346,10 @@ def isdtype(dtype: Any, kind: Any) -> bool:
 
 
 class RawKernel:
-    """A kernel of a `RawModule`, run by the emulation; checks the guards of the arrays it was given."""
+    """A kernel of a `RawModule`, run by the emulation. After each run it checks the guards of its arrays."""
 
     order = ASCENDING
-    """In which order the threads of all kernels run; a kernel must not care."""
+    """The order in which the threads of all kernels run. A kernel must give the same result in each."""
 
     def __init__(self, module: EmulatedModule, name: str) -> None:
         self._module, self.name = module, name

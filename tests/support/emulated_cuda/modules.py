@@ -1,4 +1,4 @@
-"""Puts the emulated functions together as the modules `cupy` and `cupyx`, and puts those in CuPy's place."""
+"""Assemble the emulated functions as the modules `cupy` and `cupyx`, and install these in place of CuPy."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ FUNCTIONS = words(
     "where nonzero argsort sort searchsorted unique clip sum mean max min all any argmax matmul asnumpy "
     "get_default_memory_pool result_type isdtype dot"
 )
-"""The functions that are emulated; tests/cuda_build compares their signatures with the real ones."""
+"""The functions that are emulated. tests/cuda_build compares their signatures with the real ones."""
 
 DTYPES = words(
     "bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128 intp dtype "
     "broadcast_shapes integer signedinteger unsignedinteger floating complexfloating number issubdtype finfo iinfo"
 )
-"""What CuPy takes over from NumPy."""
+"""The names that CuPy takes from NumPy."""
 
 NOT_EMULATED = words("eye linspace std var tensordot cumsum cumprod flip meshgrid round isin count_nonzero squeeze")
-"""Names that array_api_compat binds when it is imported, and that Mini-BERT does not use: they refuse to be called."""
+"""Names that array_api_compat binds when it is imported, and that Mini-BERT never calls. Calling them is an error."""
 
 _LINALG = words("lstsq")
 
@@ -41,7 +41,7 @@ def _refusing(name: str) -> Any:
 
 
 def make_cupy() -> dict[str, ModuleType]:
-    """The emulated modules, by name."""
+    """Return the emulated modules by name."""
     cupy = ModuleType("cupy", "CuPy, EMULATED: no GPU, see tests/support/emulated_cuda.")
     cupy.__path__ = []  # a package, so that its parts can be imported
     for name in DTYPES:
@@ -91,12 +91,12 @@ def make_cupy() -> dict[str, ModuleType]:
 
 
 def installed() -> bool:
-    """Whether the emulated CuPy is in CuPy's place."""
+    """True if `import cupy` gives the emulated CuPy."""
     return "EMULATED" in str(getattr(sys.modules.get("cupy"), "__version__", ""))
 
 
 def install() -> SimpleNamespace:
-    """Put the emulated modules in CuPy's place for the rest of this process.
+    """Make `import cupy` give the emulated CuPy for the rest of this process.
 
     Raises:
         RuntimeError: the real CuPy is already imported.

@@ -1,9 +1,9 @@
-"""Runs a script on the emulated CUDA device.
+"""Run a script on the emulated CUDA device.
 
     python tests/support/emulated_cuda/run.py scripts/train.py --device cuda --steps 20 --output runs/emulated
 
-The script is told nothing; it imports `cupy` and gets the emulated one, which says "EMULATED" of itself. At the end
-this says on standard error what was asked of the device.
+The script needs no change: it imports `cupy` and gets the emulated one, which calls itself "EMULATED". At the end, the
+numbers of launches, transfers and waits are written to standard error.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ STAND_IN = Path(__file__).resolve().parent / "stand_in"
 
 
 def python_path() -> str:
-    """What PYTHONPATH must be for child processes to get the emulated CuPy too."""
+    """Return the PYTHONPATH with which child processes get the emulated CuPy, too."""
     inherited = os.environ.get("PYTHONPATH")
     return os.pathsep.join([str(ROOT), str(STAND_IN), *([inherited] if inherited else [])])
 
 
 def main() -> None:
-    """Replaces CuPy, then runs the script with its arguments."""
+    """Replace CuPy, then run the script with its arguments."""
     sys.path[0] = str(ROOT)
     os.environ["PYTHONPATH"] = python_path()
     from tests.support.emulated_cuda.device import ACTIVITY

@@ -1,4 +1,4 @@
-"""Makes `import cupy` give the emulated CuPy in processes that tests start; needs this folder on PYTHONPATH."""
+"""Make `import cupy` give the emulated CuPy in processes that tests start, if this folder is on PYTHONPATH."""
 
 __version__ = "EMULATED"  # tells `install` that this is not the real one
 
