@@ -1,4 +1,4 @@
-"""Prepares a batch for the model: checks it on the host, chooses the rows to compute, moves it to the device once.
+"""Prepare a batch for the model: check it on the host, choose the rows to compute, move it to the device once.
 
 Every error in a batch is found here, before any transfer, because a GPU wraps an id that is out of range without
 an error. The rows to compute are chosen here too: with `unpad`, padding gets no row; with `prediction_positions`,

@@ -1,4 +1,4 @@
-"""Chooses, for every operation, between its definition in `minibert/ops` and the backend's faster twin.
+"""Choose, for every operation, between its definition in `minibert/ops` and the backend's faster twin.
 
 The model calls `kernels.layer_norm_backward(dy, x, ...)`. Each attribute below has the signature of its
 definition without the backend, so a type checker knows the arguments and an editor jumps to the definition.

@@ -1,4 +1,4 @@
-"""Compares every twin with its definition, on the operands of real training steps, on any device.
+"""Compare every twin with its definition, on the operands of real training steps, on any device.
 
 `scripts/doctor.py` runs this on a user's machine; the tests run it on every device.
 """
