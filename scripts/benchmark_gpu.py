@@ -18,9 +18,10 @@ import numpy as np
 
 from backends import BackendError, get_backend
 from minibert import MiniBERT, MiniBERTConfig
-from minibert.commands.parser import Parser
+from minibert.commands.parser import Parser, add_option
 from minibert.data.batch_source import Batch
 from minibert.optimizer import AdamW
+from minibert.options import DEVICE
 from minibert.training.trainer import Trainer
 
 
@@ -92,13 +93,13 @@ def time_torch(config: MiniBERTConfig, batch: Batch, device: str, steps: int) ->
 def main() -> None:
     """Print the milliseconds of a training step and the tokens per second of Mini-BERT and PyTorch."""
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda", metavar="D", help="cpu, cuda (default) or cuda:N")
+    add_option(parser, DEVICE._replace(default="cuda"))
     parser.add_argument("--preset", default="mini", metavar="P", help="sizes of the model: tiny, mini, ..., base")
     parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="sequences in a step")
     parser.add_argument("--seq-length", type=int, default=128, metavar="T", help="tokens in a sequence")
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="timed steps; the median is printed")
-    given = parser.parse_args()
     try:
+        given = parser.parse_args()
         get_backend(given.device)
         config = MiniBERTConfig.preset(given.preset)
     except (BackendError, ValueError) as error:

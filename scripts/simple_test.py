@@ -16,7 +16,8 @@ import numpy as np
 
 from backends import BackendError, get_backend
 from minibert import AdamW, GradientAccumulator, MiniBERT, MiniBERTConfig, MiniBERTGradients
-from minibert.commands.parser import Parser
+from minibert.commands.parser import Parser, add_option
+from minibert.options import DEVICE
 
 CONFIG = MiniBERTConfig.preset("tiny", vocab_size=500, max_position_embeddings=32)
 TICK, CROSS = ("✓", "✗") if "utf" in (sys.stdout.encoding or "").lower() else ("ok", "FAILED")
@@ -111,9 +112,9 @@ def run(what: str, step: Callable[[], str]) -> bool:
 def main() -> int:
     """Run the steps until one fails; return the exit status."""
     parser = Parser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    arguments = parser.parse_args()
+    add_option(parser, DEVICE)
     try:
+        arguments = parser.parse_args()
         test = SimpleTest(arguments.device)
     except (BackendError, ValueError) as error:
         parser.error(str(error))

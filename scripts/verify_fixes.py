@@ -30,9 +30,10 @@ from rich.table import Table
 
 from backends import Array, Backend, BackendError, get_backend
 from minibert import GradientAccumulator, MiniBERT, MiniBERTConfig, MiniBERTGradients, stable_softmax
-from minibert.commands.parser import Parser
+from minibert.commands.parser import Parser, add_option
 from minibert.kernels import CHOICES, Kernels
 from minibert.ops import AttentionLayout
+from minibert.options import DEVICE
 from minibert.rows import Rows
 
 CONFIG = MiniBERTConfig.preset(
@@ -366,10 +367,10 @@ FIXES: dict[str, Callable[[Backend, int], Iterator[Check]]] = {
 def main() -> int:
     """Run every check and print the table; return the exit status."""
     parser = Parser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    add_option(parser, DEVICE)
     parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers in the checks (default: 0)")
-    arguments = parser.parse_args()
     try:
+        arguments = parser.parse_args()
         backend = get_backend(arguments.device)
     except (BackendError, ValueError) as error:
         parser.error(str(error))

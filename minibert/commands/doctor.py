@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
@@ -10,18 +9,15 @@ from rich.table import Table
 
 from backends.cuda.diagnosis import Finding
 from minibert.commands.device_checks import check_alive, check_device
-from minibert.commands.parser import Parser
+from minibert.commands.parser import Parser, add_option
 from minibert.commands.process import FAILURE, SUCCESS, run_command
+from minibert.options import DEVICE
 
 
 def build_parser() -> Parser:
     """Return the parser of the command line."""
-    parser = Parser(
-        prog="doctor.py",
-        description="Check that this machine is ready for training.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda or cuda:N")
+    parser = Parser(prog="doctor.py", description="Check that this machine is ready for training.")
+    add_option(parser, DEVICE)
     parser.add_argument(
         "--quick", action="store_true", help="measure speed on tiny arrays only; its figures mean nothing"
     )
@@ -39,13 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _doctor(arguments: Sequence[str] | None) -> int:
-    parser = build_parser()
-    options = parser.parse_args(arguments)
-    try:
-        findings = check_alive(options.device) if options.alive else check_device(options.device, quick=options.quick)
-        return SUCCESS if show_findings(Console(), options.device, findings) else FAILURE
-    except ValueError as error:  # an unknown device
-        parser.error(str(error))
+    options = build_parser().parse_args(arguments)
+    findings = check_alive(options.device) if options.alive else check_device(options.device, quick=options.quick)
+    return SUCCESS if show_findings(Console(), options.device, findings) else FAILURE
 
 
 def show_findings(console: Console, device: str, findings: Iterable[Finding]) -> bool:

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from backends import get_backend
-from minibert.commands.parser import Parser
+from minibert.commands.parser import Parser, add_option
 from minibert.commands.process import FAILURE, SUCCESS, run_command
 from minibert.errors import TrainingError
 from minibert.files import write_text
+from minibert.options import DEVICE
 from minibert.training.log import METRICS_FILE, read_history
 
 LOSS_TOLERANCE = 1e-4
@@ -162,7 +163,7 @@ def build_parser() -> Parser:
         prog="verify_gpu.py",
         description="Run the doctor, all tests, a training on GPU and CPU, and benchmarks, and write a report.",
     )
-    parser.add_argument("--device", default="cuda", metavar="D", help="cuda or cuda:N (default: cuda)")
+    add_option(parser, DEVICE._replace(default="cuda"))
     parser.add_argument(
         "--steps", type=int, default=500, metavar="N", help="number of training steps on each device (default: 500)"
     )
