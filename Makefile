@@ -81,4 +81,4 @@ simple-test: $(READY)
 	$(VENV)/bin/python scripts/simple_test.py
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(CUDA) *.egg-info .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) $(PARITY) $(CUDA) *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist

@@ -100,8 +100,8 @@ def resume(given: Mapping[str, Any], output: Path, display: Display, *, cache: P
     settings = Settings.from_dict(state.settings).resumed_with(given)
     if settings.steps is not None and settings.steps < state.step:
         raise TrainingError(
-            f"the run in {output} has taken {state.step} steps already; --steps {settings.steps} is to be the "
-            "total, those before the resume included: give a larger number"
+            f"the run in {output} has taken {state.step} steps already; --steps {settings.steps} must be the "
+            "total, including the steps before the resume: give a larger number"
         )
     with explained():
         backend = get_backend(settings.device)
