@@ -107,7 +107,7 @@ def test_a_longer_run_may_be_asked_for_and_the_intervals_changed(interrupted):
 
 
 def test_fewer_steps_than_were_taken_are_refused(interrupted):
-    with pytest.raises(TrainingError, match="has taken 5 steps already; --steps 2 is to be the total"):
+    with pytest.raises(TrainingError, match="has taken 5 steps already; --steps 2 must be the total"):
         go_on(interrupted, steps=2)
 
 

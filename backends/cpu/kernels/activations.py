@@ -72,7 +72,7 @@ def _backward(kind, dy, x, bias, y, partial_dbias):
 
 
 def _bias_activation_forward(operation: str, kind: int, backend: Backend, x: Array, bias: Array) -> Array:
-    """Return y = activation(x + bias): (N, I), (I,) -> (N, I). Raises the errors of `backends.checks`."""
+    """Return y = activation(x + bias): (N, I), (I,) -> (N, I). Errors: see `backends.checks`."""
     _, columns = checks.check_matrix(operation, "x", x)
     checks.check_arrays(operation, x.dtype, ("bias", bias, (columns,)))
     y = backend.empty(x.shape, x.dtype)
@@ -83,7 +83,7 @@ def _bias_activation_forward(operation: str, kind: int, backend: Backend, x: Arr
 def _bias_activation_backward(
     operation: str, kind: int, backend: Backend, dy: Array, x: Array, bias: Array, dbias: Array
 ) -> tuple[Array, Array]:
-    """Write dbias (I,); return dx and y (N, I). Raises the errors of `backends.checks`.
+    """Write dbias (I,); return dx and y (N, I). Errors: see `backends.checks`.
 
     dx takes the memory of dy, which is in the processor's cache already.
     """

@@ -49,7 +49,7 @@ def adamw_update(
     weight_decay: float,
     step: int,
 ) -> None:
-    """Take one AdamW step, in place. Raises the errors of `backends.checks`."""
+    """Take one AdamW step, in place. Errors: see `backends.checks`."""
     dtype, shape = parameters.dtype, parameters.shape
     checks.check_vector("adamw_update", "parameters", parameters)
     moments = ("first_moment", first_moment, shape), ("second_moment", second_moment, shape)

@@ -71,7 +71,7 @@ def _drop(x, dropout, row_numbers, y):
 
 
 def dropout_forward(backend: Backend, x: Array, dropout: DropoutPlan | None) -> Array:
-    """Return y = x * dropout_mask; without dropout (None), x itself. Raises the errors of `backends.checks`."""
+    """Return y = x * dropout_mask; without dropout (None), x itself. Errors: see `backends.checks`."""
     if dropout is None:
         return x
     rows, _ = checks.check_matrix("dropout", "x", x)

@@ -36,7 +36,7 @@ def _scatter(target, indices, rows):
 
 
 def scatter_add(target: Array, indices: Array, rows: Array) -> None:
-    """Add rows[i] (N, H) to target[indices[i]] (V, H), in place, in the order of i. Raises the errors of `backends.checks`.
+    """Add rows[i] (N, H) to target[indices[i]] (V, H), in place, in the order of i. Errors: see `backends.checks`.
 
     One thread does it all: waking the others takes as long as all the additions of a usual batch.
     """
@@ -47,7 +47,7 @@ def scatter_add(target: Array, indices: Array, rows: Array) -> None:
 
 
 def embedding_forward(backend: Backend, tables: tuple[Array, ...], ids: tuple[Array, ...]) -> Array:
-    """Return y (N, H), the sum of one row of each table. Raises the errors of `backends.checks`."""
+    """Return y (N, H), the sum of one row of each table. Errors: see `backends.checks`."""
     _, columns = checks.check_matrix("embedding_forward", "tables[0]", tables[0])
     for number, (table, indices) in enumerate(zip(tables, ids, strict=True)):
         shape = *table.shape[:1], columns
@@ -61,7 +61,7 @@ def embedding_forward(backend: Backend, tables: tuple[Array, ...], ids: tuple[Ar
 
 
 def embedding_backward(backend: Backend, dy: Array, ids: tuple[Array, ...], dtables: tuple[Array, ...]) -> None:
-    """Add dy (N, H) to the rows of each table (V_k, H) that were looked up. Raises the errors of `backends.checks`."""
+    """Add dy (N, H) to the rows of each table (V_k, H) that were looked up. Errors: see `backends.checks`."""
     # y = tables[0][ids[0]] + tables[1][ids[1]] + ...
     for indices, dtable in zip(ids, dtables, strict=True):
         scatter_add(dtable, indices, dy)  # dtable[indices[i]] += dy[i]

@@ -162,7 +162,7 @@ def _check_backward(
 ) -> None:
     """Check that all arrays fit x, the input of the layer norm, which the operation calls `name`.
 
-    Raises the errors of `backends.checks`.
+    Errors: see `backends.checks`.
     """
     rows, columns = checks.check_matrix(operation, name, x)
     x_mean, inverse_deviation = statistics
@@ -196,7 +196,7 @@ def layer_norm_backward(
     dweight: Array,
     dbias: Array,
 ) -> Array:
-    """Write dweight and dbias (H,); return dx (N, H). Raises the errors of `backends.checks`."""
+    """Write dweight and dbias (H,); return dx (N, H). Errors: see `backends.checks`."""
     _check_backward(
         "layer_norm_backward", "x", x, dy, statistics, ("weight", weight), ("dweight", dweight), ("dbias", dbias)
     )
@@ -257,7 +257,7 @@ def dropout_add_layer_norm_backward(
     dweight: Array,
     dnorm_bias: Array,
 ) -> tuple[Array, Array]:
-    """Write dbias, dweight and dnorm_bias (H,); return dx and dresidual (N, H). Raises the errors of `backends.checks`."""
+    """Write dbias, dweight and dnorm_bias (H,); return dx and dresidual (N, H). Errors: see `backends.checks`."""
     operation = "dropout_add_layer_norm_backward"
     sums = ("dbias", dbias), ("dweight", dweight), ("dnorm_bias", dnorm_bias)
     _check_backward(operation, "total", total, dy, statistics, ("weight", weight), *sums)
