@@ -1,4 +1,4 @@
-"""Backends decide where arrays live: NumPy on a CPU or CuPy on a CUDA GPU, chosen by name.
+"""Choose, by name, where arrays live: NumPy on a CPU or CuPy on a CUDA GPU.
 
 No code in this package knows anything about BERT.
 
@@ -20,7 +20,7 @@ def get_backend(device: str | Backend = "cpu") -> Backend:
         device: "cpu", "cuda" (the current CUDA device) or "cuda:N"; a `Backend` is returned as it is.
 
     Raises:
-        ValueError: any other name.
+        ValueError: the name is none of these.
         BackendError: CUDA was asked for, and CuPy, the driver or the GPU is missing. The message says which of them,
             and what to do.
     """

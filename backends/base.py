@@ -1,4 +1,4 @@
-"""The seam between BERT's mathematics and the arrays it runs on.
+"""Define the interface between BERT's mathematics and an array library: `Backend`.
 
 `Backend` holds only what the Python Array API standard lacks: the error function, a scatter that accumulates, moving
 data to and from the host, waiting for the device, memory figures, and the *twins*, which are faster versions of single
@@ -29,9 +29,9 @@ class Memory:
     """Memory figures of a device, in bytes. A figure that the platform cannot tell is None.
 
     Attributes:
-        used: in use now.
-        peak: the most that was in use so far.
-        total: what the device has.
+        used: bytes in use now.
+        peak: the most bytes in use at one time so far.
+        total: bytes that the device has.
     """
 
     used: int | None
@@ -64,7 +64,7 @@ class Backend(ABC):
             dtype: a dtype of `xp`, or None to keep the dtype.
 
         Raises:
-            TypeError: an array of another library or device. Moving it would hide a transfer.
+            TypeError: `host` is an array of another library or device. Moving it would hide a transfer.
         """
 
     @abstractmethod
@@ -83,7 +83,7 @@ class Backend(ABC):
                 order.
 
         Raises:
-            ValueError, TypeError: shapes or dtypes that do not match.
+            ValueError, TypeError: shapes or dtypes do not match.
         """
 
     @abstractmethod
@@ -118,13 +118,13 @@ class Backend(ABC):
         return {name: self.asarray(array) for name, array in host.items()}
 
     def dtype(self, name: str) -> Any:
-        """Return the namespace's dtype of a name.
+        """Return the dtype of `xp` that has the given name.
 
         Args:
             name: "float32" or "float64".
 
         Raises:
-            ValueError: another name, or a dtype that this device does not have.
+            ValueError: the name is neither of these, or this device does not have the dtype.
         """
         if name not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', not {name!r}")
@@ -137,7 +137,8 @@ class Backend(ABC):
 def score_bound(xp: Any, dtype: Any) -> float:
     """Return the largest attention score that counts as finite: a quarter of the dtype's range.
 
-    The sum of two scores within the bound never overflows, nor does that of a score and a mask of twice the bound.
+    The sum of two scores within the bound never overflows. Neither does the sum of a score and a mask of twice the
+    bound.
     """
     return float(xp.finfo(dtype).max) / 4
 
@@ -157,7 +158,7 @@ class AdamWFactors(NamedTuple):
 
 
 def adamw_factors(learning_rate: float, beta1: float, beta2: float, weight_decay: float, step: int) -> AdamWFactors:
-    """Return the factors of AdamW's step number `step` (the first is 1), for the definition and for every twin."""
+    """Return the factors of step number `step` (the first is 1); the definition and every twin use them."""
     return AdamWFactors(
         step_size=learning_rate / (1.0 - beta1**step),
         root_correction=1.0 / math.sqrt(1.0 - beta2**step),
@@ -166,11 +167,11 @@ def adamw_factors(learning_rate: float, beta1: float, beta2: float, weight_decay
 
 
 def segment_sums(xp: Any, indices: Array, rows: Array) -> tuple[Array, Array]:
-    """Sum the rows that share an index, deterministically, in the standard's own functions.
+    """Sum the rows that share an index, in a fixed order, with functions of the Array API standard only.
 
     Sorting brings equal indices together. A segmented scan (Hillis & Steele, "Data parallel algorithms", 1986) then
-    sums every run of equal indices in log2(longest run) steps. After step k each row holds the sum of the up to 2**k
-    rows of its run that end with it. So the last row of a run ends up with the sum of the whole run.
+    sums every run of equal indices in log2(longest run) steps. After step k each row holds the sum of itself and the
+    rows before it in its run, 2**k rows at most. At the end, the last row of a run holds the sum of the whole run.
 
     Args:
         xp: the Array API namespace.

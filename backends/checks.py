@@ -24,20 +24,20 @@ _UINT32 = np.dtype(np.uint32)
 
 
 def check_matrix(operation: str, name: str, x: Array, dtypes: Sequence[np.dtype[Any]] = FLOATS) -> tuple[int, int]:
-    """Check the array whose shape and dtype the operation's other arrays must match.
+    """Check an operation's first array, a matrix. The shapes and dtypes of the other arrays must match it.
 
     Args:
-        operation: for the message.
-        name: of the array, for the message.
+        operation: the operation's name, for the error message.
+        name: the array's name, for the error message.
         x: (rows, columns).
-        dtypes: those for which there is a kernel.
+        dtypes: the dtypes for which there is a kernel.
 
     Returns:
-        Its rows and columns.
+        The numbers of rows and columns.
 
     Raises:
-        ValueError: it has not two dimensions.
-        TypeError: its dtype is none of `dtypes`.
+        ValueError: the array does not have two dimensions.
+        TypeError: the array's dtype is none of `dtypes`.
     """
     if x.ndim != 2:
         raise ValueError(f"{operation}: {name} must have the shape (rows, columns), not {x.shape}")
@@ -47,20 +47,20 @@ def check_matrix(operation: str, name: str, x: Array, dtypes: Sequence[np.dtype[
 
 
 def check_vector(operation: str, name: str, x: Array, dtypes: Sequence[np.dtype[Any]] = FLOATS) -> int:
-    """Check an operation's first array, where it is a flat one.
+    """Check an operation's first array, a vector. The shapes and dtypes of the other arrays must match it.
 
     Args:
-        operation: for the message.
-        name: of the array, for the message.
+        operation: the operation's name, for the error message.
+        name: the array's name, for the error message.
         x: (size,).
-        dtypes: those for which there is a kernel.
+        dtypes: the dtypes for which there is a kernel.
 
     Returns:
-        Its size.
+        The number of elements.
 
     Raises:
-        ValueError: it has not one dimension.
-        TypeError: its dtype is none of `dtypes`.
+        ValueError: the array does not have one dimension.
+        TypeError: the array's dtype is none of `dtypes`.
     """
     if x.ndim != 1:
         raise ValueError(f"{operation}: {name} must have the shape (size,), not {x.shape}")
@@ -77,13 +77,13 @@ def check_arrays(operation: str, dtype: Any, *expected: tuple[str, Array, tuple[
     """Check that arrays have the dtype and the shapes that follow from the operation's first array.
 
     Args:
-        operation: for the message.
-        dtype: of all the arrays.
-        expected: for each array its name, the array, and the shape it must have.
+        operation: the operation's name, for the error message.
+        dtype: the dtype that all arrays must have.
+        expected: for each array: its name, the array itself, and the shape that it must have.
 
     Raises:
-        ValueError: another shape.
-        TypeError: another dtype.
+        ValueError: a shape is wrong.
+        TypeError: a dtype is wrong.
     """
     for name, array, shape in expected:
         _check_shape(operation, name, array, shape)
@@ -100,8 +100,9 @@ def check_contiguous(operation: str, *outputs: tuple[str, Array]) -> None:
     """Check that a kernel may write to arrays from the first element to the last, without gaps.
 
     Args:
-        operation: for the message.
-        outputs: name and array. Inputs need no such check, since a contiguous copy of them serves as well.
+        operation: the operation's name, for the error message.
+        outputs: the name and the array of each output. Inputs need no such check, since a kernel can read a contiguous
+            copy of them.
 
     Raises:
         ValueError: the rows of an array do not follow one another in memory.
@@ -115,17 +116,17 @@ def check_row_numbers(operation: str, row_numbers: Array, rows: int) -> None:
     """Check that dropout has a number for every row.
 
     Args:
-        operation: for the message.
+        operation: the operation's name, for the error message.
         row_numbers: must be (rows,) uint32.
-        rows: of the array to which dropout is applied.
+        rows: the number of rows to which dropout is applied.
 
     Raises:
-        ValueError: more or fewer numbers than rows.
-        TypeError: a dtype other than uint32, from which other masks would be drawn.
+        ValueError: there are more or fewer numbers than rows.
+        TypeError: the dtype is not uint32; other dtypes would give other masks.
     """
     if row_numbers.shape != (rows,):
         raise ValueError(
-            f"{operation}: {rows} rows need as many row_numbers of dropout, not the shape {row_numbers.shape}"
+            f"{operation}: dropout needs one row number for each of {rows} rows, not the shape {row_numbers.shape}"
         )
     if row_numbers.dtype != _UINT32:
         raise TypeError(f"{operation}: the row_numbers of dropout must be uint32, not {row_numbers.dtype}")
@@ -137,15 +138,15 @@ def check_integers(
     """Check the shape and dtype of ids, labels or places, but not their values.
 
     Args:
-        operation: for the message.
-        name: of the integers, for the message.
-        integers: must have the shape `shape`.
-        shape: of the integers.
+        operation: the operation's name, for the error message.
+        name: the integers' name, for the error message.
+        integers: the ids, labels or places.
+        shape: the shape that they must have.
         dtype: the only dtype that the kernel reads; None if it reads integers of any size.
 
     Raises:
-        ValueError: another shape.
-        TypeError: another dtype.
+        ValueError: a shape is wrong.
+        TypeError: a dtype is wrong.
     """
     _check_shape(operation, name, integers, shape)
     if integers.dtype.kind not in "iu":
@@ -155,19 +156,19 @@ def check_integers(
 
 
 def check_indices(operation: str, name: str, ids: Array, count: int, size: int) -> None:
-    """Check that every id names a row of its table. For host arrays only: this reads all ids.
+    """Check that every id is the number of a row of its table. This reads all ids, so it takes host arrays only.
 
     Args:
-        operation: for the message.
-        name: of the ids, for the message.
+        operation: the operation's name, for the error message.
+        name: the ids' name, for the error message.
         ids: must be (count,) integers.
         count: how many ids there must be.
         size: rows of the table; ids go from 0 to size - 1.
 
     Raises:
-        ValueError: another number of ids.
-        TypeError: no integers.
-        IndexError: an id outside the table.
+        ValueError: there are more or fewer ids than `count`.
+        TypeError: the ids are not integers.
+        IndexError: an id is outside the table.
     """
     check_integers(operation, name, ids, (count,))
     if count and not 0 <= int(ids.min()) <= int(ids.max()) < size:
@@ -178,7 +179,7 @@ def check_indices(operation: str, name: str, ids: Array, count: int, size: int) 
 
 
 def check_linear_forward(x: Array, weight: Array, bias: Array | None, dtypes: Sequence[np.dtype[Any]] = FLOATS) -> None:
-    """Check x (N, in), weight (out, in) and, if there is one, bias (out,). Raises as the functions above do."""
+    """Check x (N, in), weight (out, in) and, if there is one, bias (out,). Raises the errors of `check_arrays`."""
     _, inputs = check_matrix("linear_forward", "x", x, dtypes)
     outputs, _ = check_matrix("linear_forward", "weight", weight, dtypes)
     check_arrays("linear_forward", x.dtype, ("weight", weight, (outputs, inputs)))
@@ -191,7 +192,7 @@ def check_linear_backward_weight(
 ) -> None:
     """Check dy (N, out), x (N, in), dweight (out, in) and, if there is one, dbias (out,).
 
-    Raises as the functions above do, also if dweight is not contiguous.
+    Raises the errors of `check_arrays`, and a ValueError if dweight is not contiguous.
     """
     operation = "linear_backward_weight"
     rows, outputs = check_matrix(operation, "dy", dy, dtypes)
@@ -207,7 +208,7 @@ def check_linear_backward_input(
 ) -> None:
     """Check dy (N, out), weight (out, in) and, if there is one, add_to (N, in).
 
-    Raises as the functions above do, also if add_to is not contiguous.
+    Raises the errors of `check_arrays`, and a ValueError if add_to is not contiguous.
     """
     operation = "linear_backward_input"
     rows, outputs = check_matrix(operation, "dy", dy, dtypes)
@@ -229,16 +230,16 @@ def check_attention(
     """Check the arrays of attention against each other and against its layout.
 
     Args:
-        operation: for the message.
+        operation: the operation's name, for the error message.
         queries: (Nq, H).
         keys: (N, H).
         values: (N, H), or None where only weights are computed.
         layout: an `AttentionLayout` of `minibert.ops`: rows of the queries and the keys, mask, attention_heads.
-        dtypes: those for which there is a kernel.
+        dtypes: the dtypes for which there is a kernel.
 
     Raises:
-        ValueError: shapes that do not match.
-        TypeError: dtypes that do not match.
+        ValueError: shapes do not match.
+        TypeError: dtypes do not match.
     """
     query_rows, width = check_matrix(operation, "queries", queries, dtypes)
     key_rows, _ = check_matrix(operation, "keys", keys, dtypes)
@@ -250,7 +251,8 @@ def check_attention(
         raise ValueError(f"{operation}: {width} columns cannot be shared by {layout.attention_heads} attention heads")
     sequences = layout.keys.sequences
     if layout.queries.sequences != sequences:
-        raise ValueError(f"{operation}: queries of {layout.queries.sequences} sequences, but keys of {sequences}")
+        found = layout.queries.sequences
+        raise ValueError(f"{operation}: the queries have {found} sequences, but the keys have {sequences}")
     _check_rows(operation, "queries", query_rows, layout.queries)
     _check_rows(operation, "keys", key_rows, layout.keys)
     if layout.mask is not None:
@@ -266,7 +268,7 @@ def check_attention_gradients(
     dkeys: Array,
     dvalues: Array,
 ) -> None:
-    """Check that gradients have the shapes and the dtype of what they are gradients of. Raises as `check_arrays`."""
+    """Check that each gradient has the shape and dtype of its array. Raises the errors of `check_arrays`."""
     check_arrays(
         operation,
         queries.dtype,
@@ -278,14 +280,14 @@ def check_attention_gradients(
 
 
 def _check_rows(operation: str, name: str, count: int, rows: Any) -> None:
-    """Check a `minibert.rows.Rows` and the number of rows for which it stands, that of the queries or of the keys."""
+    """Check the `minibert.rows.Rows` of the queries or of the keys, and that it describes `count` rows."""
     slots = rows.sequences * rows.slots
     slot_of_row, row_of_slot = rows.slot_of_row, rows.row_of_slot
     if (slot_of_row is None) != (row_of_slot is None):
         raise ValueError(f"{operation}: the layout of the {name} needs both slot_of_row and row_of_slot, or neither")
     expected = slots if slot_of_row is None else slot_of_row.size
     if count != expected:
-        raise ValueError(f"{operation}: {count} rows of {name}, but the layout has {expected}")
+        raise ValueError(f"{operation}: the {name} have {count} rows, but the layout has {expected}")
     if slot_of_row is not None:
         check_integers(operation, f"slot_of_row of the {name}", slot_of_row, (count,))
         check_integers(operation, f"row_of_slot of the {name}", row_of_slot, (slots,))

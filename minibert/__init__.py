@@ -33,7 +33,8 @@ _MODULE_OF = {
 def __getattr__(name: str) -> Any:
     """Import a name when it is first used.
 
-    Command lines answer before NumPy is loaded, and `python -m minibert.gradient_accumulator` runs its module once.
+    So a command can answer before NumPy is loaded, and `python -m minibert.gradient_accumulator` does not load its
+    module twice.
     """
     if name in _MODULE_OF:
         return getattr(import_module(f"minibert.{_MODULE_OF[name]}"), name)

@@ -1,4 +1,4 @@
-"""The cache: what the forward pass saves for the backward pass, and for a curious reader.
+"""The cache: the arrays that the forward pass saves, for the backward pass and for users to inspect.
 
 Activations are saved as rows (see `minibert.rows`). The properties show them per sequence and position, as the
 papers do: `cache.hidden_states[2]` is (B, T, H), `cache.layers[0].attention_weights` is (B, A, T, T). Positions
@@ -23,7 +23,7 @@ class EmbeddingsCache:
     Attributes:
         total: (N, H), the sum of the three embeddings.
         statistics: mean and inverse deviation of every row of `total`, each (N, 1).
-        dropout: of the output; None without dropout.
+        dropout: the dropout of the output; None without dropout.
     """
 
     total: Array
@@ -33,9 +33,9 @@ class EmbeddingsCache:
 
 @dataclass
 class AttentionCache:
-    """Saved by the attention half of a layer. `x` has N rows; everything from the queries on has Nq.
+    """Saved by the attention half of a layer.
 
-    Nq is N, except in a pruned last layer.
+    There are N rows of keys and values, and Nq rows of queries. Nq is N, except in a pruned last layer.
 
     Attributes:
         layout: which query may attend to which key.
@@ -46,8 +46,8 @@ class AttentionCache:
         context: (Nq, H), the weighted values of all attention heads side by side.
         total: (Nq, H), residual + projected context, before the layer norm.
         statistics: mean and inverse deviation of every row of `total`, each (Nq, 1).
-        weights_dropout: of the attention weights; None without dropout.
-        output_dropout: of the projected context; None without dropout.
+        weights_dropout: the dropout of the attention weights; None without dropout.
+        output_dropout: the dropout of the projected context; None without dropout.
     """
 
     layout: AttentionLayout
@@ -74,7 +74,7 @@ class FeedForwardCache:
             because keeping it would cost the largest array of a step.
         total: (Nq, H), residual + feed-forward output, before the layer norm.
         statistics: mean and inverse deviation of every row of `total`, each (Nq, 1).
-        output_dropout: of the feed-forward output; None without dropout.
+        output_dropout: the dropout of the feed-forward output; None without dropout.
     """
 
     x: Array
@@ -157,7 +157,7 @@ class ClassifierCache:
 
     Attributes:
         x: (B, H), the pooled output after dropout.
-        dropout: of the pooled output; None without dropout.
+        dropout: the dropout of the pooled output; None without dropout.
         logits: (B, C).
     """
 
@@ -172,11 +172,11 @@ class Cache:
 
     Attributes:
         backend: where the arrays live.
-        parameters: the model's. The backward pass refuses a cache of other parameters.
+        parameters: the model's parameters. The backward pass refuses a cache of other parameters.
         inputs: the batch as the model saw it.
         embeddings: saved by the embeddings.
-        hidden_rows: L + 1 arrays: the embeddings (N, H), then the output of every layer, (N, H) or (Nq, H). Only
-            the last one if there will be no backward pass.
+        hidden_rows: L + 1 arrays: the embeddings (N, H), then the output of every layer, (N, H) or (Nq, H). Without a
+            backward pass, only the last array is kept.
         layers: one `LayerCache` per encoder layer; empty if there will be no backward pass.
         head: saved by the masked-language-model head; None if it was not computed.
         pooler: saved by the pooler; None if it was not computed.

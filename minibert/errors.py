@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 
 class DataError(ValueError):
-    """A text, a vocabulary or a file of tokens cannot be used; names the file and the line or byte offset."""
+    """A text, a vocabulary or a file of tokens cannot be used; the message names the file and the line or byte."""
 
 
 class PretrainedError(ValueError):
@@ -23,14 +23,14 @@ class NoClassifierError(PretrainedError):
 
 
 class TrainingError(ValueError):
-    """A run cannot begin or go on as asked."""
+    """A training cannot begin or continue, or a trained model cannot be used; the message says why."""
 
 
 class NonFiniteError(TrainingError):
     """The loss or a gradient became infinite or NaN.
 
     Attributes:
-        step: the first step at which it did.
+        step: the first step at which this happened.
     """
 
     def __init__(self, message: str, step: int) -> None:
@@ -39,14 +39,14 @@ class NonFiniteError(TrainingError):
 
 
 class InferenceError(ValueError):
-    """A model folder or a text cannot be used as asked."""
+    """A model folder or a text cannot be used for sentence embeddings; the message says why."""
 
 
 @contextmanager
 def explained() -> Iterator[None]:
     """Turn ValueErrors raised inside the block into TrainingErrors.
 
-    Use it only around checks of values that the user gave. Anywhere else a ValueError is a mistake of Mini-BERT,
+    Use it only around checks of values that the user gave. Anywhere else a ValueError is a mistake in Mini-BERT's code,
     and the command line must not hide its traceback.
     """
     try:

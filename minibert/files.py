@@ -34,8 +34,8 @@ def write_tensors_and_text(
 ) -> None:
     """Write a safetensors file and a text file that belong together, in place of the old ones.
 
-    A crash can happen between the two renames. It must never leave new tensors with the old text: that could fit in
-    shape and mean something else. So, if the text changes, the old text is moved away first. It comes back if the
+    A crash can happen between the two renames. It must never leave new tensors beside the old text: the shapes could
+    agree although the meanings differ. So, if the text changes, the old text is moved away first. It comes back if the
     tensors cannot be put in place. A crash in between leaves no text file, and such a folder is refused.
 
     Args:
@@ -135,7 +135,7 @@ def flush(path: Path) -> None:
 
 
 def _umask() -> int:
-    """Return the permissions that a plain open() removes. A temporary file is readable by its owner alone."""
+    """Return the umask: the permissions that open() takes away from a new file. `mkstemp` does not use it."""
     umask = os.umask(0)
     os.umask(umask)
     return umask

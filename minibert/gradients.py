@@ -167,7 +167,7 @@ class MiniBERTGradients:
         return dlogits, backend.xp.sum(losses) * scale
 
     def _check_labels(self, labels: Any, shape: tuple[int, ...], classes: int, what: str) -> Array:
-        """Return the labels on the host; all are below `classes`."""
+        """Return the labels on the host, after checking that all are below `classes`."""
         host = host_integers(self.model.backend, labels, what)
         if host.shape != shape:
             raise ValueError(f"{what} must have the shape {shape}, not {host.shape}")
@@ -186,13 +186,15 @@ class MiniBERTGradients:
         host = self._check_labels(labels, (inputs.batch_size, inputs.seq_length), vocabulary, "labels").reshape(-1)
         rows = host[inputs.host_last_positions]
         if int((rows >= 0).sum()) != int((host >= 0).sum()):
-            raise ValueError("labels ask for a prediction at padding, which unpad=True left out")
+            raise ValueError(
+                "labels ask for a prediction at padding, which unpad=True left out; set these labels to -100"
+            )
         return rows
 
     # --- heads ------------------------------------------------------------------------------------------------
 
     def _masked_language_model_head(self, cache: Cache, dlogits: Array) -> Array:
-        """Return the gradient of the last layer's output (Nq, H), given that of the logits (M, V)."""
+        """Return the gradient of the last layer's output (Nq, H), given the gradient of the logits (M, V)."""
         head = cache.head
         assert head is not None
         p, d, kernels = self.model.parameters, self.gradients, self.model.kernels
@@ -259,13 +261,13 @@ class MiniBERTGradients:
     # --- encoder ----------------------------------------------------------------------------------------------
 
     def _encoder(self, cache: Cache, dhidden: Array) -> None:
-        """Write the gradients of all the encoder's parameters, given that of the last hidden states (Nq, H)."""
+        """Write the gradients of the encoder's parameters, given the gradient of the last hidden states (Nq, H)."""
         for n in reversed(range(len(cache.layers))):
             dhidden = self._layer(n, dhidden, cache.layers[n], cache.inputs)
         self._embeddings(cache, dhidden)
 
     def _layer(self, n: int, dy: Array, layer: LayerCache, inputs: Inputs) -> Array:
-        """Return the gradient of the input (N, H) of encoder layer n, given that of its output (Nq, H)."""
+        """Return the gradient of the input (N, H) of encoder layer n, given the gradient of its output (Nq, H)."""
         dattention_output = self._feed_forward(n, dy, layer.feed_forward)  # (Nq, H)
         return self._attention(n, dattention_output, layer.attention, inputs)  # (N, H)
 
@@ -369,7 +371,7 @@ class MiniBERTGradients:
         return dx
 
     def _embeddings(self, cache: Cache, dy: Array) -> None:
-        """Write the gradients of the three tables and the layer norm, given that of the embeddings (N, H)."""
+        """Write the gradients of the three tables and the layer norm, given the gradient of the embeddings (N, H)."""
         p, d, kernels = self.model.parameters, self.gradients, self.model.kernels
         embeddings, inputs = cache.embeddings, cache.inputs
         # y = dropout(layer_norm(total))

@@ -31,7 +31,7 @@ class Inputs:
         token_ids, position_ids, token_type_ids: (N,) int32, the ids of every row.
         row_numbers: (N,) uint32, the number of every row, unique within a training step; dropout masks depend on it.
         attention: which query may attend to which key, in every layer but the last.
-        pruned: the last layer computes fewer than N rows.
+        pruned: True if the last layer computes fewer than N rows.
         last_rows: (Nq,) int32, the rows that a pruned last layer computes; None if it computes all.
         last_attention: which query may attend to which key in the last layer.
         last_row_numbers: (Nq,) uint32, the numbers of the last layer's rows.
@@ -70,8 +70,8 @@ def host_integers(backend: Backend, values: Any, what: str, *, bools: bool = Fal
         bools: also accept truth values, as in a mask.
 
     Raises:
-        TypeError: not integers.
-        ValueError: lists of different lengths.
+        TypeError: the values are not integers.
+        ValueError: the lists have different lengths.
     """
     xp = _HOST.xp
     on_device = is_array_api_obj(values) and not is_numpy_array(values)
@@ -166,17 +166,17 @@ def prepare_inputs(
     Args:
         config: the model's configuration.
         backend: where to move the batch.
-        dtype: of the attention mask on the device.
+        dtype: the dtype of the attention mask on the device.
         input_ids: as in `MiniBERT.forward`.
         attention_mask: as in `MiniBERT.forward`.
         token_type_ids: as in `MiniBERT.forward`.
         prediction_positions: as in `MiniBERT.forward`.
-        pooler: the pooler will read the first position of every sequence.
+        pooler: True if the pooler will read the first position of every sequence.
         first_sequence: as in `MiniBERT.forward`.
         unpad: as in `MiniBERT.forward`.
 
     Raises:
-        ValueError, TypeError: input that does not fit this model; the message says what and where.
+        ValueError, TypeError: the batch does not fit this model; the message says what is wrong and where.
     """
     xp = _HOST.xp
     if first_sequence < 0:
@@ -255,7 +255,7 @@ def prepare_inputs(
 
 
 def _positions_to_compute(mask: Array, predicted: Array | None, unpad: bool) -> Array:
-    """Return the flat positions (N,) that get a row: all, or with `unpad` those that are no padding or are read."""
+    """Return the flat positions (N,) that get a row: all, or with `unpad` all tokens and what the heads read."""
     xp = _HOST.xp
     needed = xp.ones_like(mask)
     if unpad:

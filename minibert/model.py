@@ -40,7 +40,7 @@ QUERY_KEY_VALUE, KEY_VALUE = ("query", "key", "value"), ("key", "value")
 
 
 class Site(IntEnum):
-    """Where in a layer dropout is applied; part of the key of its random bits."""
+    """The places in a layer where dropout is applied; a place is part of the key of the random bits."""
 
     EMBEDDINGS = 0
     ATTENTION_WEIGHTS = 1
@@ -68,8 +68,8 @@ class MiniBERT:
         absent_heads: heads that the loaded checkpoint lacked. They were drawn at random and are untrained.
 
     Raises:
-        ValueError: an unknown dtype, device or kind of kernels; heads that do not go together.
-        BackendError: a device that this machine does not have.
+        ValueError: the dtype, the device or `kernels` is unknown, or the heads do not go together.
+        BackendError: this machine does not have the device.
     """
 
     def __init__(
@@ -109,18 +109,19 @@ class MiniBERT:
         """Load a model from a folder in Hugging Face's format.
 
         Args:
-            folder: with `config.json` and `model.safetensors` (or its shards and their index).
+            folder: a folder with `config.json` and `model.safetensors` (or its shards and their index).
             device: "cpu", "cuda" or "cuda:N", or a `Backend`.
             dtype: "float32" or "float64"; the stored weights are converted.
             kernels: as for the class.
             heads: the heads to have, from `minibert.parameters.HEADS`; other stored heads are not read. None: pooler
                 and classifier of a `BertForSequenceClassification`, otherwise the pretraining heads.
             labels: the classes of a new classifier. It replaces a stored one, unless that has the same labels.
-            seed: of the heads that the folder lacks, and of dropout.
+            seed: decides the parameters of heads that the folder lacks, and dropout.
 
         Raises:
             NoClassifierError: a classifier without labels is asked for, and the folder has none.
-            PretrainedError: the folder holds no BERT, is damaged, or contradicts itself; names file and tensor.
+            PretrainedError: the folder holds no BERT, is damaged, or contradicts itself. The message names file and
+                tensor.
 
         Warns:
             PretrainedWarning: heads that the folder lacks are drawn at random (a new classifier is not mentioned);
@@ -179,8 +180,8 @@ class MiniBERT:
             attention_mask: (B, T), 1 for a token, 0 for padding; None for all tokens. It is added to the
                 attention scores before the softmax, so no position attends to padding.
             token_type_ids: (B, T), the segment of every token; None for all 0.
-            prediction_positions: increasing flat positions b * T + t, M of them: compute logits there only,
-                and the last layer only there (and at the first positions, for the next-sentence head).
+            prediction_positions: M increasing flat positions b * T + t. Logits are computed only there. The last layer
+                is computed only there too (and at the first positions, for the next-sentence head).
             next_sentence: also compute the pooler and the next-sentence logits (they are in the cache).
             dropout_step: number of the training step, which decides the dropout masks; None for no dropout.
             first_sequence: number of the first sequence within the step. Micro-batches of one step pass different
@@ -191,9 +192,9 @@ class MiniBERT:
             logits (B, T, V), or (M, V) with `prediction_positions`; and the cache for the backward pass.
 
         Raises:
-            ValueError: ids outside the tables, too long a sequence, shapes that do not fit each other, or a head
-                that this model lacks.
-            TypeError: ids that are not integers.
+            ValueError: ids are outside the tables, the sequences are too long, shapes do not fit each other, or this
+                model lacks a head.
+            TypeError: ids are not integers.
         """
         self._check_heads("mlm", *(("next_sentence",) if next_sentence else ()))
         inputs = self._inputs(
@@ -290,7 +291,7 @@ class MiniBERT:
         return cache.hidden_rows[-1] if first_only else cache.per_position(cache.hidden_rows[-1])
 
     def _inputs(self, *batch: Any, **choices: Any) -> Inputs:
-        """Check the batch and move it to the device; arguments as for `prepare_inputs`."""
+        """Check the batch and move it to the device. The arguments are those of `prepare_inputs`."""
         return prepare_inputs(self.config, self.backend, self.dtype, *batch, **choices)
 
     def _check_heads(self, *heads: str) -> None:
@@ -301,7 +302,7 @@ class MiniBERT:
     # --- encoder: minibert/gradients.py has a function of the same name for each of these ---------------------
 
     def _encoder(self, inputs: Inputs, step: int | None, for_backward: bool = True) -> Cache:
-        """Embeddings and all layers. Without `for_backward`, the cache holds the last hidden states only."""
+        """Compute embeddings and all layers. Without `for_backward`, the cache holds the last hidden states only."""
         hidden, embeddings = self._embeddings(inputs, step)
         cache = Cache(self.backend, self.parameters, inputs, embeddings, [hidden])
         for n in range(self.config.num_hidden_layers):
@@ -314,7 +315,7 @@ class MiniBERT:
         return cache
 
     def _embeddings(self, inputs: Inputs, step: int | None) -> tuple[Array, EmbeddingsCache]:
-        """y = dropout(layer_norm(token + position + token type embeddings)): (N, H)."""
+        """Return y = dropout(layer_norm(token + position + token type embeddings)): (N, H)."""
         p, config, kernels = self.parameters, self.config, self.kernels
         total = kernels.embedding_forward(
             (p["token_embeddings"], p["position_embeddings"], p["token_type_embeddings"]),
@@ -327,7 +328,7 @@ class MiniBERT:
         return kernels.dropout_forward(normalised, dropout), EmbeddingsCache(total, statistics, dropout)
 
     def _layer(self, n: int, x: Array, inputs: Inputs, step: int | None) -> tuple[Array, LayerCache]:
-        """Encoder layer n: (N, H) -> (N, H), or (Nq, H) in a pruned last layer."""
+        """Compute encoder layer n: (N, H) -> (N, H), or (Nq, H) in a pruned last layer."""
         pruned = inputs.pruned and n == self.config.num_hidden_layers - 1
         attention_output, attention = self._attention(n, x, inputs, step, pruned)
         y, feed_forward = self._feed_forward(n, attention_output, inputs, step, pruned)
@@ -337,7 +338,7 @@ class MiniBERT:
     def _attention(
         self, n: int, x: Array, inputs: Inputs, step: int | None, pruned: bool
     ) -> tuple[Array, AttentionCache]:
-        """y = layer_norm(query_x + dropout(attention(x) @ output.weight.T + output.bias)): (N, H) -> (Nq, H)."""
+        """Return y = layer_norm(query_x + dropout(attention(x) @ output.weight.T + output.bias)): (N, H) -> (Nq, H)."""
         p, config, kernels = self.parameters, self.config, self.kernels
         name = f"layers.{n}.attention"
         row_numbers = inputs.last_row_numbers if pruned else inputs.row_numbers
@@ -388,7 +389,7 @@ class MiniBERT:
     def _feed_forward(
         self, n: int, x: Array, inputs: Inputs, step: int | None, pruned: bool
     ) -> tuple[Array, FeedForwardCache]:
-        """y = layer_norm(x + dropout(activation(x @ intermediate.weight.T + ...) @ output.weight.T + ...)): (Nq, H)."""
+        """Return y = layer_norm(x + dropout(activation(x @ intermediate.weight.T + ...) @ output.weight.T + ...))."""
         p, config, kernels = self.parameters, self.config, self.kernels
         name = f"layers.{n}"
         activation = kernels.activation_forward(config.hidden_act)
@@ -413,7 +414,7 @@ class MiniBERT:
     # --- heads ------------------------------------------------------------------------------------------------
 
     def _masked_language_model_head(self, hidden: Array, rows: Array | None) -> HeadCache:
-        """Dense, activation, layer norm, then the decoder: the token embeddings again, with a bias."""
+        """Compute dense layer, activation, layer norm, and the decoder: the token embeddings again, with a bias."""
         p, config, kernels = self.parameters, self.config, self.kernels
         x = hidden if rows is None else kernels.embedding_forward((hidden,), (rows,))  # (M, H)
         dense = kernels.linear_forward(x, p["mlm.dense.weight"])
@@ -425,18 +426,18 @@ class MiniBERT:
         return HeadCache(x, dense, activated, statistics, normalised, logits)
 
     def _next_sentence_head(self, pooled: Array) -> Array:
-        """logits = pooled @ weight.T + bias: (B, H) -> (B, 2)."""
+        """Return logits = pooled @ weight.T + bias: (B, H) -> (B, 2)."""
         p = self.parameters
         return self.kernels.linear_forward(pooled, p["next_sentence.weight"], p["next_sentence.bias"])
 
     def _pooler(self, hidden: Array, rows: Array) -> PoolerCache:
-        """output = tanh(dense(hidden[first_token_rows])): (B, H)."""
+        """Return output = tanh(dense(hidden[first_token_rows])): (B, H)."""
         p, kernels, xp = self.parameters, self.kernels, self.backend.xp
         x = xp.take(hidden, rows, axis=0)  # (B, H)
         return PoolerCache(x, xp.tanh(kernels.linear_forward(x, p["pooler.weight"], p["pooler.bias"])))
 
     def _classifier(self, pooled: Array, inputs: Inputs, step: int | None) -> ClassifierCache:
-        """logits = dropout(pooled) @ weight.T + bias: (B, H) -> (B, C)."""
+        """Return logits = dropout(pooled) @ weight.T + bias: (B, H) -> (B, C)."""
         p, config, kernels = self.parameters, self.config, self.kernels
         probability = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
         # the last layer has one row for every sequence here, in the order of the sequences
@@ -449,7 +450,7 @@ class MiniBERT:
     def _dropout(
         self, probability: float, step: int | None, layer: int, site: Site, row_numbers: Array
     ) -> Dropout | None:
-        """One use of dropout; None if the pass has no step or the probability is 0."""
+        """Return one use of dropout; None if the pass has no dropout step or the probability is 0."""
         if step is None or probability == 0.0:
             return None
         if step < 0:
@@ -458,6 +459,6 @@ class MiniBERT:
 
 
 def split_columns(x: Array, parts: int) -> tuple[Array, ...]:
-    """Views of equal width that stand side by side: (N, parts * C) -> `parts` times (N, C)."""
+    """Return views of equal width that lie side by side: (N, parts * C) -> `parts` times (N, C)."""
     width = x.shape[1] // parts
     return tuple(x[:, part * width : (part + 1) * width] for part in range(parts))

@@ -10,7 +10,7 @@ _NORM_EPSILON = 1e-6  # keeps the clipping factor finite for zero gradients
 
 
 def linear_schedule(progress: float, warmup: float) -> float:
-    """BERT's learning-rate factor: up from 0 to 1 over the warm-up, then straight down to 0.
+    """Return BERT's learning-rate factor, which rises from 0 to 1 during the warm-up and then falls linearly to 0.
 
     Args:
         progress: the share of the training that is done, from 0 to 1.
@@ -49,7 +49,7 @@ class AdamW:
         steps: the number of steps taken.
 
     Raises:
-        ValueError: a number outside its range.
+        ValueError: a number is outside its range.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class AdamW:
         """Clip the gradients and update the parameters, in place.
 
         Args:
-            gradients: the whole batch's; not changed.
+            gradients: the gradients of the whole batch; not changed.
             learning_rate: the learning rate of this step.
 
         Returns:
@@ -115,4 +115,6 @@ class AdamW:
                 f"{shapes.get(name)} here (None means that there is no such parameter)"
             )
         if given.flat.dtype != own.flat.dtype:
-            raise TypeError(f"the gradients are {given.flat.dtype}, the parameters {own.flat.dtype}; they must agree")
+            raise TypeError(
+                f"the gradients are {given.flat.dtype}, but the parameters are {own.flat.dtype}; both need one dtype"
+            )

@@ -37,7 +37,7 @@ def check_heads(heads: Iterable[str], config: MiniBERTConfig) -> tuple[str, ...]
     """Return the heads in the order of `HEADS`.
 
     Raises:
-        ValueError: an unknown head, a head without the pooler that it reads, or a classifier without labels.
+        ValueError: a head is unknown, lacks the pooler that it reads, or is a classifier without labels.
     """
     wanted = set(heads)
     if unknown := wanted - set(HEADS):
@@ -50,7 +50,7 @@ def check_heads(heads: Iterable[str], config: MiniBERTConfig) -> tuple[str, ...]
 
 
 def _shapes(config: MiniBERTConfig, heads: tuple[str, ...]) -> tuple[dict[str, Shape], dict[str, Shape]]:
-    """Return names and shapes of the parameters with weight decay, and of the others, in the order of the flat array.
+    """Return the names and shapes of parameters with weight decay, and of the others, in the order of the flat array.
 
     A linear layer's weight is stored as (out, in) and applied as x @ weight.T, as in Hugging Face's files. The
     three projections of attention lie side by side, so that one (3H, H) view covers them.
@@ -83,7 +83,7 @@ def _shapes(config: MiniBERTConfig, heads: tuple[str, ...]) -> tuple[dict[str, S
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each parameter lies in the flat array.
+    """The place of each parameter in the flat array.
 
     Attributes:
         shapes: name -> shape, in the order of the array.
@@ -175,7 +175,7 @@ def initialise(
         config: the model's configuration.
         backend: where the parameters live.
         seed: decides the numbers.
-        names: the parameters to draw; None for all. Which others are drawn does not change a parameter's numbers.
+        names: the parameters to draw; None for all. A parameter gets the same numbers whichever others are drawn.
     """
     host = get_backend("cpu").xp
     for number, (name, view) in enumerate(parameters.items()):

@@ -6,7 +6,7 @@ the library and on the device. Here a draw is a pure function of the *place* whe
     (seed, stream, step, layer, site)  ->  (row_key, column_key), two 32-bit words      (`derive_key`, on the host)
     key, row, column                   ->  32 random bits                               (`random_bits`, on the device)
 
-The arithmetic is that of 32-bit integers that wrap, which NumPy, CuPy, CUDA C++ and Numba all compute alike. A row's
+The arithmetic uses 32-bit integers that wrap. NumPy, CuPy, CUDA C++ and Numba all compute it alike. A row's
 number says what the row *is* (which sequence, which position), not where the row is stored. So splitting a batch,
 leaving out padding or pruning the last layer does not change a single bit. The backward pass draws its masks again
 instead of storing them.
@@ -77,7 +77,7 @@ def derive_key(seed: int, stream: Stream, *path: int) -> Key:
         (row_key, column_key), two 32-bit words.
 
     Raises:
-        ValueError: an integer outside that range.
+        ValueError: an integer is outside that range.
     """
     row_key, column_key = _mix_int(len(path) + 1), _mix_int(_GOLDEN)
     for value in (seed, int(stream), *path):

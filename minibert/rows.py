@@ -2,7 +2,8 @@
 
 Linear layers and layer norms work on *rows* (N, H), one for each token that is computed. Attention works on *slots*
 (B, S, H): every sequence has the same number of slots, and some may be empty. If no slot is empty, rows and slots
-are the same memory. Leaving out padding is a choice of rows; so is computing the last layer only where it is read.
+are the same memory. So padding is left out by giving it no row, and a pruned last layer has rows only where its output
+is read.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from backends import Array, Backend, get_backend
 
 @dataclass(frozen=True)
 class Rows:
-    """Which slot of which sequence each row fills.
+    """The slot that each row fills, and its sequence.
 
     Attributes:
         sequences: B.
@@ -45,7 +46,7 @@ class Rows:
 
     @staticmethod
     def index_arrays(sequences: int, slots: int, slot_of_row: Array) -> dict[str, Array]:
-        """Return both index arrays by attribute name, on the host; none if row i is slot i. Arguments as for `at`."""
+        """Return both index arrays by attribute name, on the host; {} if row i is slot i. Arguments: see `at`."""
         host = get_backend("cpu").xp
         number, total = slot_of_row.shape[0], sequences * slots
         if number == total:

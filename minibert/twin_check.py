@@ -41,11 +41,12 @@ _HOST = get_backend("cpu").xp
 
 
 class ComparingKernels(Kernels):
-    """Kernels that compute every operation twice, by the twin and by the definition, and keep the difference.
+    """Kernels that compute every operation twice, with the twin and with the definition, and keep the difference.
 
     Attributes:
         errors: operation -> the largest difference so far, relative to the largest number of the array (or to a
-            smallest scale, where that is larger); infinite if shapes differ, or if NaN and infinities lie elsewhere.
+            smallest scale, where that is larger); infinite if shapes differ, or if NaN or infinities lie at different
+            places.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -107,7 +108,7 @@ class ComparingKernels(Kernels):
 
 
 def _relative_error(wanted: Array, found: Array, smallest: float) -> float:
-    """The largest difference of two host arrays, relative to the largest finite number of `wanted`."""
+    """Return the largest difference of two host arrays, relative to the largest finite number of `wanted`."""
     xp = _HOST
     if wanted.shape != found.shape:
         return float("inf")
@@ -126,7 +127,7 @@ def _largest(x: Array) -> float:
 
 
 def compare_twins(backend: Backend) -> Mapping[str, float]:
-    """Take training steps with each activation, with padding, pruning and dropout.
+    """Take training steps with each activation, with padding, pruning and dropout; compare every twin.
 
     Returns:
         For every twin of the backend, the largest difference from its definition; NaN if it was never called.
@@ -139,13 +140,13 @@ def compare_twins(backend: Backend) -> Mapping[str, float]:
 
 
 def _draw(key: int, rows: int, columns: int) -> Array:
-    """Random integers (rows, columns) on the host."""
+    """Return random integers (rows, columns) on the host."""
     numbers = _HOST.arange(rows, dtype=_HOST.uint32)
     return _HOST.astype(random_bits(numbers, derive_key(key, Stream.EVALUATION), columns), _HOST.int64)
 
 
 def _errors_of_a_step(backend: Backend, activation: str) -> Mapping[str, float]:
-    """One training step with padding rows and one without, then the operations that training does not call."""
+    """Take a training step with padding rows and one without, then call the operations that training never calls."""
     config = MiniBERTConfig.preset("tiny", **{**_CONFIG, "hidden_act": activation})
     model = MiniBERT(config, backend=backend, seed=1)
     model.kernels = kernels = ComparingKernels(backend)

@@ -37,7 +37,7 @@ class NumpyBackend(Backend):
 
     @cached_property
     def twins(self) -> Mapping[str, Callable[..., Any]]:  # type: ignore[override] # assignable, as the base promises
-        """Loaded on first use; runs that compute with the definitions never import Numba."""
+        """The twins, loaded on first use. Runs that compute with the definitions never import Numba."""
         from backends.cpu.twins import twins
 
         return twins()
@@ -60,8 +60,8 @@ class NumpyBackend(Backend):
         it, so that a model with kernels="reference" runs no compiled kernel.
 
         Raises:
-            ValueError, TypeError: arrays that do not match.
-            IndexError: an index outside the target. NumPy alone would count negative ones from the end.
+            ValueError, TypeError: shapes or dtypes do not match.
+            IndexError: an index is outside the target. NumPy alone would count negative indices from the end.
         """
         checks.check_arrays("scatter_add", rows.dtype, ("target", target, (*target.shape[:1], *rows.shape[1:])))
         checks.check_indices("scatter_add", "indices", indices, rows.shape[0], target.shape[0])

@@ -1,11 +1,11 @@
-"""A pool of memory for large arrays, which is used again as soon as no array refers to it.
+"""Keep the memory of large arrays in a pool, and use it again as soon as no array refers to it.
 
 A training step asks for the same shapes as the step before it. Fresh memory costs a page fault for every 4 KiB that is
-touched, so the pool keeps the memory of arrays that are gone, and gives it to new ones.
+touched, so the pool keeps the memory of deleted arrays and gives it to new arrays.
 
 Reuse cannot overwrite an array. Every array made here, and every view of it, holds a reference to the lease of its
-memory. The lease returns the memory to the pool only when the last of them is gone. A user who keeps logits, or two
-caches, simply keeps their memory.
+memory. The lease returns the memory to the pool only when the last of these arrays is deleted. A user who keeps logits,
+or two caches, simply keeps their memory.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Block:
 
 
 class _Lease:
-    """A block in use. NumPy reads `__array_interface__`, and each array on it keeps the lease alive."""
+    """A block in use. Arrays are made from its `__array_interface__`, and each of them keeps the lease alive."""
 
     def __init__(self, returned: deque[_Block], block: _Block, shape: tuple[int, ...], dtype: Any) -> None:
         self._returned, self._block = returned, block
@@ -63,8 +63,8 @@ class _Lease:
         }
 
     def __del__(self) -> None:
-        # A lease may die on any line of any thread, even in the pool's own code. So this must not take the lock, and
-        # does nothing but append to a deque, which is safe without one.
+        # Python may delete a lease at any line of any thread, even in the pool's own code. So this must not take the
+        # lock. It only appends to a deque, which is safe without a lock.
         self._returned.append(self._block)
 
 
@@ -74,10 +74,10 @@ class BufferPool:
     An array gets the smallest free block that is large enough. The rest of the block stays free, and free neighbours
     become one block again. So a small batch uses the memory of a large one.
 
-    If no block is large enough, the pool allocates a new segment, and gives up smaller segments that are idle in
-    exchange. The pool thus keeps about as much memory as the largest step needed. Steps of one size allocate nothing
-    once the pool has all that they ask for. A larger segment is never given up for a smaller one, so steps of two sizes
-    in turn also stop allocating. `clear` gives up all that is not in use.
+    If no block is large enough, the pool allocates a new segment. In exchange it gives up smaller segments that are
+    idle. The pool thus keeps about as much memory as the largest step needed. Steps of one size allocate nothing once
+    the pool has all that they ask for. A larger segment is never given up for a smaller one, so steps of two sizes in
+    turn also stop allocating. `clear` gives up all that is not in use.
 
     Attributes:
         reserved: bytes that were allocated and not given up.

@@ -37,7 +37,7 @@ def adamw_update(
     """Take one AdamW step, block by block and without temporaries; the definition reads memory a dozen times as often.
 
     Raises:
-        ValueError, TypeError: arrays that do not match.
+        ValueError, TypeError: shapes or dtypes do not match.
     """
     operation, dtype = "adamw_update", parameters.dtype
     size = checks.check_vector(operation, "parameters", parameters)

@@ -1,7 +1,7 @@
-"""Attention between its projections on CUDA: cuBLAS for the products, the kernels of attention.cu between them.
+"""Compute attention, without its projections, on CUDA: cuBLAS for the products, kernels of attention.cu for the rest.
 
-CuPy's batched products read contiguous operands only, and copy all others, T x T arrays among them. So the kernels that
-split attention heads write every operand in the orientation that its product needs, and none of the five products
+CuPy's batched products read contiguous operands only, and copy all other operands, even T x T arrays. So the kernels
+that split attention heads write every operand in the orientation that its product needs, and none of the five products
 copies an operand. "Turned" arrays have the last two axes swapped.
 """
 
@@ -21,17 +21,17 @@ _TILE_BYTES = _TILE * (_TILE + 1) * 8
 
 
 def _strided(x: Array) -> tuple[Array, np.int64]:
-    """Return an array (N, H), copied if the elements of a row are not contiguous, and its elements from row to row."""
+    """Return an array (N, H), copied if its rows are not contiguous, and the distance between rows in elements."""
     if x.shape[1] > 1 and x.strides[1] != x.itemsize:
         x = x.copy()
     return x, np.int64(x.strides[0] // x.itemsize)
 
 
 def _strided_output(operation: str, name: str, x: Array) -> tuple[Array, np.int64]:
-    """Return an array to write to, and its elements from row to row.
+    """Return an array to write to, and the distance between rows in elements.
 
     Raises:
-        ValueError: the elements of a row are not contiguous, so that only a copy could be written.
+        ValueError: the rows are not contiguous, so only a copy could be written.
     """
     rows, stride = _strided(x)
     if rows is not x:
@@ -43,7 +43,7 @@ def _row_of_slot(operation: str, name: str, rows: Any) -> Array:
     """Return the places of rows as the kernels read them, or `NULL` where slot i holds row i.
 
     Raises:
-        TypeError: places that are not int32.
+        TypeError: the places are not int32.
     """
     if rows.row_of_slot is None:
         return NULL
@@ -57,8 +57,8 @@ class _Launches:
 
     Args:
         backend: the CuPy backend.
-        operation: for messages.
-        queries: (Nq, H); checked already, as is everything else.
+        operation: the operation's name, for error messages.
+        queries: (Nq, H). The caller has checked all arrays.
         keys: (N, H).
         layout: an `AttentionLayout` of `minibert.ops`.
         dropout: a `Dropout` of `minibert.ops`, or None.
@@ -84,7 +84,7 @@ class _Launches:
         return self.batch, self.attention_heads, self.width, slots
 
     def move(self, name: str, slots: int, tensors: int, arguments: tuple[Any, ...]) -> None:
-        """Launch a kernel that splits or merges heads, for so many slots of so many tensors."""
+        """Launch a kernel that splits or merges attention heads, for the given numbers of slots and tensors."""
         tiles = -(-slots // _TILE) * -(-self.width // _TILE)
         grid = self.batch * self.attention_heads, tiles, tensors
         self._kernels.launch(name, self.dtype, grid, (_TILE, _TILE_ROWS), arguments, _TILE_BYTES)
@@ -93,11 +93,11 @@ class _Launches:
         """Launch a softmax kernel.
 
         Args:
-            name: of the kernel.
+            name: the kernel's name.
             array: (B, A, Q, T), changed in place.
             other: the mask (forward) or the weights (backward).
             number: the bound of the scores (forward) or score_scale (backward).
-            dropped_weights: (B, A, Q, T), weights * weights_dropout_mask, written; or None.
+            dropped_weights: (B, A, Q, T), overwritten by weights * weights_dropout_mask; None without dropout.
         """
         batch, attention_heads, slots, columns = array.shape
         inputs = array, other, np.float64(number), *self._dropout, *self.query_places
@@ -167,8 +167,9 @@ def attention_backward(
 ) -> None:
     """Write the three gradients in six launches.
 
-    These are: split, the gradient of the weights, softmax, the gradients of values and keys, that of queries, merge.
-    The gradients of values and keys are both products of (D, Q) by (Q, T), and so they are one batched product.
+    The launches are: split, the gradient of the weights, softmax, the gradients of values and keys, the gradient of the
+    queries, merge. The gradients of values and keys are both products of (D, Q) by (Q, T), and so they are one batched
+    product.
     """
     operation, dtype = "attention_backward", queries.dtype
     checks.check_attention(operation, queries, keys, values, layout, FLOATS)

@@ -16,7 +16,7 @@ from backends.cuda.launch import FLOATS, INT32, CudaKernels, column_block, conti
 from backends.cuda.twins import TWINS
 
 _CUBLAS_TF32_TENSOR_OP_MATH = 3  # from cublas_api.h; CuPy has no name for it
-_LONGEST_SHORT_RUN = 64  # equal indices; most runs are shorter, and most blocks have nothing to do, so blocks are small
+_LONGEST_SHORT_RUN = 64  # equal indices; most runs are shorter, so most blocks are idle and should be small
 _UPLOAD_ALIGNMENT = 16  # bytes; each array of a transfer starts at a multiple, which is enough for every dtype
 
 
@@ -62,7 +62,9 @@ class CupyBackend(Backend):
 
     def asarray(self, host: Any, dtype: Any = None) -> Array:
         if isinstance(host, self.cupy.ndarray) and host.device != self.device:
-            raise TypeError(f"the array lives on cuda:{host.device.id}, this backend on {self.name}")
+            raise TypeError(
+                f"the array lives on cuda:{host.device.id}, but this backend uses {self.name}; pass a NumPy array"
+            )
         return self.cupy.asarray(host, dtype=dtype)
 
     def upload(self, host: Mapping[str, Array]) -> dict[str, Array]:
@@ -100,7 +102,7 @@ class CupyBackend(Backend):
         silently wraps indices that are out of range. The host checks ids before it transfers them.
 
         Raises:
-            ValueError, TypeError: shapes or dtypes that do not match.
+            ValueError, TypeError: shapes or dtypes do not match.
         """
         checks.check_arrays("scatter_add", rows.dtype, ("target", target, (*target.shape[:1], *rows.shape[1:])))
         checks.check_integers("scatter_add", "indices", indices, rows.shape[:1])
@@ -154,7 +156,7 @@ def gpu_number(device: str) -> int | None:
     """Return N for the device "cuda:N", and None, which means the current GPU, for "cuda".
 
     Raises:
-        ValueError: any other name.
+        ValueError: the name is none of these.
     """
     match = re.fullmatch(r"cuda(?::(\d+))?", device)
     if match is None:

@@ -1,4 +1,4 @@
-"""Checks of a CUDA machine before any mathematics: CuPy, driver, GPU, compiler, memory, each with its remedy."""
+"""Check a CUDA machine before any mathematics: CuPy, driver, GPU, compiler and memory, each with its remedy."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def kernels_compile(kernels: Any, runtime: int) -> Finding:
 
 
 def headers_are_found(cupy: Any, runtime: int) -> Finding:
-    """Check that CuPy's own kernels compile. Unlike ours they include CUDA's headers, most of all those of float16.
+    """Check that CuPy's own kernels compile. They include CUDA's headers, above all those for float16; ours do not.
 
     Args:
         cupy: the module.
@@ -159,7 +159,7 @@ def diagnose(device: str) -> Iterator[Finding]:
         device: "cuda" or "cuda:N".
 
     Raises:
-        ValueError: any other name.
+        ValueError: the name is none of these.
     """
     yield one_cupy(installed_cupys())
     try:
@@ -180,13 +180,13 @@ def diagnose(device: str) -> Iterator[Finding]:
 
 
 def _install(major: int, present: int) -> str:
-    """Return the commands that install the CuPy for a version of CUDA, where the CuPy for another may be present."""
+    """Return the commands that install CuPy for CUDA `major` and first remove a CuPy for another version."""
     install = f"pip install -e '.[cuda{major}]'"
     return install if present == major else f"pip uninstall cupy-cuda{present}x, then {install}"
 
 
 def _install_fitting(runtime: int) -> str:
-    """Return the commands that install the present CuPy with all its parts."""
+    """Return the commands that install all parts of the CuPy that is present."""
     present = runtime // 1000
     return _install(min(max(present, EXTRAS[0]), EXTRAS[-1]), present)
 

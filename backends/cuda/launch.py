@@ -11,7 +11,7 @@ from backends import checks
 from backends.base import Array
 
 NULL = np.uint64(0)
-"""The address that means "no array" to a kernel. CuPy does not translate None, so None would arrive as garbage."""
+"""The address that means "no array" to a kernel. A kernel would receive an undefined value for None."""
 
 _FOLDER = Path(__file__).parent
 _SOURCES = ("kernels.cu", "attention.cu")
@@ -42,10 +42,10 @@ def int32(value: int) -> np.int32:
     """Return a number of rows or columns as a kernel's `int`.
 
     Raises:
-        OverflowError: it is too large.
+        OverflowError: the number is too large.
     """
     if not -(2**31) <= value < 2**31:
-        raise OverflowError(f"{value} rows or columns are too many for the CUDA kernels: divide the batch")
+        raise OverflowError(f"{value} rows or columns are too many for the CUDA kernels: use a smaller batch")
     return np.int32(value)
 
 
@@ -65,8 +65,8 @@ class CudaKernels:
         """Return a kernel, compiled for a dtype.
 
         Args:
-            name: of the kernel.
-            dtype: of its arrays.
+            name: the kernel's name.
+            dtype: the dtype of its arrays.
 
         Raises:
             ValueError: the kernels are not written for this dtype.
@@ -92,10 +92,10 @@ class CudaKernels:
         """Queue a kernel on the current stream. A grid without blocks is not launched, since it has nothing to do.
 
         Args:
-            name: of the kernel.
-            dtype: of the arrays.
-            grid: blocks in up to three directions.
-            block: threads of a block, likewise.
+            name: the kernel's name.
+            dtype: the dtype of the arrays.
+            grid: the numbers of blocks in up to three directions.
+            block: the numbers of threads of a block in up to three directions.
             arguments: in the order of the kernel's parameters. Arrays have the dtype (but ids are int32, and the
                 statistics of float16 are float32); numbers are NumPy scalars; `NULL` stands for an absent array.
             shared: bytes of dynamic shared memory.
@@ -114,7 +114,7 @@ class CudaKernels:
         self.launch(name, dtype, (-(-rows // _WARPS),), (WARP * _WARPS,), arguments)
 
     def by_column(self, name: str, dtype: Any, rows: int, columns: int, arguments: tuple[Any, ...]) -> None:
-        """Launch a kernel that sums over rows. Without rows it runs too, and writes zeros."""
+        """Launch a kernel that sums over rows. If there are no rows, it still runs, and writes zeros."""
         block = column_block(rows)
         grid = (-(-columns // block[0]),)
         self.launch(name, dtype, grid, block, arguments, shared_bytes(block))
@@ -134,9 +134,8 @@ def column_block(rows: int, least: int = 1) -> tuple[int, int]:
     """Return the block of a by-column kernel as (columns, lanes).
 
     Args:
-        rows: to be summed.
-        least: lanes to have at least, a power of two. More are added, in powers of two, while each has two rows or
-            more.
+        rows: the number of rows to sum.
+        least: the smallest number of lanes, a power of two. It is doubled while each lane has more than two rows.
     """
     lanes = least
     while lanes < _LANES and 2 * lanes < rows:
@@ -157,12 +156,12 @@ def dropout_arguments(operation: str, dropout: Any, rows: int) -> tuple[Any, ...
     """Return the five arguments by which kernels take dropout (see DROPOUT in kernels.cu).
 
     Args:
-        operation: for the message.
+        operation: the operation's name, for the error message.
         dropout: a `Dropout` of `minibert.ops`, or None.
-        rows: to which dropout is applied.
+        rows: the number of rows to which dropout is applied.
 
     Raises:
-        ValueError, TypeError: row numbers that `check_row_numbers` refuses.
+        ValueError, TypeError: `check_row_numbers` refuses the row numbers.
     """
     if dropout is None:
         return NULL, np.uint32(0), np.uint32(0), np.uint32(0), np.float64(0.0)

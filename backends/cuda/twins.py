@@ -54,13 +54,13 @@ def linear_backward(
     dbias: Array | None = None,
     add_to: Array | None = None,
 ) -> Array:
-    """Call both functions below."""
+    """Write dweight and dbias, and return dx: call the two functions below."""
     linear_backward_weight(backend, dy, x, dweight, dbias)
     return linear_backward_input(backend, dy, weight, add_to)
 
 
 def linear_backward_weight(backend: Any, dy: Array, x: Array, dweight: Array, dbias: Array | None = None) -> None:
-    """Write the product straight into dweight, and sum the rows of dy in one launch."""
+    """Write the product directly into dweight, and sum the rows of dy in one launch."""
     checks.check_linear_backward_weight(dy, x, dweight, dbias, FLOATS)
     backend.cupy.dot(dy.T, x, out=dweight)
     if dbias is not None:
@@ -164,7 +164,7 @@ def dropout_backward(backend: Any, dy: Array, dropout: Any) -> Array:
 
 
 def _dtype_of_statistics(dtype: Any) -> Any:
-    """Return the dtype in which the kernels compute: that of the arrays, but float32 for float16."""
+    """Return the dtype in which the kernels compute: float32 for float16 arrays, otherwise the arrays' own."""
     return np.dtype("float32") if dtype == np.dtype("float16") else dtype
 
 
@@ -183,11 +183,11 @@ def _check_layer_norm_backward(
     weight: Array,
     *outputs: tuple[str, Array],
 ) -> tuple[int, int]:
-    """Check all arrays of a backward against x, the array that was normalised; return its rows and columns.
+    """Check all arrays of a backward function against x, the normalised array; return the rows and columns of x.
 
     Args:
-        operation: for the message.
-        name: of x, for the message.
+        operation: the operation's name, for the error message.
+        name: the name of x, for the error message.
         x: (N, H).
         dy: must be (N, H).
         statistics: must be (N, 1) each.
@@ -195,7 +195,7 @@ def _check_layer_norm_backward(
         outputs: name and array of each sum over the rows, which must be (H,) and contiguous.
 
     Raises:
-        ValueError, TypeError: as the functions of `checks`.
+        ValueError, TypeError: an array does not match; see `backends/checks.py`.
     """
     rows, columns = checks.check_matrix(operation, name, x, FLOATS)
     x_mean, inverse_deviation = statistics
@@ -291,7 +291,7 @@ def dropout_add_layer_norm_backward(
     dweight: Array,
     dnorm_bias: Array,
 ) -> tuple[Array, Array]:
-    """Launch one kernel for the gradients of the rows, dtotal and dx, and one for those of the columns."""
+    """Launch one kernel for the gradients of the rows, dtotal and dx, and one for the column sums."""
     operation, dtype = "dropout_add_layer_norm_backward", total.dtype
     outputs = ("dbias", dbias), ("dweight", dweight), ("dnorm_bias", dnorm_bias)
     rows, columns = _check_layer_norm_backward(operation, "total", total, dy, statistics, weight, *outputs)
@@ -319,8 +319,8 @@ def embedding_forward(backend: Any, tables: tuple[Array, ...], ids: tuple[Array,
     checks them before the transfer.
 
     Raises:
-        ValueError: more than BERT's three tables, or shapes that do not match.
-        TypeError: dtypes that do not match.
+        ValueError: there are more than BERT's three tables, or shapes do not match.
+        TypeError: dtypes do not match.
     """
     if not 1 <= len(tables) <= _TABLES:
         raise ValueError(f"the CUDA kernel adds up 1 to {_TABLES} tables, not {len(tables)}")

@@ -1,1 +1,4 @@
-"""The command lines: everything that knows arguments, exit statuses or a terminal. `scripts/` opens them."""
+"""The command lines: everything that knows arguments, exit statuses or a terminal.
+
+The files in `scripts/` call them.
+"""

@@ -1,6 +1,6 @@
 """The command line of `scripts/classify.py`.
 
-NumPy and the model are imported after the texts were read, so that `--help` and errors come at once.
+NumPy and the model are imported after the texts are read, so that `--help` and errors appear at once.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _classify(arguments: Sequence[str] | None) -> int:
 
 
 def _write(texts: Sequence[str], labels: Sequence[str], rows: Sequence[Sequence[float]], file: TextIO) -> None:
-    """Write one JSON object a line for each text; a row holds the probabilities of its labels."""
+    """Write one line of JSON for each text; `rows` holds the probabilities of all labels for each text."""
     for text, row in zip(texts, rows, strict=True):
         probabilities = {label: round(p, 6) for label, p in zip(labels, row, strict=True)}
         result = {"text": text, "label": labels[row.index(max(row))], "probabilities": probabilities}

@@ -30,8 +30,8 @@ def draw_confusion_matrix(scores: Scores, path: Path) -> bool:
     """Draw the confusion matrix; the shade of a cell is its share of the true class.
 
     Args:
-        scores: of an evaluation.
-        path: of the picture to write; its suffix decides the format.
+        scores: the scores of an evaluation.
+        path: the picture file to write; its suffix decides the format.
 
     Returns:
         False if Matplotlib, which is optional, is not installed. Nothing is drawn then.

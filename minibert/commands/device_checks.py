@@ -34,7 +34,7 @@ _REPORT_IT = (
 
 
 class CheckError(AssertionError):
-    """A device does not compute what it should."""
+    """A device computed a wrong result."""
 
 
 def check_device(device: str, *, quick: bool = False) -> Iterator[Finding]:
@@ -45,10 +45,10 @@ def check_device(device: str, *, quick: bool = False) -> Iterator[Finding]:
         quick: True to measure speed on tiny arrays, whose figures mean nothing.
 
     Yields:
-        One finding for each check. The checks end early where the driver or CuPy does not work.
+        One finding for each check. The checks end early if the driver or CuPy does not work.
 
     Raises:
-        ValueError: another name of a device.
+        ValueError: the name is none of these.
     """
     if device != "cpu":
         findings = list(diagnose(device))
@@ -78,7 +78,7 @@ def check_alive(device: str) -> Iterator[Finding]:
         device: "cpu", "cuda" or "cuda:N".
 
     Raises:
-        ValueError: another name of a device.
+        ValueError: the name is none of these.
     """
     if re.fullmatch(r"cuda(:\d+)?", device):
         yield answers(device)
@@ -132,7 +132,7 @@ def check_twins(backend: Backend) -> str:
     """Compare all twins with their definitions, on the operands of training steps.
 
     Raises:
-        CheckError: names the twins that are wrong, or that no step called.
+        CheckError: some twins are wrong, or no step called them; the message names them.
     """
     errors = compare_twins(backend)
     tolerance = TF32_TOLERANCE if getattr(backend, "tf32", False) else TOLERANCE

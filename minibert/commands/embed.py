@@ -1,6 +1,6 @@
 """The command line of `scripts/embed.py`.
 
-NumPy and the model are imported after the first texts were read, so that `--help` and errors come at once.
+NumPy and the model are imported after the first texts are read, so that `--help` and errors appear at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from minibert.options import Option, at_least
 if TYPE_CHECKING:
     from minibert.inference.embedding import SentenceEmbedder
 
-_CHUNK = 8192  # number of texts that are sorted by length and held in memory together
+_CHUNK = 8192  # number of texts that are sorted by length and kept in memory at a time
 
 
 def build_parser() -> Parser:
@@ -124,7 +124,7 @@ def _check_output(output: Path) -> None:
     """Check that the file can be written, before hours are spent on its content.
 
     Raises:
-        InferenceError: it is a folder, or its folder does not exist or may not be written to.
+        InferenceError: the path is a folder, or its folder does not exist or is not writable.
     """
     folder = output.parent
     if output.is_dir():
@@ -142,7 +142,7 @@ def _embed_in_chunks(embedder: SentenceEmbedder, texts: Iterator[str]) -> Iterat
 
 
 def _write_json_lines(chunks: Iterable[tuple[list[str], Any]], file: TextIO) -> None:
-    """Write one JSON object a line for each text."""
+    """Write one line of JSON for each text."""
     for texts, vectors in chunks:
         for text, vector in zip(texts, vectors.tolist(), strict=True):
             numbers = ", ".join(format(number, ".9g") for number in vector)  # nine digits identify every float32

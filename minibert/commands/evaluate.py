@@ -92,7 +92,9 @@ def _evaluate(arguments: Sequence[str] | None) -> int:
     if length is None:
         length = run.get("seq_length", min(_DEFAULT_LENGTH, longest))
     if length > longest:
-        raise TrainingError(f"--seq-length {length} is longer than the model's table of positions, {longest} entries")
+        raise TrainingError(
+            f"--seq-length {length} is too long: the model reads at most {longest} tokens; give a smaller number"
+        )
     if objective == "mlm+nsp" and "next_sentence" in model.absent_heads:
         raise TrainingError(f"the model in {options.model} has no next-sentence head: evaluate it with --objective mlm")
     if objective == "mlm+nsp" and run.get("objective", objective) != objective:

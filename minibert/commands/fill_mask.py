@@ -1,6 +1,6 @@
 """The command line of `scripts/fill_mask.py`.
 
-Users type this command again and again, so it starts fast: NumPy and the model are imported after the arguments were
+Users type this command again and again, so it starts fast: NumPy and the model are imported after the arguments are
 read, and tables are plain text.
 """
 

@@ -35,5 +35,7 @@ def _decoded(file: BinaryIO, name: str) -> Iterator[str]:
         try:
             text = line.removesuffix(b"\n").removesuffix(b"\r").decode()
         except UnicodeDecodeError as error:
-            raise InferenceError(f"{name}, line {number}: this is not UTF-8 ({error.reason})") from error
+            raise InferenceError(
+                f"{name}, line {number}: this is not UTF-8 ({error.reason}); save the text as UTF-8"
+            ) from error
         yield text

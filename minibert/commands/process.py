@@ -23,7 +23,7 @@ SUCCESS, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 def run_command(command: Callable[[], int]) -> int:
     """Run a command, and print an error that the user can correct as one line on standard error.
 
-    Warnings are printed as one line, too. Other exceptions are mistakes of Mini-BERT and keep their traceback.
+    Warnings are printed as one line, too. Other exceptions are mistakes in Mini-BERT's code and keep their traceback.
 
     Args:
         command: does the work and returns the exit status.

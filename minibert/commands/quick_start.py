@@ -12,7 +12,7 @@ import sys
 
 from backends import Backend
 
-_FEW_CHARACTERS = 500  # so short a text is computed without SciPy in less time than importing SciPy takes
+_FEW_CHARACTERS = 500  # for a text this short, computing without SciPy is faster than importing SciPy
 
 
 def quick_backend(device: str, kernels: str, characters: int) -> Backend | str:

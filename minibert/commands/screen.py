@@ -44,7 +44,7 @@ def make_screen(console: Console) -> Screen:
 
 
 class PlainScreen(Screen):
-    """Shows a run as lines, for files and pipes. Reports are printed at most every few seconds."""
+    """Shows a run as lines, for files and pipes. It prints a report only if the last one is some seconds old."""
 
     _budget: Budget | None = None
     _elapsed = 0.0
@@ -58,11 +58,11 @@ class PlainScreen(Screen):
             self.message(f"{stage} ...")
 
     def begin(self, budget: Budget, step: int, elapsed: float) -> None:
-        """Remember the budget, for the time left."""
+        """Remember the budget, to compute the time left."""
         self._budget, self._elapsed = budget, elapsed
 
     def advance(self, step: int, elapsed: float) -> None:
-        """Remember the time, for the time left."""
+        """Remember the time, to compute the time left."""
         self._elapsed = elapsed
 
     def report(self, step: int, loss: float, tokens_per_second: float) -> None:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import IO, Any, TextIO, cast
 
-PIPE_CLOSED = 141  # the exit status that a shell shows for a program that was ended by a closed pipe
+PIPE_CLOSED = 141  # the exit status that a shell reports if a closed pipe ended a program
 
 
 def as_json(value: object, file: TextIO) -> str:

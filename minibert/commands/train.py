@@ -50,7 +50,10 @@ examples:
 
 
 def build_parser() -> Parser:
-    """Return the parser. An option that is not given stays out of its result, so that `--resume` knows what was."""
+    """Return the parser.
+
+    Options that are not given stay out of its result, so that `--resume` can tell which were given.
+    """
     parser = Parser(
         prog="train.py",
         description=_DESCRIPTION,

@@ -66,7 +66,7 @@ def list_parts(device: str, output: Path, steps: int, tests: Sequence[str], quic
     """Return the commands of the verification, in order.
 
     Args:
-        device: "cuda", "cuda:N", or "cpu" to try the verification itself.
+        device: "cuda", "cuda:N", or "cpu" to try out the verification without a GPU.
         output: the folder for the two trainings.
         steps: the number of steps of each training.
         tests: arguments for pytest; empty for the whole suite.
@@ -89,7 +89,7 @@ def list_parts(device: str, output: Path, steps: int, tests: Sequence[str], quic
 
 
 def check_modules() -> None:
-    """Check that the modules are installed which the tests need.
+    """Check that the modules that the tests need are installed.
 
     Raises:
         TrainingError: a module is missing; the message says how to install it.
@@ -121,7 +121,7 @@ def check_losses(output: Path) -> tuple[bool, str]:
         output: the folder with both trainings.
 
     Returns:
-        True if they agree within `LOSS_TOLERANCE`, and the finding in words.
+        (True if the losses agree within `LOSS_TOLERANCE`, the finding in words).
     """
     losses = []
     for name in ("device", "cpu"):
@@ -140,9 +140,9 @@ def format_report(description: str, results: Sequence[PartResult], losses: tuple
     """Return the report in Markdown: a table of what passed, and the end of each command's output.
 
     Args:
-        description: of the device.
-        results: of all parts.
-        losses: from `check_losses`.
+        description: the device in words.
+        results: the results of all parts.
+        losses: the finding of `check_losses`.
     """
     rows = [(result.part.name, result.passed, f"{result.seconds:.0f} s") for result in results]
     rows.append((f"the same losses on both devices (tolerance {LOSS_TOLERANCE})", *losses))
@@ -176,7 +176,7 @@ def build_parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 if all passed, 1 if not, 2 without a GPU or what the tests need."""
+    """Run the command and return its exit status: 0 if all passed, 1 if not, 2 if a GPU or a module is missing."""
     return run_command(lambda: _verify(arguments))
 
 

@@ -1,6 +1,6 @@
 """Turn text into batches of token ids, on the host, with NumPy.
 
-The way of a text, one file for each step:
+A text passes these steps; each step is one file:
 
 1. `corpus.py` finds the files, and yields their documents and sentences.
 2. `tokenizer.py` turns sentences into token ids (WordPiece).
@@ -9,7 +9,7 @@ The way of a text, one file for each step:
 5. `masking.py` chooses the tokens to predict and hides them.
 6. `batch_source.py` puts steps 4 and 5 together: the `Batch` of any training step.
 
-Side roads, which a first reader can skip:
+These helpers can be skipped at a first reading:
 
 - for `corpus.py`: `text_stream.py` decodes files into lines, `stdlib_text.py` is the corpus named `stdlib`;
 - for `tokenizer.py`: `tokenizer_files.py` checks the files on disk, `vocabulary.py` trains a new vocabulary;

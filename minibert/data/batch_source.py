@@ -159,7 +159,7 @@ class BatchSource:
 def evaluation_batches(
     sequences: Sequences, tokenizer: Tokenizer, rule: MaskingRule, batch_size: int, limit: int | None = None
 ) -> Iterator[Batch]:
-    """Yield the batches of an evaluation, which are always the same: order, masks and pairs depend on no seed.
+    """Yield the batches of an evaluation. They are always the same: order, masks and pairs depend on no seed.
 
     They do not depend on the batch size either. The last batch may be smaller than the others.
 
@@ -174,7 +174,7 @@ def evaluation_batches(
         ValueError: the batch size or the limit is below 1.
     """
     if batch_size < 1 or (limit is not None and limit < 1):
-        raise ValueError(f"an evaluation needs sequences; got batch size {batch_size} and limit {limit}")
+        raise ValueError(f"the batch size and the limit must be at least 1; got {batch_size} and {limit}")
     size = len(sequences)
     count = size if limit is None else min(limit, size)
     for start in range(0, count, batch_size):

@@ -107,7 +107,7 @@ class Corpus:
             try:
                 status = path.stat()
             except OSError as error:
-                raise DataError(f"{path} cannot be read any more: {error.strerror}") from error
+                raise DataError(f"{path} was found but can no longer be read: {error.strerror}") from error
             digest.update(repr((str(path), status.st_size, status.st_mtime_ns)).encode())
         if self.with_stdlib:
             digest.update(stdlib_fingerprint().encode())

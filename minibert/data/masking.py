@@ -20,7 +20,7 @@ from minibert.data.tokenizer import Tokenizer
 from minibert.random_bits import Stream, derive_key, random_bits
 
 _NEVER = np.iinfo(np.uint64).max  # a score that is sorted last in every order
-_CHOICE, _ACTION, _REPLACEMENT = range(3)  # the decision that random bits are drawn for
+_CHOICE, _ACTION, _REPLACEMENT = range(3)  # what random bits are drawn for: a part of the key
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def mask_tokens(
 
 
 def _count_predictions(maskable: npt.NDArray[np.int64], rule: MaskingRule) -> npt.NDArray[np.int64]:
-    """Return (B,) numbers of predictions for (B,) numbers of maskable tokens: at least 1 unless there are none."""
+    """Return the numbers of predictions (B,), given the numbers of maskable tokens (B,); at least 1 if there is any."""
     counts = np.maximum(np.rint(maskable * rule.probability).astype(np.int64), 1)
     if rule.max_predictions is not None:
         counts = np.minimum(counts, rule.max_predictions)
@@ -126,7 +126,7 @@ def _count_predictions(maskable: npt.NDArray[np.int64], rule: MaskingRule) -> np
 
 
 def _draw_order(bits: npt.NDArray[np.uint32], candidates: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Return (B, T) the columns of each row: candidates first, in random order, then all others."""
+    """Return the columns of each row, (B, T): candidates first, in random order, then all others."""
     scores = np.where(candidates, bits.astype(np.uint64), _NEVER)
     # A stable sort orders equal scores alike on every machine.
     order: npt.NDArray[np.int64] = np.argsort(scores, axis=1, kind="stable")
@@ -136,7 +136,7 @@ def _draw_order(bits: npt.NDArray[np.uint32], candidates: npt.NDArray[np.bool_])
 def _choose_tokens(
     bits: npt.NDArray[np.uint32], maskable: npt.NDArray[np.bool_], counts: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.bool_]:
-    """Return (B, T), True for exactly `counts` maskable tokens of each row; every such set is equally likely."""
+    """Return a mask (B, T), True for exactly `counts` maskable tokens of each row; every such set is equally likely."""
     ranks = np.arange(maskable.shape[1])
     chosen = np.zeros_like(maskable)
     np.put_along_axis(chosen, _draw_order(bits, maskable), ranks[None, :] < counts[:, None], axis=1)
@@ -149,7 +149,7 @@ def _choose_words(
     continues: npt.NDArray[np.bool_],
     counts: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.bool_]:
-    """Return (B, T), True for all pieces of the chosen words of each row.
+    """Return a mask (B, T), True for all pieces of the chosen words of each row.
 
     Words are considered in random order. A word is chosen if it still fits into the row's remaining number of
     predictions, which begins at `counts` (B,).

@@ -1,4 +1,4 @@
-"""Compute a random order of n things without storing it. A side road of `batch_source.py` and of fine-tuning.
+"""Compute a random order of n things without storing it. A helper of `batch_source.py` and of fine-tuning.
 
 An epoch visits every sequence once in random order. A shuffled array of numbers would cost 8 bytes per
 sequence and would have to be saved for an exact resume. Here the order is a function of the position and a
@@ -30,7 +30,7 @@ def permute(positions: npt.ArrayLike, size: int, key: Key) -> npt.NDArray[np.int
         key: from `derive_key`; another key gives another order.
 
     Returns:
-        int64, with the shape of `positions`. All positions from 0 to size - 1 together give every thing once.
+        int64, with the shape of `positions`. All positions from 0 to size - 1 together give every thing exactly once.
 
     Raises:
         ValueError: `size` is outside 1 to 2**62, or a position is outside `range(size)`.

@@ -1,4 +1,4 @@
-"""Make the next batches in a background thread while the model works on this one. A side road: it saves only time."""
+"""Make the next batches in a background thread while the model works on this one. This saves only time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The corpus named `stdlib`: the documentation inside Python's own standard library. A side road of `corpus.py`.
+"""The corpus named `stdlib`: the documentation inside Python's own standard library. A helper of `corpus.py`.
 
 It consists of the help topics of `pydoc` and the docstrings of the library's source files, each docstring
 once: about 2 MB of English that is present on every machine. The sources are parsed, never imported, so

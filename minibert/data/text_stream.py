@@ -1,4 +1,4 @@
-"""Decode the bytes of a file into lines of text. A side road: only `corpus.py` needs it.
+"""Decode the bytes of a file into lines of text. A helper of `corpus.py`.
 
 Plain, gzip and xz files are decoded chunk by chunk. `read_lines` can return a long line in pieces, so that even
 a file without a line break needs little memory. An error names the place in the file.

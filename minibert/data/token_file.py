@@ -136,8 +136,7 @@ def _open_tokens(folder: Path, vocab_size: int) -> TokenizedCorpus:
     """Map the files of a finished folder into memory.
 
     Raises:
-        DataError: a file is missing or not as it was written, for example after a disk failure or an
-            incomplete copy.
+        DataError: a file is missing or its content has changed, for example by a disk failure or an incomplete copy.
     """
 
     def damage(name: str, why: object) -> DataError:

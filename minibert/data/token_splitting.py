@@ -1,4 +1,4 @@
-"""Divide a tokenized corpus into a train split and an evaluation split. A side road: only `token_file.py` needs it.
+"""Divide a tokenized corpus into a train split and an evaluation split. A helper of `token_file.py`.
 
 The text alone decides what is held out for evaluation. The unit is a document or, if documents are long, a
 stretch of one. Every unit has a fixed random number; the units with the smallest numbers are held out until
@@ -99,7 +99,7 @@ def _read_chunks(sentences: npt.NDArray[np.void]) -> Iterator[npt.NDArray[np.voi
 
 
 def _draw_buckets(sentences: npt.NDArray[np.void], stretch: int) -> npt.NDArray[np.uint32]:
-    """Return (n,) for each sentence the upper 16 bits of its unit's random number."""
+    """Return the upper 16 bits of the random number of each sentence's unit: (n,)."""
     documents = (sentences["document"] & 0xFFFFFFFF).astype(np.uint32)
     stretches = (sentences["position"] // stretch & 0xFFFFFFFF).astype(np.uint32)
     document_bits = random_bits(documents, derive_key(0, Stream.SPLIT, 0, 0))

@@ -289,7 +289,7 @@ def _is_bert_tokenizer(backend: tokenizers.Tokenizer) -> bool:
 
 @contextmanager
 def _check_unicode(*texts: str) -> Iterator[None]:
-    """Explain the library's error if a text holds half a surrogate pair; the library only says that it is no string.
+    """Explain the library's error if a text holds half a surrogate pair. The library says only that it is no string.
 
     Raises:
         DataError: a text is not Unicode; the message gives the place.
@@ -302,7 +302,9 @@ def _check_unicode(*texts: str) -> Iterator[None]:
                 text.encode()
             except UnicodeEncodeError as why:
                 here = text[max(0, why.start - 10) : why.start + 10]
-                raise DataError(f"this is not Unicode text: {here!r}, at character {why.start}") from error
+                raise DataError(
+                    f"this is not Unicode text: {here!r}, at character {why.start}; remove that character"
+                ) from error
         raise
 
 

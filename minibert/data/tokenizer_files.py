@@ -1,6 +1,6 @@
-"""Read and check the files of a tokenizer on disk. A side road: only `tokenizer.py` needs it.
+"""Read and check the files of a tokenizer on disk. A helper of `tokenizer.py`.
 
-It knows the files' names and fields, which file wins if two contradict each other, and the errors to report.
+This module knows the names and fields of the files, and which file counts if two contradict each other.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def read_added_tokens(path: Path) -> dict[str, int]:
     """
     tokens = read_json(path)
     if wrong := [token for token, id_ in tokens.items() if type(id_) is not int]:
-        raise DataError(f"{path}: the id of {wrong[0]!r} is no whole number")
+        raise DataError(f"{path}: the id of {wrong[0]!r} must be a whole number")
     return dict(sorted(tokens.items(), key=lambda entry: entry[1]))
 
 
@@ -92,9 +92,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
+        raise DataError(f"{path} is not valid JSON ({error}); download or write it again") from error
     if not isinstance(content, dict):
-        raise DataError(f"{path} holds a {type(content).__name__} where an object belongs")
+        raise DataError(f"{path} must hold a JSON object, not a {type(content).__name__}")
     return content
 
 
@@ -138,8 +138,8 @@ def apply_config(folder: Path, backend: tokenizers.Tokenizer, config: Mapping[st
     """Normalize text as tokenizer_config.json says, even if tokenizer.json says otherwise, as in Hugging Face.
 
     Raises:
-        DataError: tokenizer_config.json lacks a field, and the field's default contradicts tokenizer.json. Hugging
-            Face takes the default, which is hardly intended: a cased vocabulary would get lower-cased text.
+        DataError: tokenizer_config.json lacks a field, and the field's default contradicts tokenizer.json. Hugging Face
+            takes the default, which is probably a mistake: a cased vocabulary would get lower-cased text.
     """
     options = read_normalizer(backend)
     if not options:
@@ -159,7 +159,7 @@ def apply_config(folder: Path, backend: tokenizers.Tokenizer, config: Mapping[st
 
 
 def _effect(options: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return (lowercase, strip accents, handle Chinese); without a setting, accents are stripped if lowercasing."""
+    """Return (lowercase, strip accents, handle Chinese). If strip_accents is not set, it is the same as lowercase."""
     strip = options["lowercase"] if options["strip_accents"] is None else options["strip_accents"]
     return options["lowercase"], strip, options["handle_chinese_chars"]
 
@@ -187,7 +187,7 @@ def read_normalizer(backend: tokenizers.Tokenizer) -> dict[str, Any]:
 
 
 def read_part(part: Any) -> dict[str, Any]:
-    """Return the fields that tokenizer.json has for a part of the tokenizer; empty if the part is None."""
+    """Return the fields that tokenizer.json has for a part of the tokenizer; no fields if the part is None."""
     return {} if part is None else dict(json.loads(part.__getstate__()))
 
 

@@ -1,4 +1,4 @@
-"""Train a WordPiece vocabulary that is the same on every run. A side road: needed once for each new corpus.
+"""Train a WordPiece vocabulary that is the same on every run; needed once for each new corpus.
 
 The `tokenizers` library counts pairs of word pieces and merges the most frequent pair, as was done for BERT's
 vocabularies (Wu et al., "Google's neural machine translation system", 2016, section 4.1). Among equally

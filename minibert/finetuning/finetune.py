@@ -26,7 +26,7 @@ _TRAINING = "the training"  # the heading of these options in --help
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How to fine-tune. Every field is an option of `scripts/finetune.py`, declared here.
+    """The settings of a fine-tuning. Every field is an option of `scripts/finetune.py`, declared here.
 
     Raises:
         TrainingError: a value is not accepted; the message names the option.
@@ -95,8 +95,8 @@ class Epoch:
     """The results of one epoch.
 
     Attributes:
-        number: of the epoch, from 1.
-        training_loss: the mean over all training texts, in nats.
+        number: the number of the epoch, from 1.
+        training_loss: the mean loss of all training texts, in nats.
         evaluation: the scores on the evaluation texts after the epoch.
     """
 
@@ -107,7 +107,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class FineTuningResult:
-    """How a fine-tuning ended.
+    """The result of a fine-tuning.
 
     Attributes:
         best: the epoch with the lowest evaluation loss; None if the first epoch was interrupted.
@@ -120,7 +120,7 @@ class FineTuningResult:
 
 @dataclass(frozen=True)
 class _EncodedTexts:
-    """n labelled texts as tokens.
+    """The tokens of n labelled texts, and their classes.
 
     Attributes:
         texts: n texts.
@@ -142,16 +142,18 @@ def finetune(
     """Train the classifier in place, and leave it with the parameters of its best epoch.
 
     Args:
-        classifier: to train. Its config says how much dropout there is, and the seed of its model draws it.
-        train: texts to train on.
-        evaluation: texts that decide which epoch is the best, and when to stop.
+        classifier: the classifier to train. Its config has the dropout probabilities; the seed of its model decides the
+            dropout masks.
+        train: the texts to train on.
+        evaluation: the texts that decide which epoch is the best, and when to stop.
         settings: how to train.
         report: called after every epoch.
-        interrupted: asked before every step. True ends the training, and the current epoch does not count.
+        interrupted: called before every step. If it returns True, the training ends and the current epoch does not
+            count.
 
     Returns:
-        The best epoch, and whether the training was interrupted. Without a finished epoch, the parameters are
-        those of the beginning.
+        The best epoch, and whether the training was interrupted. Without a finished epoch, the parameters stay as they
+        were at the beginning.
 
     Raises:
         TrainingError: an evaluation text has a label that no training text has.
@@ -183,7 +185,7 @@ def check_labels(labels: Sequence[str], evaluation: Sequence[LabelledText]) -> N
     """Refuse evaluation texts with a label that the classifier does not know.
 
     Raises:
-        TrainingError: names the label.
+        TrainingError: an evaluation text has such a label; the message names it.
     """
     if unknown := sorted({example.label for example in evaluation} - set(labels)):
         raise TrainingError(f"the classifier does not know the label {unknown[0]!r}: no training text has it")

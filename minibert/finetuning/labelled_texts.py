@@ -31,7 +31,7 @@ def read_labelled_texts(
     """Read all rows of a `.csv` file (the first line holds the column names) or a `.jsonl` file (one object a line).
 
     Args:
-        path: of a UTF-8 file.
+        path: a UTF-8 file.
         text_column: the name of the column, or JSON field, with the text.
         label_column: the column with the name of the class.
         text_pair_column: the column with a second text; None for single texts.
@@ -41,12 +41,13 @@ def read_labelled_texts(
 
     Raises:
         TrainingError: the file is neither CSV nor JSON lines, has no rows, or has a row in which one of the columns is
-            missing, empty, a list or an object, or the number of fields is wrong; names file and line.
+            missing, empty, a list or an object, or the number of fields is wrong. The message names the file and the
+            line.
         OSError: the file cannot be read.
     """
     readers = {".csv": _csv_rows, ".jsonl": _json_rows}
     if path.suffix not in readers:
-        raise TrainingError(f"{path}: labelled texts are read from .csv and .jsonl files")
+        raise TrainingError(f"{path}: labelled texts must be in a .csv or .jsonl file")
     columns = [text_column, label_column] + ([text_pair_column] if text_pair_column else [])
     examples = []
     try:
@@ -56,7 +57,7 @@ def read_labelled_texts(
     except UnicodeDecodeError as error:
         raise TrainingError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
     if not examples:
-        raise TrainingError(f"{path} has no rows")
+        raise TrainingError(f"{path} has no rows; give a file with labelled texts")
     return examples
 
 
@@ -64,7 +65,7 @@ def _cell(row: Mapping[str, Any], column: str, place: str) -> str:
     """Return the text in a column of a row.
 
     Raises:
-        TrainingError: the column is missing, empty, a list or an object; names the place.
+        TrainingError: the column is missing, empty, a list or an object; the message names the place.
     """
     if column not in row:
         names = ", ".join(map(repr, row))
@@ -134,7 +135,7 @@ def labels_of(examples: Sequence[LabelledText]) -> list[str]:
     """Return the names of the classes, sorted: by value if all of them are numbers, otherwise as texts.
 
     Raises:
-        TrainingError: fewer than two classes.
+        TrainingError: there are fewer than two classes.
     """
     labels = sorted({example.label for example in examples})
     if all(label.isdecimal() for label in labels):

@@ -55,10 +55,10 @@ class TextClassifier:
     """Turns texts into probabilities of classes.
 
     Args:
-        model: with a classifier.
-        tokenizer: of the same model.
-        max_length: the most tokens that are read of a text or of a pair, special tokens included; None for what the
-            tokenizer's files say. It is lowered to the model's `max_position_embeddings` where that is less.
+        model: a BERT with a classifier.
+        tokenizer: the model's tokenizer.
+        max_length: the most tokens that are read of a text or of a pair, special tokens included; None for the limit in
+            the tokenizer's files. It never exceeds the model's `max_position_embeddings`.
 
     Raises:
         TrainingError: `max_length` leaves no room for a text.
@@ -79,9 +79,9 @@ class TextClassifier:
         """Load a fine-tuned classifier.
 
         Args:
-            folder: in Hugging Face's format, with the tokenizer.
+            folder: a folder in Hugging Face's format, with a model and its tokenizer.
             device: where to compute.
-            kernels: as for `MiniBERT`.
+            kernels: "auto" or "reference", as for `MiniBERT`.
 
         Raises:
             TrainingError: the folder cannot be loaded, or its model has no classifier that predicts one label a text.

@@ -20,9 +20,9 @@ from minibert.huggingface.tensor_files import read_json
 CONFIG_FILE = "config.json"
 CLASSIFIER = "BertForSequenceClassification"
 
-_DEFAULTS = {"num_attention_heads": 12, "intermediate_size": 3072}  # of transformers, where Mini-BERT's differ
+_DEFAULTS = {"num_attention_heads": 12, "intermediate_size": 3072}  # where transformers' defaults differ
 _ONLY_VALUES = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
-_OTHER_NAMES = {"gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_new"}  # of the same activations
+_OTHER_NAMES = {"gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_new"}  # other names of the same activations
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class ConfigFile:
         """Read the `config.json` of a folder.
 
         Raises:
-            PretrainedError: the file is missing or damaged, or describes no BERT, or one that Mini-BERT cannot compute
-                exactly.
+            PretrainedError: the file is missing or damaged, does not describe a BERT, or describes a BERT that
+                Mini-BERT cannot compute exactly.
         """
         path = folder / CONFIG_FILE
         if not path.exists() and before_save(path).exists():
@@ -92,7 +92,7 @@ class ConfigFile:
                 raise PretrainedError(f"{self.path}: num_labels must be an integer of at least 1, not {count!r}")
             labels = tuple(f"LABEL_{number}" for number in range(count))
         elif not isinstance(named, dict) or set(named) != {str(number) for number in range(len(named))}:
-            raise PretrainedError(f"{self.path}: id2label must name the classes 0 to C - 1, not {named!r}")
+            raise PretrainedError(f"{self.path}: id2label must number the classes 0, 1, 2, ..., not {named!r}")
         else:
             labels = tuple(str(named[str(number)]) for number in range(len(named)))
         try:

@@ -70,12 +70,13 @@ class PretrainedWarning(UserWarning):
 class PretrainedModel:
     """A BERT in a folder: config and names are read and checked, the tensors are not copied yet.
 
-    The weights are copied once, from the mapped file to the arrays of the model, so the model is made in between.
+    The weights are copied only once, from the mapped file into the arrays of the model. The caller makes the model
+    between reading and copying.
 
     Attributes:
         config: the sizes, and the classes of the classifier.
         heads: the heads of the model, from `minibert.parameters.HEADS`.
-        absent_heads: those of the heads that the folder lacks; `copy_into` draws them at random.
+        absent_heads: the heads that the folder lacks; `copy_into` draws them at random.
         tensors: the stored tensors, by their stored names.
         sources: the name of a parameter -> the stored name of its tensor. Absent heads have none.
         messages: what the user should know about tensors that are missing or not used.
@@ -98,14 +99,15 @@ class PretrainedModel:
         """Read the config of a folder and find the tensor of every parameter.
 
         Args:
-            folder: with `config.json` and `model.safetensors` (or its shards and their index).
+            folder: a folder with `config.json` and `model.safetensors` (or its shards and their index).
             heads: the heads to have; None: pooler and classifier of a `BertForSequenceClassification`, otherwise
                 the pretraining heads.
             labels: the classes of a new classifier, which replaces a stored one with other labels.
 
         Raises:
             NoClassifierError: a classifier without labels is asked for, and the folder has none.
-            PretrainedError: the folder holds no BERT, is damaged, or contradicts itself; names file and tensor.
+            PretrainedError: the folder holds no BERT, is damaged, or contradicts itself. The message names file and
+                tensor.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -133,13 +135,14 @@ class PretrainedModel:
         """Copy the stored tensors into a model's parameters, and draw those of absent heads at random.
 
         Args:
-            parameters: of a model with this config and these heads, all zero; the tensors are converted to its dtype.
+            parameters: the parameters of a model with this config and these heads, all zero. The tensors are converted
+                to their dtype.
             backend: where the parameters live.
-            seed: of the parameters that are drawn.
+            seed: decides the parameters that are drawn.
 
         Raises:
-            PretrainedError: a tensor has another shape or dtype than the model needs, contradicts another tensor,
-                or holds NaN or infinities; names file and tensor.
+            PretrainedError: a tensor has another shape or dtype than the model needs, contradicts another tensor, or
+                holds NaN or infinities. The message names file and tensor.
         """
         initialise(parameters, self.config, backend, seed, names=parameters.keys() - self.sources.keys())
         for name, source in self.sources.items():
@@ -155,7 +158,7 @@ class PretrainedModel:
         """Issue the messages as warnings.
 
         Args:
-            stacklevel: as for `warnings.warn` called in the place of this method.
+            stacklevel: the value that `warnings.warn` would need in the place where this method is called.
 
         Warns:
             PretrainedWarning: one for each message.
@@ -171,7 +174,7 @@ class PretrainedModel:
             )
 
     def _check_decoder(self) -> None:
-        """Refuse a decoder of its own: in BERT its weight is the token embeddings, and it has one bias."""
+        """Refuse a decoder that is not tied: its weight must equal the token embeddings, and it has one bias."""
         stored = {current_name(name): name for name in self.tensors}
         for second, first in (
             (DECODER_WEIGHT, hugging_face_name("token_embeddings")),
@@ -198,7 +201,7 @@ class PretrainedModel:
 
 
 def _stored_names(tensors: StoredTensors) -> dict[str, str]:
-    """Return current name -> the name that the tensor is stored under.
+    """Return a mapping from the current name of each tensor to its stored name.
 
     Raises:
         PretrainedError: one parameter is stored under two names, with different values.
@@ -222,7 +225,7 @@ def _check_layers(config: MiniBERTConfig, tensors: StoredTensors, stored: Mappin
     """Refuse tensors of layers that the config does not have.
 
     Raises:
-        PretrainedError: names the tensor.
+        PretrainedError: there is such a tensor; the message names it.
     """
     for current, name in stored.items():
         number = layer_number(current)
@@ -237,7 +240,7 @@ def _check_layers(config: MiniBERTConfig, tensors: StoredTensors, stored: Mappin
 def _config_with_classes(
     file: ConfigFile, stored: Mapping[str, str], labels: Sequence[str] | None
 ) -> tuple[MiniBERTConfig, bool]:
-    """Return the config with the classes of the model, and True if the stored classifier tells these apart."""
+    """Return the config with the classes of the model, and True if the stored classifier has exactly these classes."""
     has_classifier = _has_sequence_classifier(file.architectures, stored)
     config = file.with_classes() if has_classifier else file.config
     if labels is None or tuple(labels) == config.labels:
@@ -248,8 +251,8 @@ def _config_with_classes(
 def _has_sequence_classifier(architectures: Sequence[str], stored: Collection[str]) -> bool:
     """Return True if the stored classifier classifies whole sequences.
 
-    Token classifiers use the same tensor names, so the architecture decides. Where the config names none, a
-    classifier with a pooler counts: a token classifier has no pooler.
+    Token classifiers use the same tensor names, so the architecture decides. If the config names no architecture, the
+    pooler decides: a token classifier has none.
     """
     if architectures:
         return any(name.endswith(CLASSIFIER) for name in architectures)
@@ -260,7 +263,7 @@ def _chosen_heads(folder: Path, config: MiniBERTConfig, heads: Iterable[str] | N
     """Return the heads that are asked for, or those that the folder suggests.
 
     Raises:
-        NoClassifierError: a classifier without classes.
+        NoClassifierError: a classifier is asked for, but its classes are not known.
     """
     if heads is None:
         return CLASSIFICATION_HEADS if config.labels else PRETRAINING_HEADS
@@ -276,7 +279,7 @@ def _shapes(folder: Path, config: MiniBERTConfig, heads: tuple[str, ...]) -> Map
     """Return the names and shapes of the model's parameters.
 
     Raises:
-        PretrainedError: heads that do not go together.
+        PretrainedError: the heads do not go together.
     """
     try:
         return Layout.of(config, heads).shapes
@@ -297,7 +300,7 @@ def _sources(names: Iterable[str], stored: Mapping[str, str], use_classifier: bo
 
 
 def _absent_heads(names: Iterable[str], sources: Collection[str]) -> tuple[str, ...]:
-    """Return the heads without any stored parameter. A head that is stored in part is damage instead."""
+    """Return the heads without any stored parameter. A head that is stored in part means a damaged folder."""
     wanted = {head_of(name) for name in names}
     found = {head_of(name) for name in sources}
     return tuple(head for head in HEADS if head in wanted - found)
@@ -309,7 +312,7 @@ def _check_complete(
     """Refuse a folder that lacks a parameter of the encoder, or a part of a head.
 
     Raises:
-        PretrainedError: names the first missing tensor.
+        PretrainedError: a tensor is missing; the message names the first one.
     """
     missing = sorted(name for name in names if name not in sources and head_of(name) not in absent_heads)
     if missing:
@@ -320,7 +323,7 @@ def _check_complete(
 
 
 def _unknown_tensors(config: MiniBERTConfig, stored: Mapping[str, str], *, knows_classifier: bool) -> list[str]:
-    """Return the stored names of tensors that belong to no head of BERT, whichever heads are asked for."""
+    """Return the stored names of tensors that belong neither to the encoder nor to any head that BERT can have."""
     with_classes = config if config.labels else dataclasses.replace(config, labels=("any",))
     names = [
         name for name in Layout.of(with_classes, HEADS).shapes if knows_classifier or head_of(name) != "classifier"
@@ -362,17 +365,17 @@ def write_pretrained(
     The architecture in the config follows from the heads: `BertForPreTraining` with all pretraining heads,
     `BertForSequenceClassification` with a classifier, and so on.
 
-    Both files are written beside their places and renamed into them when both are on the disk, so a full disk or
-    a crash leaves the old model whole. The shards of an old model and their index are removed after that. The
-    tokenizer has files of its own, which `minibert.data.Tokenizer.save` writes.
+    Both files are first written under temporary names, and renamed when both are on the disk. So a full disk or a crash
+    leaves the old model whole. Then the shards of an old model and their index are removed. The tokenizer has files of
+    its own, which `minibert.data.Tokenizer.save` writes.
 
-    Where `config.json` changes, the folder has none between the two renames. A crash at that moment leaves a folder
-    that is refused, never new weights with old labels.
+    If `config.json` changes, the folder has no `config.json` between the two renames. A crash at that moment leaves a
+    folder that Mini-BERT refuses, never new weights beside old labels.
 
     Args:
         folder: where to write.
-        config: of the model.
-        heads: of the model.
+        config: the model's config.
+        heads: the model's heads.
         parameters: Mini-BERT's name -> array on the host.
         dtype: "float32" or "float64", the dtype of the arrays.
 

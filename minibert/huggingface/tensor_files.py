@@ -122,7 +122,7 @@ class StoredTensors(Mapping[str, Array]):
             for name, file in weight_map.items():
                 if Path(str(file)).name != file:
                     raise PretrainedError(
-                        f"{self.listing}: {name} is said to be in {file!r}; shards must lie in the folder"
+                        f"{self.listing}: {name} is said to be in {file!r}; all shards must lie in the folder itself"
                     )
             self._files: dict[str, Path] = {name: folder / file for name, file in weight_map.items()}
             return

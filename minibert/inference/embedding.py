@@ -36,7 +36,7 @@ class SentenceEmbedder:
 
     Args:
         model: any BERT; its heads are not used.
-        tokenizer: of the same model.
+        tokenizer: the model's tokenizer.
         pooling: how hidden states become a vector; the mean of all tokens if None.
         batch_tokens: the most tokens of a batch, padding included.
 
@@ -81,11 +81,11 @@ class SentenceEmbedder:
         """Load an embedder from a folder of Mini-BERT, Hugging Face or sentence-transformers.
 
         Args:
-            folder: with the model and its tokenizer.
+            folder: a folder with the model and its tokenizer.
             device: where to compute.
-            kernels: as for `MiniBERT`.
-            pooling: "mean" or "cls"; None for what the folder's files say.
-            normalize: True for vectors of length 1; None for what the folder's files say.
+            kernels: "auto" or "reference", as for `MiniBERT`.
+            pooling: "mean" or "cls"; None to follow the folder's files.
+            normalize: True for vectors of length 1; None to follow the folder's files.
             batch_tokens: as for the class; None for `BATCH_TOKENS`.
 
         Raises:
@@ -159,7 +159,7 @@ def _check_finite(vectors: npt.NDArray[np.float32], texts: Sequence[str]) -> Non
     """Refuse vectors with NaN or infinities.
 
     Raises:
-        InferenceError: names the first text with such a vector.
+        InferenceError: there is such a vector; the message names its text.
     """
     finite = np.isfinite(vectors).all(axis=1)  # (n,)
     if not finite.all():

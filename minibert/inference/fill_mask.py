@@ -15,7 +15,7 @@ from minibert.ops import stable_softmax
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token that could stand at a mask, and its probability by the model."""
+    """A candidate for a mask: a token, and the probability that the model gives it."""
 
     token: str
     probability: float
@@ -25,9 +25,9 @@ def fill_mask(model: MiniBERT, tokenizer: Tokenizer, text: str, top: int = 5) ->
     """Return the most probable tokens for every [MASK] of a text.
 
     Args:
-        model: with a trained masked-language-model head.
-        tokenizer: of the same model.
-        text: with at least one [MASK]; each is predicted independently of the others.
+        model: a model with a trained masked-language-model head.
+        tokenizer: the model's tokenizer.
+        text: a text with at least one [MASK]; each is predicted independently of the others.
         top: the number of candidates for each mask.
 
     Returns:
@@ -50,7 +50,7 @@ def fill_mask(model: MiniBERT, tokenizer: Tokenizer, text: str, top: int = 5) ->
 
 
 def fill_ids(model: MiniBERT, tokenizer: Tokenizer, ids: Sequence[int], top: int) -> list[list[Candidate]]:
-    """Do what `fill_mask` does for token ids, which include [CLS] and [SEP]."""
+    """Return the same as `fill_mask` for a text that is given as token ids, [CLS] and [SEP] included."""
     if top < 1:
         raise TrainingError(f"the number of candidates must be at least 1, not {top}")
     positions = np.flatnonzero(np.asarray(ids) == tokenizer.mask_id)  # (M,)

@@ -30,18 +30,18 @@ def load_model(
     """Load the model and the tokenizer of a run's output folder, or of any folder in Hugging Face's format.
 
     Args:
-        folder: with config.json, model.safetensors and vocab.txt or tokenizer.json.
+        folder: a folder with config.json, model.safetensors and vocab.txt or tokenizer.json.
         device: where to compute.
         dtype: "float32" or "float64".
-        kernels: as for `MiniBERT`.
+        kernels: "auto" or "reference", as for `MiniBERT`.
         heads: the heads to load.
         labels: the classes of a new classifier.
-        seed: of a new classifier, and of dropout.
+        seed: decides the parameters of a new classifier, and dropout.
 
     Raises:
-        TrainingError: the folder is missing or has no model, perhaps because its run is not finished; the model lacks
-            the masked-language-model head or the labels of a classifier, and the head is asked for; the vocabulary is
-            missing or belongs to another model.
+        TrainingError: the folder is missing or has no model, perhaps because its run is not finished; a
+            masked-language-model head is asked for and missing, or a classifier is asked for and has no labels; the
+            vocabulary is missing or belongs to another model.
         BackendError: this machine does not have the device.
     """
     if not folder.is_dir():
@@ -49,7 +49,7 @@ def load_model(
     if not (folder / CONFIG_FILE).exists():
         _check_run_is_finished(folder)
     with explained(), warnings.catch_warnings():
-        # without the head for masked words there is an error below, so the warning that it is random says too much
+        # no warning that the head for masked words is random: if it is missing, an error follows below
         warnings.filterwarnings("ignore", message=".* has no masked-language-model head", category=PretrainedWarning)
         tokenizer = Tokenizer.load(folder)
         model = MiniBERT.from_pretrained(
@@ -67,7 +67,7 @@ def _check_run_is_finished(folder: Path) -> None:
     """Refuse a folder without a model in which a run is under way or was interrupted.
 
     Raises:
-        TrainingError: says how to get a model.
+        TrainingError: the folder holds such a run; the message says how to get a model.
     """
     # loaded only for an error, since commands that use a model should start fast
     from minibert.training.output_folder import FolderState, folder_state

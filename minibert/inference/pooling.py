@@ -25,10 +25,11 @@ _POOLING_OF_FLAG = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token"
 
 @dataclass(frozen=True)
 class SentencePooling:
-    """How a text becomes a vector.
+    """The settings by which the hidden states of a text become one vector.
 
     Attributes:
-        pooling: "mean" for the mean of all hidden states ([CLS] and [SEP] included), "cls" for that of [CLS] alone.
+        pooling: "mean" for the mean of all hidden states ([CLS] and [SEP] included), "cls" for the hidden state of
+            [CLS] alone.
         normalize: True to divide the vector by its Euclidean length.
         max_length: the most tokens that are read of a text, [CLS] and [SEP] included; None for as many as the
             tokenizer's files and the model allow.
@@ -36,7 +37,7 @@ class SentencePooling:
         prompt: put before every text; its tokens are pooled like the tokens of the text.
 
     Raises:
-        InferenceError: another pooling, or a `max_length` without room for a text.
+        InferenceError: `pooling` is neither of these, or `max_length` leaves no room for a text.
     """
 
     pooling: str = "mean"
@@ -53,10 +54,10 @@ class SentencePooling:
 
     @classmethod
     def read(cls, folder: Path) -> SentencePooling:
-        """Read the pooling of a folder; the defaults of the class if the folder does not describe any.
+        """Read the pooling that a folder describes; if it describes none, return the defaults of the class.
 
         Raises:
-            InferenceError, PretrainedError: a step that Mini-BERT does not compute, or a damaged file.
+            InferenceError, PretrainedError: there is a step that Mini-BERT does not compute, or a file is damaged.
         """
         path = folder / _MODULES_FILE
         if not path.exists():
@@ -77,7 +78,7 @@ class SentencePooling:
 
 
 def _modules(path: Path) -> list[dict[str, Any]]:
-    """Return the steps in `modules.json`, which is a list and so nothing for `read_json`."""
+    """Return the steps in `modules.json`. The file holds a list, so `read_json` cannot read it."""
     try:
         modules = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -116,7 +117,7 @@ def _pooling(path: Path, prompt: str) -> str:
     """Return "mean" or "cls", as the `config.json` of a pooling step says.
 
     Raises:
-        InferenceError: another pooling, several at once, or one that leaves out the tokens of the prompt.
+        InferenceError: the pooling is neither of these, is a combination, or leaves out the tokens of the prompt.
     """
     content = read_json(path)
     if prompt and content.get("include_prompt", True) is not True:

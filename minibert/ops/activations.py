@@ -1,7 +1,7 @@
 """The activations of the feed-forward layer, each with the bias before it, and their gradients.
 
-The backward functions return y beside dx. y is as large as x, the largest array of a layer, and cheap to compute
-again from the parts that the gradient needs anyway. So the forward pass need not keep y. The names are those of
+The backward functions return y beside dx. Like x, y is the largest array of a layer. It is cheap to compute again from
+the parts that the gradient needs anyway, so the forward pass need not keep it. The names are those of
 docs/gradients.md, section "Activations".
 """
 

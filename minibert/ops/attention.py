@@ -1,4 +1,4 @@
-"""Multi-head attention between its projections, and its gradient.
+"""Multi-head attention, without the projections before and after it, and its gradient.
 
 The names are those of docs/gradients.md, section "Attention". Two kinds of mask meet here: `layout.mask` is added to
 the scores, and `weights_dropout_mask` multiplies the weights.
@@ -18,11 +18,12 @@ from minibert.rows import Rows, from_slots, to_slots
 
 @dataclass(frozen=True)
 class AttentionLayout:
-    """Which queries may attend to which keys.
+    """The layout of an attention: which queries may attend to which keys.
 
     Attributes:
         queries: which sequence and slot each row of the queries belongs to; B sequences of Q slots.
-        keys: the same for keys and values; B sequences of T slots, where slot = position.
+        keys: which sequence and slot each row of the keys and values belongs to; B sequences of T slots, slot =
+            position.
         mask: (B, 1, 1, T), added to the scores: 0 for a token, twice the negative `score_bound` for padding. None if
             there is no padding.
         attention_heads: A.
@@ -85,8 +86,8 @@ def attention_weights(backend: Backend, queries: Array, keys: Array, layout: Att
 def _weights_dropout_mask(backend: Backend, weights: Array, layout: AttentionLayout, dropout: Dropout) -> Array:
     """Return the dropout mask (B, A, Q, T) of the weights.
 
-    A row of random bits belongs to one query and attention head, and is numbered query's number * A + attention head.
-    A column belongs to one key.
+    A row of random bits belongs to one query and attention head; its number is (number of the query) * A + attention
+    head. A column belongs to one key.
     """
     xp = backend.xp
     _, attention_heads, _, keys = weights.shape
@@ -113,7 +114,7 @@ def attention_forward(
         keys: (N, H) rows; may be a strided view.
         values: (N, H) rows; may be a strided view.
         layout: see `AttentionLayout`.
-        dropout: of the attention weights, with the numbers of the query rows; or None.
+        dropout: the dropout of the attention weights, with the numbers of the query rows; or None.
 
     Returns:
         context (Nq, H), and what the backward pass needs: here the weights (B, A, Q, T); a twin may keep less.
@@ -146,8 +147,8 @@ def attention_backward(
         backend: where the arrays live.
         dcontext: (Nq, H).
         queries: (Nq, H) rows, as in the forward pass.
-        keys: (N, H) rows, likewise.
-        values: (N, H) rows, likewise.
+        keys: (N, H) rows, as in the forward pass.
+        values: (N, H) rows, as in the forward pass.
         saved: the second result of `attention_forward`.
         layout: as in the forward pass.
         dropout: as in the forward pass.

@@ -1,4 +1,4 @@
-"""Dropout from counted random bits.
+"""Dropout, whose random bits come from a counter.
 
 The names are those of docs/gradients.md, section "Dropout".
 """
@@ -20,7 +20,7 @@ class Dropout:
 
     Attributes:
         probability: p, the probability that an element is dropped, 0 < p < 1.
-        key: what the random bits depend on besides the element; see `minibert.random_bits.derive_key`.
+        key: the key of the random bits, from `minibert.random_bits.derive_key`.
         row_numbers: (N,) uint32, the number of each row: which token of which sequence of the step the row is.
     """
 
@@ -53,6 +53,6 @@ def dropout_forward(backend: Backend, x: Array, dropout: Dropout | None) -> Arra
 
 
 def dropout_backward(backend: Backend, dy: Array, dropout: Dropout | None) -> Array:
-    """Return dx = dy * dropout_mask (N, H): the mask does not depend on x, so the gradient is dropped out likewise."""
+    """Return dx = dy * dropout_mask (N, H): the mask does not depend on x, so the gradient gets the same mask."""
     # y = x * dropout_mask
     return dropout_forward(backend, dy, dropout)

@@ -1,4 +1,4 @@
-"""Looking up rows of tables, and its gradient, the scatter-add.
+"""Look up rows of embedding tables; the gradient of a look-up is a scatter-add.
 
 The names are those of docs/gradients.md, section "The tied decoder and the embeddings".
 """

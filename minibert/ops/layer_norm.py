@@ -75,7 +75,7 @@ def dropout_add_layer_norm_forward(
         weight: (H,), the layer norm's gain.
         norm_bias: (H,), the layer norm's bias.
         eps: added to the variance.
-        dropout: or None.
+        dropout: the dropout of x + bias, or None.
 
     Returns:
         y (N, H). For the backward pass: total (N, H), which is the input of the layer norm, and the statistics of the

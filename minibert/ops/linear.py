@@ -33,7 +33,7 @@ def linear_backward(
     dbias: Array | None = None,
     add_to: Array | None = None,
 ) -> Array:
-    """Write dweight (out, in) and dbias (out,) and return dx (N, in): the two functions below in one."""
+    """Write dweight (out, in) and dbias (out,), and return dx (N, in): call the two functions below."""
     linear_backward_weight(backend, dy, x, dweight, dbias)
     return linear_backward_input(backend, dy, weight, add_to)
 
@@ -50,7 +50,7 @@ def linear_backward_input(backend: Backend, dy: Array, weight: Array, add_to: Ar
     """Return dx (N, in) for dy (N, out).
 
     `add_to` (N, in) is another part of the gradient of x. If it is given, dx is added to it in place, and `add_to` is
-    returned. Twins let the matrix product accumulate, at no extra cost.
+    returned. In twins the matrix product itself does the addition, at no extra cost.
     """
     # y = x @ weight.T + bias
     dx = dy @ weight  # (N, in)

@@ -15,9 +15,9 @@ def stable_softmax(x: Array, axis: int = -1) -> Array:
     """Return y = exp(x) / sum(exp(x)) along an axis, finite for every x but NaN.
 
     This is the only softmax in Mini-BERT. The maximum is subtracted first, so that no exponential overflows. Scores of
-    minus infinity (or below the negative `score_bound`) get a weight of exactly zero. Where all scores are so low, as
-    in a fully masked row, all weights are zero. Scores of infinity (or above the bound) share the weight. NaN stays
-    NaN, so that it is noticed.
+    minus infinity (or below the negative `score_bound`) get a weight of exactly zero. If all scores are that low, as in
+    a fully masked row, all weights are zero. Scores of infinity (or above the bound) share the weight. NaN stays NaN,
+    so that it is noticed.
 
     Args:
         x: any shape, floating-point; not changed.
@@ -27,7 +27,7 @@ def stable_softmax(x: Array, axis: int = -1) -> Array:
         y, of the shape and dtype of `x`.
 
     Raises:
-        TypeError: integers.
+        TypeError: `x` holds integers.
     """
     xp = array_namespace(x)
     if not xp.isdtype(x.dtype, "real floating"):

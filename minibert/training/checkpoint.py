@@ -61,7 +61,7 @@ def save_checkpoint(folder: Path, model: MiniBERT, optimizer: AdamW, state: RunS
 
     Args:
         folder: the run's folder of checkpoints; created if needed.
-        model: its parameters must be finite, which the caller has checked.
+        model: the model. The caller has checked that its parameters are finite.
         optimizer: the model's optimizer; its moments are saved as well.
         state: goes into `state.json`.
 
@@ -109,7 +109,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def has_only_unfinished_checkpoints(folder: Path) -> bool:
-    """True if a folder of checkpoints does not exist, or holds only checkpoints that were never finished."""
+    """Return True if a folder of checkpoints does not exist, or holds only checkpoints that were never finished."""
     return not folder.exists() or (
         folder.is_dir() and all(path.name.startswith(_UNFINISHED) for path in folder.iterdir())
     )
@@ -145,7 +145,7 @@ def read_newest_state(folder: Path) -> tuple[Path, RunState]:
                 f"{error}. The checkpoint before it, of step {state.step}, is complete: to continue from there, "
                 f"move {newest} away and resume again"
             ) from error
-        raise TrainingError(f"{error}. There is no other checkpoint to continue from") from error
+        raise TrainingError(f"{error}. There is no other checkpoint: start again in another --output") from error
 
 
 def restore(path: Path, model: MiniBERT, optimizer: AdamW) -> None:
@@ -153,8 +153,8 @@ def restore(path: Path, model: MiniBERT, optimizer: AdamW) -> None:
 
     Args:
         path: the checkpoint's folder, from `read_newest_state`.
-        model: of the checkpoint's sizes and dtype.
-        optimizer: of that model.
+        model: a model with the sizes and dtype of the checkpoint.
+        optimizer: the optimizer of that model.
 
     Raises:
         TrainingError: the checkpoint belongs to a model with another config.
@@ -172,7 +172,7 @@ def restore(path: Path, model: MiniBERT, optimizer: AdamW) -> None:
 
 
 def _tensor_groups(model: MiniBERT, optimizer: AdamW) -> dict[str, NamedArrays]:
-    """Return what a checkpoint holds, by the first part of the tensors' names."""
+    """Return the arrays that a checkpoint stores; a key is the first part of the stored tensors' names."""
     return {
         "parameters": model.parameters,
         "first_moment": optimizer.first_moment,
@@ -191,7 +191,7 @@ def _read_state(path: Path) -> RunState:
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"the checkpoint {tensors} is damaged or cut short ({error})") from error
     if not undamaged:
-        raise TrainingError(f"the checkpoint {tensors} is damaged: its checksum is not the recorded one")
+        raise TrainingError(f"the checkpoint {tensors} is damaged: its checksum differs from the recorded one")
     return RunState(
         step=int(content["step"]),
         elapsed=float(content["elapsed"]),
@@ -209,7 +209,7 @@ def _read_state_file(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise TrainingError(f"the checkpoint {file} is damaged ({error})") from error
     if not isinstance(content, dict) or "format" not in content:
-        raise TrainingError(f"the checkpoint {file} is damaged (it does not say which format it has)")
+        raise TrainingError(f"the checkpoint {file} is damaged (its format is not given)")
     if content["format"] != FORMAT:
         raise TrainingError(
             f"the checkpoint {file} has format {content['format']}, this version reads {FORMAT}; resume it with "

@@ -1,4 +1,4 @@
-"""Declare what a run reports while it goes on: `Display`.
+"""Declare the interface through which a run reports its progress: `Display`.
 
 The run calls these methods and knows nothing of terminals. `minibert.commands.screen` shows them to a person.
 """

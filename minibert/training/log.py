@@ -102,10 +102,11 @@ def is_in_use(path: Path) -> bool | None:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a log as one history, without the steps that did not last.
+    """Read the lines of a log as one history, without lines that later lines replace.
 
-    A run that is resumed from step k takes the steps after k again if it was cut off later than that. Their first
-    lines stay in the file and are left out here. So are all lines before the last start.
+    If a run is cut off some steps after its checkpoint of step k, the resumed run takes the steps after k again. The
+    file then has two lines for each of these steps; only the later line is returned. Lines before the last start are
+    left out, too.
 
     Args:
         path: the log; a line cut short by a crash is skipped.

@@ -76,7 +76,7 @@ class Run:
         display: Display,
         elapsed: float = 0.0,
     ) -> None:
-        assert settings.learning_rate is not None  # filled in when the settings were made
+        assert settings.learning_rate is not None  # `Settings.__post_init__` has replaced None
         self.highest_rate = settings.learning_rate
         self.settings = settings
         self.output = output

@@ -100,8 +100,8 @@ def resume(given: Mapping[str, Any], output: Path, display: Display, *, cache: P
     settings = Settings.from_dict(state.settings).resumed_with(given)
     if settings.steps is not None and settings.steps < state.step:
         raise TrainingError(
-            f"the run in {output} has taken {state.step} steps already; --steps {settings.steps} must be the "
-            "total, including the steps before the resume: give a larger number"
+            f"the run in {output} has taken {state.step} steps already, and --steps {settings.steps} is the "
+            "total, those before the resume included: give a larger number"
         )
     with explained():
         backend = get_backend(settings.device)
@@ -115,7 +115,7 @@ def resume(given: Mapping[str, Any], output: Path, display: Display, *, cache: P
     if data.tokenized.fingerprint != state.corpus:
         raise TrainingError(
             f"the text in {' '.join(settings.corpus)} is not the one that the checkpoint {path} was trained on (a "
-            "file's path, size or time of change differs); put it back, or start another run in another --output"
+            "file's path, size or modification time differs); put it back, or start another run in another --output"
         )
     with explained():
         model = MiniBERT(
@@ -191,7 +191,7 @@ def _last_device(output: Path) -> str | None:
 def _prepare(
     settings: Settings, output: Path, cache: Path | None, display: Display, tokenizer: Tokenizer | None = None
 ) -> Data:
-    """Prepare the data of a run and show the progress; the tokenizer is given if the run is resumed."""
+    """Prepare the data of a run and show the progress. A resumed run passes its tokenizer."""
     try:
         return prepare_data(settings, cache or output.parent / CACHE_FOLDER, tokenizer, display.preparing)
     finally:

@@ -1,6 +1,6 @@
 """The settings of a training run: declared with their options, checked, saved in every checkpoint.
 
-A resumed run keeps its settings, but for those in `FREE_TO_CHANGE`.
+A resumed run keeps all its settings except those in `FREE_TO_CHANGE`, which may change.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SHARE_OF_TOKENS = Check("above 0 and at most 1", lambda value: 0.0 < value <= 1
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. Every field is an option of `scripts/train.py`, declared here with its meaning and its default.
+    """The settings of a run. Every field is an option of `scripts/train.py`, declared here with its default.
 
     The defaults make a small BERT from the documentation of Python's standard library in a few minutes. `minutes`,
     `learning_rate` and `initializer_range` are None by default; `__post_init__` then replaces None by the value that
@@ -214,8 +214,8 @@ class Settings:
         sizes = MiniBERTConfig.preset(self.preset)
         if self.seq_length > sizes.max_position_embeddings:
             raise TrainingError(
-                f"--seq-length {self.seq_length} is longer than the model's table of positions, which has "
-                f"{sizes.max_position_embeddings} entries"
+                f"--seq-length {self.seq_length} is too long: the model reads at most "
+                f"{sizes.max_position_embeddings} tokens; give a smaller number"
             )
         shortest = 8 if self.next_sentence else 4  # room for the special tokens and for one token to predict
         if self.seq_length < shortest:
@@ -260,7 +260,7 @@ class Settings:
         """Return the settings that `to_dict` has written.
 
         Raises:
-            TrainingError: there are fields that this version does not know, as from a later version.
+            TrainingError: there are fields that this version does not know, for example from a later version.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := set(fields) - known:
@@ -268,7 +268,7 @@ class Settings:
         return cls(**{**fields, "corpus": tuple(fields["corpus"])})
 
     def resumed_with(self, given: Mapping[str, Any]) -> Settings:
-        """Return the settings of this run, changed as asked for on resume.
+        """Return the settings of this run with the changes that a resume asks for.
 
         `steps` and `minutes` replace each other.
 

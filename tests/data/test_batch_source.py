@@ -214,7 +214,7 @@ def test_a_limited_evaluation_is_spread_over_the_text(data):
     assert np.array_equal(unmasked(batch), held_out.read_rows(np.asarray([0, size // 3, 2 * size // 3])))
     assert sum(b.number_of_sequences for b in evaluation_batches(held_out, tokenizer, rule, 8, limit=10**6)) == size
     for options in ({"batch_size": 0}, {"batch_size": 8, "limit": 0}):
-        with pytest.raises(ValueError, match="an evaluation needs sequences"):
+        with pytest.raises(ValueError, match="the batch size and the limit must be at least 1"):
             list(evaluation_batches(held_out, tokenizer, rule, **options))
 
 

@@ -182,7 +182,7 @@ def test_the_fingerprint_follows_the_files(write):
     os.utime(path, ns=(1, 1))
     assert corpus.fingerprint() != first
     path.unlink()
-    with pytest.raises(DataError, match="cannot be read any more"):
+    with pytest.raises(DataError, match="was found but can no longer be read"):
         corpus.fingerprint()
 
 

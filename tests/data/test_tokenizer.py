@@ -206,7 +206,7 @@ def test_a_folder_without_a_usable_tokenizer_is_an_error(tokenizer, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(DataError, match=r"tokenizer.json is damaged"):
         Tokenizer.load(tmp_path)
-    for content, message in (("{", "is not JSON"), ("[]", "holds a list where an object belongs")):
+    for content, message in (("{", "is not valid JSON"), ("[]", "must hold a JSON object, not a list")):
         (tmp_path / "tokenizer_config.json").write_text(content)
         with pytest.raises(DataError, match=f"tokenizer_config.json {message}"):
             Tokenizer.load(tmp_path)
@@ -290,7 +290,7 @@ def test_added_tokens_beside_a_vocabulary_are_used(tmp_path):
     assert tokenizer.encode("the <a>cat <b>") == [5, first, 7, first + 1]
     tokenizer.save(tmp_path / "again")
     assert Tokenizer.load(tmp_path / "again").fingerprint() == tokenizer.fingerprint()
-    for wrong, message in ((first + 5, f"gives the token '<a>' the id {first + 5}"), ("7", "no whole number")):
+    for wrong, message in ((first + 5, f"gives the token '<a>' the id {first + 5}"), ("7", "must be a whole number")):
         (tmp_path / "added_tokens.json").write_text(json.dumps({"<a>": wrong}))
         with pytest.raises(DataError, match=message):
             Tokenizer.load(tmp_path)

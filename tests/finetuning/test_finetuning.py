@@ -188,7 +188,10 @@ def test_standard_input_is_classified_line_by_line(base, monkeypatch, capsys):
     assert classify_command.main(["--model", str(base)]) == 2
     assert capsys.readouterr().err.startswith("error: standard input, line 1: this is not UTF-8")
     assert classify_command.main(["--model", str(base), "a \udcff"]) == 2
-    assert capsys.readouterr().err == "error: this is not Unicode text: 'a \\udcff', at character 2\n"
+    assert (
+        capsys.readouterr().err
+        == "error: this is not Unicode text: 'a \\udcff', at character 2; remove that character\n"
+    )
 
 
 def test_a_reader_that_has_seen_enough_ends_it_quietly(base):

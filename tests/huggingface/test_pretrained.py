@@ -317,7 +317,7 @@ def test_classes_without_names_are_called_as_hugging_face_calls_them(classifier_
     with pytest.raises(PretrainedError, match=r"classifier\.weight has the shape \(3, 12\), but config\.json asks"):
         MiniBERT.from_pretrained(classifier_folder)
     rewrite_config(classifier_folder, id2label={"1": "a", "2": "b", "3": "c"})
-    with pytest.raises(PretrainedError, match="id2label must name the classes 0 to C - 1"):
+    with pytest.raises(PretrainedError, match="id2label must number the classes 0, 1, 2"):
         MiniBERT.from_pretrained(classifier_folder)
 
 

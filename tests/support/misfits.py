@@ -260,7 +260,7 @@ def _as(operation: str, case: str, name: str, where: Path, dtype: str, message: 
 
 def _rows_of_dropout(operation: str, case: str, where: Path) -> list[Misfit]:
     where = (*where, "row_numbers")
-    few = r"\d+ rows need as many row_numbers of dropout, not the shape \(\d+,\)"
+    few = r"dropout needs one row number for each of \d+ rows, not the shape \(\d+,\)"
     words = "the row_numbers of dropout must be uint32, not int64"
     return [
         Misfit(operation, case, "too few row_numbers", where, _shortened(0), ValueError, few),

@@ -107,7 +107,7 @@ def test_a_longer_run_may_be_asked_for_and_the_intervals_changed(interrupted):
 
 
 def test_fewer_steps_than_were_taken_are_refused(interrupted):
-    with pytest.raises(TrainingError, match="has taken 5 steps already; --steps 2 must be the total"):
+    with pytest.raises(TrainingError, match="has taken 5 steps already, and --steps 2 is the total"):
         go_on(interrupted, steps=2)
 
 
@@ -189,7 +189,7 @@ def test_a_damaged_checkpoint_is_named_and_so_is_the_one_before_it(interrupted, 
 def test_when_no_checkpoint_is_whole_the_error_says_so(interrupted):
     for path in list_checkpoints(interrupted / "checkpoints"):
         (path / TENSORS).write_bytes(b"")
-    with pytest.raises(TrainingError, match=r"step-00000005.*damaged.*There is no other checkpoint"):
+    with pytest.raises(TrainingError, match=r"step-00000005.*damaged.*There is no other checkpoint: start again"):
         go_on(interrupted)
 
 

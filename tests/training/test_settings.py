@@ -30,7 +30,7 @@ def corpus(tmp_path_factory):
     [
         ({"preset": "huge"}, "--preset must be one of tiny, mini, small, medium, base, not 'huge'"),
         ({"objective": "clm"}, r"--objective must be one of mlm, mlm\+nsp"),
-        ({"seq_length": 513}, "--seq-length 513 is longer than the model's table of positions, which has 512"),
+        ({"seq_length": 513}, "--seq-length 513 is too long: the model reads at most 512 tokens"),
         ({"seq_length": 2}, "--seq-length must be at least"),
         ({"batch_size": 0}, "--batch-size must be at least 1, not 0"),
         ({"batch_size": 4, "accumulate": 5}, "--accumulate 5 splits a step into more micro-batches"),

@@ -1,7 +1,7 @@
-"""Bias + activation and its gradient, one pass over the array each.
+"""Compute bias + activation and its gradient, each in one pass over the array.
 
-All three activations share the kernels. The choice between them is made once a row, so that the loops have no branch.
-The names are those of docs/gradients.md, section "Activations".
+All three activations share the kernels. A kernel chooses between them once per row, so that the inner loops have no
+branch. The names are those of docs/gradients.md, section "Activations".
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _backward(kind, dy, x, bias, y, partial_dbias):
 
 
 def _bias_activation_forward(operation: str, kind: int, backend: Backend, x: Array, bias: Array) -> Array:
-    """Return y = activation(x + bias): (N, I), (I,) -> (N, I). Errors: see `backends.checks`."""
+    """Return y = activation(x + bias): (N, I), (I,) -> (N, I). Raises the errors of `checks`."""
     _, columns = checks.check_matrix(operation, "x", x)
     checks.check_arrays(operation, x.dtype, ("bias", bias, (columns,)))
     y = backend.empty(x.shape, x.dtype)
@@ -83,7 +83,7 @@ def _bias_activation_forward(operation: str, kind: int, backend: Backend, x: Arr
 def _bias_activation_backward(
     operation: str, kind: int, backend: Backend, dy: Array, x: Array, bias: Array, dbias: Array
 ) -> tuple[Array, Array]:
-    """Write dbias (I,); return dx and y (N, I). Errors: see `backends.checks`.
+    """Write dbias (I,); return dx and y (N, I). Raises the errors of `checks`.
 
     dx takes the memory of dy, which is in the processor's cache already.
     """

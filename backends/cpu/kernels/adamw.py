@@ -1,4 +1,4 @@
-"""AdamW in one pass over the flat arrays, with the clipping factor folded in."""
+"""Take an AdamW step, clipping included, in one pass over the flat arrays."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def adamw_update(
     weight_decay: float,
     step: int,
 ) -> None:
-    """Take one AdamW step, in place. Errors: see `backends.checks`."""
+    """Take one AdamW step, in place. Raises the errors of `checks`."""
     dtype, shape = parameters.dtype, parameters.shape
     checks.check_vector("adamw_update", "parameters", parameters)
     moments = ("first_moment", first_moment, shape), ("second_moment", second_moment, shape)

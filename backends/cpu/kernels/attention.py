@@ -1,9 +1,10 @@
-"""Attention block by block: scores, softmax, dropout and values of one sequence and attention head, in the cache.
+"""Compute attention block by block, for one sequence and attention head at a time, in the processor's cache.
 
-Queries, keys and values are read in place, from the rows of the packed projection (N, 3H), by address and stride:
-nothing is split into attention heads or merged. No (T, T) array outlives its block. The forward pass keeps `maximum`
-and `inverse_sum` for every row and attention head (Milakov & Gimelshein 2018, arXiv:1805.02867), and the backward pass
-computes the weights again from them (Dao et al. 2022, arXiv:2205.14135, algorithm 4). So memory grows linearly with T.
+Queries, keys and values are read in place, by address and stride, from the rows of the packed projection (N, 3H). No
+attention head is copied out or merged. Scores and weights exist for one block of query rows at a time, never as a whole
+(T, T) array. The forward pass keeps `maximum` and `inverse_sum` for every row and attention head (Milakov & Gimelshein
+2018, arXiv:1805.02867), and the backward pass computes the weights again from them (Dao et al. 2022, arXiv:2205.14135,
+algorithm 4). So memory grows linearly with T.
 
 The rows of sequence b are those from starts[b] to starts[b + 1], so sequences may have any lengths. The empty slots of
 the definition do not exist here. The names are those of docs/gradients.md, section "Attention"; q, k, v, c and their
@@ -66,9 +67,9 @@ def _weigh_row(exponentials, inverse_sum, row_word, column_words, threshold, kee
 
 @summing
 def _weights_again(scores, dweights, maximum, inverse_sum, row_word, column_words, threshold, keep_scale):
-    """Turn the scores of a row into weights, negative where dropout drops them; and ddropped_weights into dweights.
+    """Turn the scores of a row into weights, and ddropped_weights into dweights; return dweights_weights_sum.
 
-    Returns dweights_weights_sum.
+    Weights that dropout drops are made negative, as a mark for `_score_gradient`.
     """
     dweights_weights_sum = type_of(scores, 0.0)
     if column_words.shape[0]:
@@ -90,7 +91,7 @@ def _weights_again(scores, dweights, maximum, inverse_sum, row_word, column_word
 
 @elementwise
 def _score_gradient(weights, dweights, dweights_weights_sum, keep_scale):
-    """Turn dweights of a row into dscores; and weights, negative where dropped, into dropped_weights."""
+    """Turn dweights of a row into dscores, and weights (negative where dropped) into dropped_weights."""
     for j in range(weights.shape[0]):
         weight = weights[j]
         # weights = softmax(scores)
@@ -100,7 +101,7 @@ def _score_gradient(weights, dweights, dweights_weights_sum, keep_scale):
 
 @elementwise
 def _key_words(slots, column_key, dropped):
-    """Return the column words of the keys, (N,) uint32; none without dropout."""
+    """Return the column word of each key, (N,) uint32; an empty array without dropout."""
     column_words = np.empty(slots.shape[0] if dropped else 0, dtype=np.uint32)
     for j in range(column_words.shape[0]):
         column_words[j] = counter_word(np.uint32(slots[j]), column_key)
@@ -173,14 +174,13 @@ def _backward(scaled, dc, lddc, q, ldq, k, ldk, v, ldv, sequences, mask, dropout
         begin, end = query_starts[sequence], query_starts[sequence + 1]
         k_at, v_at = k + first_key * ldk * size + column, v + first_key * ldv * size + column
         dk_at, dv_at = dk + first_key * lddk * size + column, dv + first_key * lddv * size + column
-        if begin == end:  # no query attends to these keys: their gradients are zero (a product over nothing is zero)
+        if begin == end:  # no query attends to these keys: their gradients are zero (a product over no rows is zero)
             _plain_product(scaled, False, False, keys, width, 0, k_at, ldk, k_at, ldk, False, dk_at, lddk)
             _plain_product(scaled, False, False, keys, width, 0, k_at, ldk, k_at, ldk, False, dv_at, lddv)
         for first in range(begin, end, block):
             rows = min(block, end - first)
             q_at, dc_at = q + first * ldq * size + column, dc + first * lddc * size + column
-            # each address holds three things in turn: scores, weights, dropped_weights; and ddropped_weights,
-            # dweights, dscores
+            # one block holds scores, then weights, then dropped_weights; the other ddropped_weights, dweights, dscores
             weights_at, dweights_at = weights.ctypes.data, dweights.ctypes.data
             # scores = q @ k.T * score_scale: (rows, D), (keys, D) -> (rows, keys)
             product(scaled, False, True, rows, keys, width, q_at, ldq, k_at, ldk, False, weights_at, keys)
@@ -214,7 +214,7 @@ def _backward(scaled, dc, lddc, q, ldq, k, ldk, v, ldv, sequences, mask, dropout
 
 
 def _starts(rows: Any) -> Array:
-    """Return (B + 1,): where the rows of each sequence begin, and at the end where the last sequence's rows end."""
+    """Return the first row of each sequence and, as the last entry, the number of rows: (B + 1,)."""
     boundaries = np.arange(rows.sequences + 1) * rows.slots
     return boundaries if rows.slot_of_row is None else np.searchsorted(rows.slot_of_row, boundaries)
 
@@ -223,7 +223,7 @@ def _sequences(keys: Array, layout: Any) -> tuple[tuple[Array, Array, Array, Any
     """Return the places of every sequence's rows, the mask of every key, and the most keys that a sequence has.
 
     Raises:
-        ValueError: keys without all rows, and no mask.
+        ValueError: the keys lack rows of some slots, and there is no mask.
     """
     rows, dtype = layout.keys, keys.dtype
     if rows.slot_of_row is not None and layout.mask is None:
@@ -240,7 +240,7 @@ def _check_places(operation: str, layout: Any) -> None:
     """Check the values of slot_of_row, by which the kernels find the rows of each sequence.
 
     Raises:
-        ValueError: places outside the layout, or out of order.
+        ValueError: places are outside the layout, or out of order.
     """
     for name, rows in (("queries", layout.queries), ("keys", layout.keys)):
         places, slots = rows.slot_of_row, rows.sequences * rows.slots
@@ -273,8 +273,8 @@ def attention_forward(
     """Return context (Nq, H), and `maximum` and `inverse_sum` of every row and attention head, (2, A, Nq).
 
     Raises:
-        ValueError: arrays that do not fit the layout.
-        TypeError: dtypes that do not fit.
+        ValueError: arrays do not fit the layout.
+        TypeError: dtypes do not match.
     """
     checks.check_attention("attention_forward", queries, keys, values, layout)
     _check_places("attention_forward", layout)
@@ -307,8 +307,8 @@ def attention_backward(
     """Write dqueries (Nq, H), dkeys (N, H) and dvalues (N, H), which may be strided views.
 
     Raises:
-        ValueError: arrays that do not fit the layout.
-        TypeError: dtypes that do not fit.
+        ValueError: arrays do not fit the layout.
+        TypeError: dtypes do not match.
     """
     checks.check_attention("attention_backward", queries, keys, values, layout)
     checks.check_attention_gradients("attention_backward", queries, keys, dcontext, dqueries, dkeys, dvalues)

@@ -1,4 +1,4 @@
-"""Cross-entropy and its gradient: a row of logits is read from memory once, and stays in the cache.
+"""Compute cross-entropy and its gradient; each row of logits is read from memory once.
 
 The names are those of docs/gradients.md, section "Cross-entropy".
 """
@@ -73,9 +73,9 @@ def _check_labels(operation: str, logits: Array, labels: Array) -> None:
     """Check labels and logits, since compiled code indexes without a check.
 
     Raises:
-        IndexError: a label that has no logit.
-        ValueError: not one label for every row, or logits that are not (M, V).
-        TypeError: labels that are not integers, or logits that are not float32 or float64.
+        IndexError: a label has no logit.
+        ValueError: there is not one label for every row, or the logits are not (M, V).
+        TypeError: the labels are not integers, or the logits are neither float32 nor float64.
     """
     rows, columns = checks.check_matrix(operation, "logits", logits)
     checks.check_integers(operation, "labels", labels, (rows,))
@@ -95,7 +95,10 @@ def cross_entropy_forward(backend: Backend, logits: Array, labels: Array) -> Arr
 
 
 def cross_entropy_backward(backend: Backend, logits: Array, labels: Array, scale: float) -> tuple[Array, Array]:
-    """Return the losses (M,), and dlogits (M, V) of scale * sum(losses). Raises as `_check_labels` does."""
+    """Return the losses (M,), and dlogits (M, V), the gradient of scale * sum(losses).
+
+    Raises as `_check_labels` does.
+    """
     _check_labels("cross_entropy_backward", logits, labels)
     losses, dlogits = backend.empty((logits.shape[0],), logits.dtype), backend.empty(logits.shape, logits.dtype)
     _backward(

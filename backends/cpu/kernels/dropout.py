@@ -1,4 +1,4 @@
-"""Dropout alone, and the arguments of every kernel that draws a dropout mask."""
+"""Compute dropout, and the arguments of every kernel that draws a dropout mask."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def plan(operation: str, dropout: DropoutPlan | None, rows: int, dtype: Any) -> 
     """Return dropout as kernels take it: the row numbers, and (threshold, row_key, column_key, keep_scale).
 
     Args:
-        operation: for error messages.
-        dropout: or None; then there are no row numbers.
+        operation: the operation's name, for error messages.
+        dropout: the dropout, or None; then the row numbers are empty.
         rows: how many row numbers there must be.
-        dtype: of keep_scale.
+        dtype: the dtype of keep_scale.
 
     Raises:
-        ValueError: not one row number for each row.
-        TypeError: row numbers that are not uint32.
+        ValueError: there is not one row number for each row.
+        TypeError: the row numbers are not uint32.
     """
     if dropout is None:
         return _NO_ROWS, (np.uint32(0), np.uint32(0), np.uint32(0), dtype.type(1.0))
@@ -71,7 +71,7 @@ def _drop(x, dropout, row_numbers, y):
 
 
 def dropout_forward(backend: Backend, x: Array, dropout: DropoutPlan | None) -> Array:
-    """Return y = x * dropout_mask; without dropout (None), x itself. Errors: see `backends.checks`."""
+    """Return y = x * dropout_mask; without dropout (None), x itself. Raises the errors of `checks`."""
     if dropout is None:
         return x
     rows, _ = checks.check_matrix("dropout", "x", x)

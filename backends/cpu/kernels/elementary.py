@@ -1,7 +1,7 @@
-"""Elementary functions without branches, so that a loop over them becomes vector instructions.
+"""Compute elementary functions without branches, so that a loop over them becomes vector instructions.
 
-In float32 the functions are polynomials, fitted by Lawson's iteration so that the largest relative error is smallest.
-In float64, which is for checks and not for speed, they are those of the C library.
+In float32 the functions are polynomials, fitted by Lawson's iteration, which makes the largest relative error as small
+as possible. In float64, which is for checks and not for speed, they are those of the C library.
 `tests/backends/cpu/kernels/test_kernels.py` measures their errors in units in the last place (ulp).
 """
 

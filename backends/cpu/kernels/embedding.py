@@ -1,4 +1,4 @@
-"""Looking up rows of tables, and its gradient, the scatter-add.
+"""Look up rows of embedding tables; the gradient of a look-up is a scatter-add.
 
 The names are those of docs/gradients.md, section "The tied decoder and the embeddings".
 """
@@ -36,9 +36,9 @@ def _scatter(target, indices, rows):
 
 
 def scatter_add(target: Array, indices: Array, rows: Array) -> None:
-    """Add rows[i] (N, H) to target[indices[i]] (V, H), in place, in the order of i. Errors: see `backends.checks`.
+    """Add rows[i] (N, H) to target[indices[i]] (V, H), in place, in the order of i. Raises the errors of `checks`.
 
-    One thread does it all: waking the others takes as long as all the additions of a usual batch.
+    One thread does all the work: to wake the other threads takes as long as all additions of a usual batch.
     """
     count, columns = checks.check_matrix("embedding_backward", "dy", rows)
     checks.check_arrays("embedding_backward", rows.dtype, ("dtable", target, (*target.shape[:1], columns)))
@@ -47,7 +47,7 @@ def scatter_add(target: Array, indices: Array, rows: Array) -> None:
 
 
 def embedding_forward(backend: Backend, tables: tuple[Array, ...], ids: tuple[Array, ...]) -> Array:
-    """Return y (N, H), the sum of one row of each table. Errors: see `backends.checks`."""
+    """Return y (N, H), the sum of one row of each table. Raises the errors of `checks`."""
     _, columns = checks.check_matrix("embedding_forward", "tables[0]", tables[0])
     for number, (table, indices) in enumerate(zip(tables, ids, strict=True)):
         shape = *table.shape[:1], columns
@@ -61,7 +61,7 @@ def embedding_forward(backend: Backend, tables: tuple[Array, ...], ids: tuple[Ar
 
 
 def embedding_backward(backend: Backend, dy: Array, ids: tuple[Array, ...], dtables: tuple[Array, ...]) -> None:
-    """Add dy (N, H) to the rows of each table (V_k, H) that were looked up. Errors: see `backends.checks`."""
+    """Add dy (N, H) to the rows of each table (V_k, H) that were looked up. Raises the errors of `checks`."""
     # y = tables[0][ids[0]] + tables[1][ids[1]] + ...
     for indices, dtable in zip(ids, dtables, strict=True):
         scatter_add(dtable, indices, dy)  # dtable[indices[i]] += dy[i]

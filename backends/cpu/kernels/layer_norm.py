@@ -162,7 +162,7 @@ def _check_backward(
 ) -> None:
     """Check that all arrays fit x, the input of the layer norm, which the operation calls `name`.
 
-    Errors: see `backends.checks`.
+    Raises the errors of `checks`.
     """
     rows, columns = checks.check_matrix(operation, name, x)
     x_mean, inverse_deviation = statistics
@@ -179,7 +179,10 @@ def _check_backward(
 def layer_norm_forward(
     backend: Backend, x: Array, weight: Array, bias: Array, eps: float
 ) -> tuple[Array, tuple[Array, Array]]:
-    """Normalise every row of x (N, H); return y and the statistics x_mean and inverse_deviation. Raises as `checks`."""
+    """Normalise every row of x (N, H); return y and the statistics x_mean and inverse_deviation.
+
+    Raises the errors of `checks`.
+    """
     _, columns = checks.check_matrix("layer_norm_forward", "x", x)
     checks.check_arrays("layer_norm_forward", x.dtype, ("weight", weight, (columns,)), ("bias", bias, (columns,)))
     y, statistics = _outputs(backend, x)
@@ -196,7 +199,7 @@ def layer_norm_backward(
     dweight: Array,
     dbias: Array,
 ) -> Array:
-    """Write dweight and dbias (H,); return dx (N, H). Errors: see `backends.checks`."""
+    """Write dweight and dbias (H,); return dx (N, H). Raises the errors of `checks`."""
     _check_backward(
         "layer_norm_backward", "x", x, dy, statistics, ("weight", weight), ("dweight", dweight), ("dbias", dbias)
     )
@@ -217,7 +220,10 @@ def dropout_add_layer_norm_forward(
     eps: float,
     dropout: DropoutPlan | None,
 ) -> tuple[Array, Array, tuple[Array, Array]]:
-    """Return y = layer_norm(total), total = residual + dropout(x + bias), and the statistics. Raises as `checks`."""
+    """Return y = layer_norm(total), total = residual + dropout(x + bias), and the statistics.
+
+    Raises the errors of `checks`.
+    """
     operation = "dropout_add_layer_norm_forward"
     rows, columns = checks.check_matrix(operation, "x", x)
     parameters = ("bias", bias), ("weight", weight), ("norm_bias", norm_bias)
@@ -257,7 +263,7 @@ def dropout_add_layer_norm_backward(
     dweight: Array,
     dnorm_bias: Array,
 ) -> tuple[Array, Array]:
-    """Write dbias, dweight and dnorm_bias (H,); return dx and dresidual (N, H). Errors: see `backends.checks`."""
+    """Write dbias, dweight and dnorm_bias (H,); return dx and dresidual (N, H). Raises the errors of `checks`."""
     operation = "dropout_add_layer_norm_backward"
     sums = ("dbias", dbias), ("dweight", dweight), ("dnorm_bias", dnorm_bias)
     _check_backward(operation, "total", total, dy, statistics, ("weight", weight), *sums)

@@ -1,4 +1,4 @@
-"""The parts that attention and cross-entropy share: the maximum of a row, and scores clipped to a bound."""
+"""Find the maximum of a row, and clip scores to a bound, for attention and cross-entropy."""
 
 from __future__ import annotations
 

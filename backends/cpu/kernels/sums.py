@@ -59,7 +59,7 @@ def _square_sums(x, partial):
 
 
 def squared_norm(backend: Backend, x: Array) -> Array:
-    """Return the sum of the squares of x (P,), a 0-d array. Errors: see `backends.checks`."""
+    """Return the sum of the squares of x (P,), a 0-d array. Raises the errors of `checks`."""
     checks.check_vector("squared_norm", "x", x)
     partial = np.empty(max(1, -(-x.shape[0] // _BLOCK)), dtype=np.float64)
     _square_sums(x, partial)

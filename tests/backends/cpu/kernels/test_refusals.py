@@ -75,8 +75,8 @@ def test_a_gradient_is_only_added_to_a_contiguous_array_of_its_shape():
         (ones(6, 8), ones(6, 8), ones(6, 4), ValueError, r"values has the shape \(6, 4\), but .* ask for \(6, 8\)"),
         (ones(6, 8), ones(6, 6), ones(6, 6), ValueError, r"keys has the shape \(6, 6\), but .* ask for \(6, 8\)"),
         (ones(6, 7), ones(6, 7), ones(6, 7), ValueError, "7 columns cannot be shared by 2 attention heads"),
-        (ones(5, 8), ones(6, 8), ones(6, 8), ValueError, "5 rows of queries, but the layout has 6"),
-        (ones(6, 8), ones(7, 8), ones(7, 8), ValueError, "7 rows of keys, but the layout has 6"),
+        (ones(5, 8), ones(6, 8), ones(6, 8), ValueError, "the queries have 5 rows, but the layout has 6"),
+        (ones(6, 8), ones(7, 8), ones(7, 8), ValueError, "the keys have 7 rows, but the layout has 6"),
         (ones(6, 8), ones(6, 8, dtype="float64"), ones(6, 8), TypeError, "keys is float64 beside float32"),
     ],
 )
@@ -154,7 +154,7 @@ def test_queries_and_keys_of_different_numbers_of_sequences_are_refused():
     arguments = _attention_call("attention:pruned", "attention_forward").arguments
     layout = arguments[3]
     more = dataclasses.replace(layout, queries=dataclasses.replace(layout.queries, sequences=4))
-    with pytest.raises(ValueError, match="queries of 4 sequences, but keys of 3"):
+    with pytest.raises(ValueError, match="the queries have 4 sequences, but the keys have 3"):
         TWINS["attention_forward"](NumpyBackend(), *arguments[:3], more, None)
     for slots in ([0, 1, 3, 2], [0, 1, 2, 9], [-1, 0, 1, 2]):
         places = dataclasses.replace(layout.queries, slot_of_row=np.array(slots, dtype=np.int32))
