@@ -97,7 +97,16 @@ def configure_numba() -> None:
     if "NUMBA_THREADING_LAYER" not in os.environ and config.THREADING_LAYER == "default":
         config.THREADING_LAYER = "workqueue"
     if "NUMBA_NUM_THREADS" not in os.environ and config.NUMBA_NUM_THREADS == config.NUMBA_DEFAULT_NUM_THREADS:
-        config.NUMBA_NUM_THREADS = min(config.NUMBA_NUM_THREADS, default_threads())
+        _plan_numba_threads(min(config.NUMBA_NUM_THREADS, default_threads()))
+
+
+def _plan_numba_threads(number: int) -> None:
+    """Set how many threads Numba will start. All Python threads then compute with this number, unless they set less."""
+    from numba import config
+    from numba.np.ufunc import parallel
+
+    config.NUMBA_NUM_THREADS = number
+    parallel.NUM_THREADS = number  # copied from config when Numba was imported, and read when the threads are started
 
 
 def _numba_threads_run() -> bool:
@@ -136,7 +145,7 @@ def set_threads(number: int) -> None:
         config = numba.config
         if "NUMBA_NUM_THREADS" not in os.environ and not _numba_threads_run():
             allowed = max(config.NUMBA_NUM_THREADS, config.NUMBA_DEFAULT_NUM_THREADS)
-            config.NUMBA_NUM_THREADS = max(config.NUMBA_NUM_THREADS, min(number, allowed))
+            _plan_numba_threads(max(config.NUMBA_NUM_THREADS, min(number, allowed)))
         if number > config.NUMBA_NUM_THREADS:
             raise ValueError(
                 f"{number} threads were asked for, but the kernels have {config.NUMBA_NUM_THREADS}, one per core that "
