@@ -4,6 +4,7 @@
     python scripts/benchmark.py step --size L4,H256,V8192,B32,T128 --peers torch --rounds 7
     python scripts/benchmark.py scatter      # the gradient of the embeddings: scatter-add, loops, np.add.at
     python scripts/benchmark.py scaling      # time and memory as one size grows at a time
+    python scripts/benchmark.py crowded      # a training step with many threads and with one, while all cores are busy
     python scripts/benchmark.py throughput   # sentence embeddings of many texts, compared with transformers
     python scripts/benchmark.py start        # one sentence from a cold start, compared with transformers
 
@@ -26,8 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.comparison import WorkerError, compare, machine, run_worker, start_worker
+from benchmarks.crowded import compare_crowded
 from benchmarks.report import (
     chart,
+    crowded_table,
     memory_table,
     operations_table,
     products_table,
@@ -40,7 +43,7 @@ from benchmarks.work import Work
 from benchmarks.worker_torch import PARTIES as PEERS
 
 from backends import get_backend
-from backends.cpu.threads import set_threads
+from backends.cpu.threads import default_threads, set_threads
 from minibert.commands.parser import Parser
 from minibert.commands.process import FAILURE, SUCCESS, run_command
 from minibert.files import write_text
@@ -52,6 +55,8 @@ SIZES = (
     "L4,H256,V8192,B8,T512",
     "L12,H768,V30522,B8,T128",
 )
+CROWDED_SIZES = tuple(f"{preset},V8192,B8,T64" for preset in ("L2,H128", "L4,H256", "L4,H512", "L12,H768"))
+"""The presets tiny, mini, small and base, with the batch and the length of a default training."""
 _LETTERS = {"L": "layers", "H": "hidden", "V": "vocabulary", "B": "batch", "T": "length"}
 _SCALED_VALUES = {
     "layers": (2, 4, 8),
@@ -133,6 +138,14 @@ def scaling(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"scaling": series}
 
 
+def crowded(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time a training step with many threads and with one while every core is busy, and print the table."""
+    changes = {"threads": arguments.threads, "steps": arguments.steps, "dropout": arguments.dropout}
+    results = compare_crowded([dataclasses.replace(work, **changes) for work in arguments.size], arguments.rounds)
+    print("\n" + crowded_table(results))
+    return {"crowded": results}
+
+
 def embeddings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Compare sentence embeddings with transformers, in the interpreter that has transformers.
 
@@ -156,7 +169,14 @@ def embeddings(arguments: argparse.Namespace) -> dict[str, Any]:
     return {arguments.what: json.loads(last)}
 
 
-COMMANDS = {"step": step, "scatter": scatter, "scaling": scaling, "throughput": embeddings, "start": embeddings}
+COMMANDS = {
+    "step": step,
+    "scatter": scatter,
+    "scaling": scaling,
+    "crowded": crowded,
+    "throughput": embeddings,
+    "start": embeddings,
+}
 
 
 def unwritable(path: Path) -> str | None:
@@ -192,8 +212,8 @@ def build_parser() -> Parser:
         "--size",
         type=size,
         action="append",
-        help="for step, repeatable: layers, hidden size, vocabulary, sequences in the batch, tokens in a sequence "
-        f"(default: {' '.join(SIZES)})",
+        help="for step and crowded, repeatable: layers, hidden size, vocabulary, sequences in the batch, tokens in a "
+        f"sequence (default for step: {' '.join(SIZES)}; for crowded: {' '.join(CROWDED_SIZES)})",
     )
     parser.add_argument(
         "--peers", nargs="*", choices=PEERS, default=list(PEERS), help="for step: what to compare with (default: all)"
@@ -206,9 +226,14 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--rounds", type=int, default=5, help="processes for every party, in turn (default: 5)")
     parser.add_argument("--steps", type=int, default=5, help="timed steps in each process (default: 5)")
-    parser.add_argument("--dropout", type=float, default=Work.dropout, help="for step (default: %(default)s)")
     parser.add_argument(
-        "--threads", type=int, default=machine()["cores"], help="threads of every party (default: %(default)s)"
+        "--dropout", type=float, default=Work.dropout, help="for step and crowded (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=default_threads(),
+        help="threads of every party (default: %(default)s, one a core within the CPU quota)",
     )
     parser.add_argument(
         "--model",
@@ -231,11 +256,14 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--rounds and --steps must be at least 1")
     if not 1 <= arguments.threads <= cores:
         parser.error(f"--threads must be between 1 and {cores}, the number of cores that this process may use")
+    if arguments.what == "crowded" and arguments.threads < 2:
+        parser.error("crowded compares many threads with one, so --threads must be at least 2")
     if arguments.json and (problem := unwritable(arguments.json)):
         parser.error(f"--json: {problem}")
     if arguments.chart and (problem := unusable_chart(arguments.chart, arguments.what)):
         parser.error(f"--chart: {problem}")
-    arguments.size = arguments.size or [size(text) for text in SIZES]
+    sizes = CROWDED_SIZES if arguments.what == "crowded" else SIZES
+    arguments.size = arguments.size or [size(text) for text in sizes]
     return arguments
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from backends import checks
 from backends.base import Array, Backend, Memory
 from backends.cpu.buffers import BufferPool
+from backends.cpu.threads import hold_blas_to_quota
 
 _POOL = BufferPool()  # shared by all models of the process
 
@@ -34,6 +35,9 @@ class NumpyBackend(Backend):
     xp = xp
     device = "cpu"
     pool = _POOL
+
+    def __init__(self) -> None:
+        hold_blas_to_quota()
 
     @cached_property
     def twins(self) -> Mapping[str, Callable[..., Any]]:  # type: ignore[override] # assignable, as the base promises

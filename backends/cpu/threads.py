@@ -1,4 +1,4 @@
-"""The number of threads that compute on the CPU, in NumPy's BLAS and in the kernels.
+"""The number of threads that compute on the CPU, in NumPy's BLAS and in the kernels, and how Numba runs its threads.
 
 Two sets of threads that work at the same time, or that spin while they wait, take processor time from each other. So
 the kernels run all their work on Numba's threads, matrix products included (see `backends/cpu/kernels/blas.py`). When
@@ -15,11 +15,116 @@ from typing import Any
 
 from backends.base import BackendError
 
+_BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""Environment variables by which users set the threads of NumPy's BLAS."""
+
+_threads_were_set = False  # by set_threads, whose number stands against the CPU quota
+
+
+def default_threads(root: Path = Path("/")) -> int:
+    """Return one thread for each core that this process may use, but no more than its CPU quota, and at least 1.
+
+    A quota of 2.5 cores gives 2 threads: the system would stop a third thread for part of the time, and the other two
+    would wait for it.
+
+    Args:
+        root: the root of the file system, where the quota is read.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota(root)
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Return how many cores' time the control groups of Linux (cgroups) allow this process; None without a limit.
+
+    Containers set such limits (`docker run --cpus 2`). A limit holds for all groups below it, so the smallest limit
+    from the process's own group up to the root counts. Both versions of the interface are read: `cpu.max` of
+    version 2, `cpu.cfs_quota_us` and `cpu.cfs_period_us` of version 1.
+
+    Args:
+        root: the root of the file system; the groups are read from proc/self/cgroup and sys/fs/cgroup below it.
+    """
+    mounts = root / "sys" / "fs" / "cgroup"
+    quotas = []
+    for line in _words(root / "proc" / "self" / "cgroup", "\n"):
+        _, controllers, group = line.split(":", 2)
+        if not controllers:
+            places, read = [mounts, mounts / "unified"], _quota_of_version_2
+        elif "cpu" in controllers.split(","):
+            places, read = [mounts / "cpu", mounts / controllers], _quota_of_version_1
+        else:
+            continue
+        # A container may see its own group as the root, under a path that only the host has; parents exist in any case
+        inside = Path(group.lstrip("/"))
+        quotas += [read(place / folder) for place in places for folder in (inside, *inside.parents)]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota_of_version_2(folder: Path) -> float | None:
+    """Return the cores that `cpu.max`, such as "150000 100000" or "max 100000", allows in microseconds a period."""
+    words = _words(folder / "cpu.max")
+    return None if len(words) != 2 or words[0] == "max" else int(words[0]) / int(words[1])
+
+
+def _quota_of_version_1(folder: Path) -> float | None:
+    """Return the cores that the two files of version 1 allow; a quota of -1 means no limit."""
+    words = _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
+    return None if len(words) != 2 or int(words[0]) <= 0 else int(words[0]) / int(words[1])
+
+
+def _words(path: Path, separator: str | None = None) -> list[str]:
+    """Return the parts of a file's text; none if there is no such file, as on other systems than Linux."""
+    try:
+        return path.read_text(encoding="utf-8").strip().split(separator) if path.is_file() else []
+    except OSError:
+        return []
+
+
+def configure_numba() -> None:
+    """Choose how Numba runs its threads. Call this before anything starts these threads; later it changes nothing.
+
+    Kernels run on Numba's "workqueue" layer, whose threads sleep between kernels. Threads of OpenMP, which Numba would
+    prefer, spin instead, and take cores away from the next kernel and from other programs. Numba starts
+    `default_threads()` of them.
+
+    What the user chose stands: NUMBA_THREADING_LAYER, NUMBA_NUM_THREADS, and the same two in Numba's own config.
+    """
+    from numba import config
+
+    if _numba_threads_run():
+        return
+    if "NUMBA_THREADING_LAYER" not in os.environ and config.THREADING_LAYER == "default":
+        config.THREADING_LAYER = "workqueue"
+    if "NUMBA_NUM_THREADS" not in os.environ and config.NUMBA_NUM_THREADS == config.NUMBA_DEFAULT_NUM_THREADS:
+        _plan_numba_threads(min(config.NUMBA_NUM_THREADS, default_threads()))
+
+
+def _plan_numba_threads(number: int) -> None:
+    """Set how many threads Numba will start. All Python threads then compute with this number, unless they set less."""
+    from numba import config
+    from numba.np.ufunc import parallel
+
+    config.NUMBA_NUM_THREADS = number
+    parallel.NUM_THREADS = number  # copied from config when Numba was imported, and read when the threads are started
+
+
+def _numba_threads_run() -> bool:
+    import numba
+
+    try:
+        numba.threading_layer()
+    except ValueError:  # the answer until the threads are started
+        return False
+    return True
+
 
 def set_threads(number: int) -> None:
     """Set the number of threads of NumPy's BLAS and of the kernels.
 
     Numba keeps a number of threads for each Python thread. This sets the number of the calling one.
+
+    A number above the CPU quota (see `default_threads`) is possible if it is set before a kernel has run.
 
     Args:
         number: at least 1. Runs with the same number give the same bits.
@@ -28,6 +133,7 @@ def set_threads(number: int) -> None:
         ValueError: fewer than 1, or more than the kernels can have.
         BackendError: threadpoolctl, which sets the threads of NumPy's BLAS, is not installed.
     """
+    global _threads_were_set
     if number < 1:
         raise ValueError(f"the number of threads must be at least 1, not {number}")
     if importlib.util.find_spec("threadpoolctl") is None:
@@ -35,18 +141,43 @@ def set_threads(number: int) -> None:
     if importlib.util.find_spec("numba") is not None:
         import numba
 
-        if number > numba.config.NUMBA_NUM_THREADS:
+        configure_numba()  # before set_num_threads, which starts the threads
+        config = numba.config
+        if "NUMBA_NUM_THREADS" not in os.environ and not _numba_threads_run():
+            allowed = max(config.NUMBA_NUM_THREADS, config.NUMBA_DEFAULT_NUM_THREADS)
+            _plan_numba_threads(max(config.NUMBA_NUM_THREADS, min(number, allowed)))
+        if number > config.NUMBA_NUM_THREADS:
             raise ValueError(
-                f"{number} threads were asked for, but the kernels have {numba.config.NUMBA_NUM_THREADS}, one per "
-                "core that this process may use; set the environment variable NUMBA_NUM_THREADS to allow more"
+                f"{number} threads were asked for, but the kernels have {config.NUMBA_NUM_THREADS}, one per core that "
+                "this process may use; set the environment variable NUMBA_NUM_THREADS to allow more"
             )
         numba.set_num_threads(number)
+    _threads_were_set = True
     libraries = _blas_libraries()
     for library in libraries:
         if not _is_scipys(library):
             library.set_num_threads(number)
     if "backends.cpu.kernels" in sys.modules and not any(map(_is_scipys, libraries)):
         hold_kernel_blas()  # NumPy and the kernels share one BLAS, and each thread of the kernels calls it
+
+
+def hold_blas_to_quota(root: Path = Path("/")) -> None:
+    """Let NumPy's BLAS have no more threads than the CPU quota allows: its own default heeds the cores only.
+
+    A number that the user set stands, by `set_threads` or by an environment variable. Without a quota, or without
+    threadpoolctl, nothing is changed.
+
+    Args:
+        root: the root of the file system, where the quota is read.
+    """
+    quota = cpu_quota(root)
+    if quota is None or _threads_were_set or any(name in os.environ for name in _BLAS_VARIABLES):
+        return
+    if importlib.util.find_spec("threadpoolctl") is None:
+        return
+    for library in _blas_libraries():
+        if library.num_threads > default_threads(root):
+            library.set_num_threads(default_threads(root))
 
 
 def hold_kernel_blas() -> None:

@@ -122,6 +122,21 @@ def scatter_table(scatter: dict[str, Any]) -> str:
     return table(("(4096, 256) into (8192, 256)", "ms", "time / scatter_add's"), rows)
 
 
+def crowded_table(results: Sequence[Result]) -> str:
+    """Return the time of a step with one thread and with many while every core is busy, and the ratio of the two."""
+    rows = [
+        (
+            result["name"],
+            result["threads"],
+            f"{1e3 * result['seconds_of_one']:.0f}",
+            f"{1e3 * result['seconds']:.0f}",
+            spread(result["ratios"]),
+        )
+        for result in results
+    ]
+    return table(("size", "threads", "ms with one thread", "ms with all threads", "all threads / one thread"), rows)
+
+
 def scaling_table(series: dict[str, list[Result]]) -> str:
     """Return how time and memory grow with one quantity at a time."""
     rows = []

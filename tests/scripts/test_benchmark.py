@@ -10,6 +10,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from benchmarks import crowded
+
+from backends.cpu.threads import default_threads
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 
@@ -45,6 +48,7 @@ def benchmark() -> ModuleType:
         (["scatter", "--chart", "x.png"], "only step draws a chart, not scatter"),
         (["scatter", "--rounds", "0"], "--rounds and --steps must be at least 1"),
         (["step", "--size", "Q4"], "'Q4' is none of L, H, V, B, T"),
+        (["crowded", "--threads", "1"], "--threads must be at least 2"),
         (["frobnicate"], "invalid choice: 'frobnicate'"),
     ],
 )
@@ -97,6 +101,33 @@ def test_a_training_step_is_timed_in_a_process_of_its_own(tmp_path: Path, capsys
     assert result["parties"]["minibert"]["seconds"] > 0
     assert {"linear_forward", "bias_gelu_forward", "attention_backward", "adamw_update"} <= set(result["operations"])
     assert "| L1 H64 V64 B1 T8 | minibert |" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(default_threads() < 2, reason="this process may use one core only")
+def test_many_threads_are_compared_with_one_while_all_cores_are_busy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    figures = tmp_path / "x.json"
+    words = ["crowded", "--size", "L1,H64,V64,B1,T8", "--threads", "2", "--rounds", "2", "--steps", "1"]
+    assert load_script().main([*words, "--json", str(figures)]) == 0
+    (result,) = json.loads(figures.read_text(encoding="utf-8"))["crowded"]
+    assert result["threads"] == 2
+    assert len(result["ratios"]) == 2
+    assert "| L1 H64 V64 B1 T8 | 2 |" in capsys.readouterr().out
+
+
+def test_the_busy_loops_end_with_the_measurement_even_if_it_fails():
+    loops = []
+
+    def fail() -> None:
+        with crowded.busy_cores(2) as started:
+            loops.extend(started)
+            assert [loop.poll() for loop in loops] == [None, None]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert [loop.returncode is not None for loop in loops] == [True, True]
 
 
 def test_sentence_embeddings_are_compared_in_the_other_interpreter(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -3,16 +3,15 @@
 Numba compiles a kernel when it is first called with a dtype. It keeps the machine code beside the source (or in
 NUMBA_CACHE_DIR), so that only the first process waits for the compiler.
 
-Threads: kernels run on Numba's "workqueue" layer, whose threads sleep between kernels. Threads of OpenMP spin instead,
-and take cores away from the next kernel. "workqueue" ends the process when two Python threads enter it at once, and a
-parallel loop releases Python's global lock. So a lock of our own admits one thread at a time.
+Threads: kernels run on Numba's "workqueue" layer, which `backends/cpu/threads.py` chooses. "workqueue" ends the process
+when two Python threads enter it at once, and a parallel loop releases Python's global lock. So a lock of our own admits
+one thread at a time.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +19,9 @@ from typing import Any
 
 import numba
 
-if "NUMBA_THREADING_LAYER" not in os.environ:  # the user's own choice stays
-    numba.config.THREADING_LAYER = "workqueue"
+from backends.cpu.threads import configure_numba
+
+configure_numba()
 
 _SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 _STAMP = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()

@@ -1,0 +1,247 @@
+"""Every way into the kernels runs on the "workqueue" layer; the default number of threads heeds cores and CPU quota."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backends.cpu import threads
+
+SCRIPTS = Path(__file__).parents[3] / "scripts"
+
+# --- the threading layer --------------------------------------------------------------------------------------
+
+_KERNEL = """
+import numba
+import numpy as np
+from backends import get_backend
+backend = get_backend("cpu")
+assert backend.twins["squared_norm"](backend, np.ones(100_000, dtype=np.float32)) == 100_000
+print(numba.threading_layer(), numba.get_num_threads())
+"""
+_WAYS_IN = {
+    "without set_threads": "",
+    "set_threads first": "from backends.cpu.threads import set_threads; set_threads(1)",
+    "set_threads after the import of the kernels": "import backends.cpu.kernels\n"
+    "from backends.cpu.threads import set_threads; set_threads(1)",
+    "set_threads twice": "from backends.cpu.threads import set_threads; set_threads(1); set_threads(1)",
+    "set_threads after the import of Numba": "import numba\n"
+    "from backends.cpu.threads import set_threads; set_threads(1)",
+}
+
+
+def run_python(program: str, *arguments: str, **variables: str) -> str:
+    """Return what a program prints in a fresh process, in which no variable chooses Numba's threads but those given."""
+    hidden = ("NUMBA_THREADING_LAYER", "NUMBA_NUM_THREADS", *threads._BLAS_VARIABLES)
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    root = str(SCRIPTS.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, str(SCRIPTS), environment.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**environment, **variables},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("way", _WAYS_IN)
+def test_kernels_run_on_threads_that_sleep_while_they_wait(way: str):
+    layer, number = run_python(_WAYS_IN[way] + _KERNEL).split()
+    assert layer == "workqueue"
+    assert number == ("1" if "set_threads" in _WAYS_IN[way] else str(threads.default_threads()))
+
+
+_COMMAND = """
+import atexit, runpy, sys
+import numba
+atexit.register(lambda: print("layer", numba.threading_layer(), numba.get_num_threads(), file=sys.__stdout__))
+sys.argv.pop(0)  # the script becomes the first word, as in a command line of its own
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "words.txt"
+    path.write_text("\n\n".join(f"the cat {n} sat on the mat {n % 7}. it was warm {n % 5}." for n in range(300)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a trained model, and what its training printed."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    words = ["--corpus", str(corpus), "--steps", "2", "--seq-length", "16", "--vocab-size", "120", "--output"]
+    return folder, run_python(_COMMAND, str(SCRIPTS / "train.py"), *words, str(folder), "--threads", "1")
+
+
+def test_training_with_threads_runs_on_threads_that_sleep(trained: tuple[Path, str]):
+    assert "layer workqueue 1" in trained[1]
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("evaluate.py", ["--corpus", "CORPUS"]),
+        ("fill_mask.py", ["the cat sat on the [MASK]"]),
+        ("embed.py", ["--text", "the cat sat"]),
+        (
+            "finetune.py",
+            [
+                "--data",
+                "LABELLED",
+                "--text-column",
+                "text",
+                "--label-column",
+                "label",
+                "--epochs",
+                "1",
+                "--output",
+                "NEW",
+            ],
+        ),
+    ],
+)
+def test_commands_with_threads_run_on_threads_that_sleep(
+    script: str, words: list[str], trained: tuple[Path, str], corpus: Path, tmp_path: Path
+):
+    labelled = tmp_path / "labelled.csv"
+    labelled.write_text("label,text\n" + "good,warm cat\nbad,cold mat\n" * 20)
+    names = {"CORPUS": str(corpus), "LABELLED": str(labelled), "NEW": str(tmp_path / "classifier")}
+    words = [names.get(word, word) for word in words]
+    output = run_python(_COMMAND, str(SCRIPTS / script), "--model", str(trained[0]), *words, "--threads", "1")
+    assert "layer workqueue 1" in output
+    if script == "finetune.py":
+        words = ["--model", names["NEW"], "warm cat", "--threads", "1"]
+        assert "layer workqueue 1" in run_python(_COMMAND, str(SCRIPTS / "classify.py"), *words)
+
+
+_WORKER = """
+import sys
+import numba
+from benchmarks.worker_minibert import main
+from benchmarks.work import Work
+sys.argv[1:] = [Work(layers=1, hidden=64, vocabulary=64, batch=1, length=8, threads=1, steps=1).to_json()]
+main()
+print(numba.threading_layer())
+"""
+
+
+def test_benchmark_workers_run_on_threads_that_sleep():
+    assert run_python(_WORKER).splitlines()[-1] == "workqueue"
+
+
+def test_the_layer_that_the_user_chose_stands():
+    program = "from backends.cpu.threads import set_threads; set_threads(1)" + _KERNEL
+    omp = "import numba\nnumba.config.THREADING_LAYER = 'omp'\n" + program
+    if "omp" not in run_python("from numba.np.ufunc import omppool; print('omp')"):
+        pytest.skip("this Numba has no OpenMP layer")
+    assert run_python(program, NUMBA_THREADING_LAYER="omp").split()[0] == "omp"
+    assert run_python(omp).split()[0] == "omp"
+
+
+# --- the number of threads ------------------------------------------------------------------------------------
+
+
+def plant(root: Path, groups: str, **files: str) -> Path:
+    """Write proc/self/cgroup and files of sys/fs/cgroup, whose names have "__" for "/" and "_dot_" for "."."""
+    (root / "proc" / "self").mkdir(parents=True)
+    (root / "proc" / "self" / "cgroup").write_text(groups)
+    for name, text in files.items():
+        path = root / "sys" / "fs" / "cgroup" / name.replace("__", "/").replace("_dot_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+V1 = "5:cpu,cpuacct:/docker/1f\n4:memory:/docker/1f\n"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "quota"),
+    [
+        ("0::/\n", {"cpu_dot_max": "150000 100000\n"}, 1.5),
+        ("0::/\n", {"cpu_dot_max": "max 100000\n"}, None),
+        ("0::/a/b\n", {"a__cpu_dot_max": "300000 100000\n", "a__b__cpu_dot_max": "max 100000\n"}, 3.0),
+        ("0::/a/b\n", {"a__cpu_dot_max": "50000 100000\n", "a__b__cpu_dot_max": "200000 100000\n"}, 0.5),
+        ("0::/only/on/the/host\n", {"cpu_dot_max": "200000 100000\n"}, 2.0),
+        ("1:name=systemd:/\n0::/\n", {"unified__cpu_dot_max": "200000 100000\n"}, 2.0),
+        (V1, {"cpu__cpu_dot_cfs_quota_us": "250000\n", "cpu__cpu_dot_cfs_period_us": "100000\n"}, 2.5),
+        (V1, {"cpu__cpu_dot_cfs_quota_us": "-1\n", "cpu__cpu_dot_cfs_period_us": "100000\n"}, None),
+        (
+            V1,
+            {
+                "cpu,cpuacct__docker__1f__cpu_dot_cfs_quota_us": "100000\n",
+                "cpu,cpuacct__docker__1f__cpu_dot_cfs_period_us": "100000\n",
+            },
+            1.0,
+        ),
+        ("4:memory:/\n", {"cpu__cpu_dot_cfs_quota_us": "1\n", "cpu__cpu_dot_cfs_period_us": "1\n"}, None),
+        ("0::/\n", {}, None),
+    ],
+)
+def test_the_smallest_cpu_quota_of_all_groups_counts(
+    groups: str, files: dict[str, str], quota: float | None, tmp_path: Path
+):
+    assert threads.cpu_quota(plant(tmp_path, groups, **files)) == quota
+
+
+def test_a_system_without_control_groups_has_no_quota(tmp_path: Path):
+    assert threads.cpu_quota(tmp_path) is None
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("50000", 1), ("199999", 1), ("200000", 2), ("900000", 4), ("max", 4)])
+def test_the_default_is_one_thread_a_core_within_the_quota(
+    quota: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {2, 3, 5, 7}, raising=False)
+    assert threads.default_threads(plant(tmp_path, "0::/\n", cpu_dot_max=f"{quota} 100000\n")) == expected
+
+
+_WITH_QUOTA = """
+from backends.cpu import threads
+threads.cpu_quota = lambda root=None: 1.5
+threads.os.sched_getaffinity = lambda process: range(threads.os.cpu_count())
+"""
+
+
+_IN_ANOTHER_THREAD = """
+import threading
+worker = threading.Thread(target=lambda: print(numba.get_num_threads(), "of another Python thread"))
+worker.start()
+worker.join()
+"""
+
+
+def test_kernels_and_blas_heed_the_quota_in_every_python_thread():
+    blas = "print(threads.describe_threads())"
+    first, other, described = run_python(_WITH_QUOTA + _KERNEL + _IN_ANOTHER_THREAD + blas).splitlines()
+    assert first == "workqueue 1"
+    assert other == "1 of another Python thread"
+    assert described.endswith(", 1 thread")
+
+
+needs_two_cores = pytest.mark.skipif(threads.default_threads() < 2, reason="this process may use one core only")
+
+
+@needs_two_cores
+def test_a_number_that_the_user_set_stands_against_the_quota():
+    blas = "print(threads.describe_threads())"
+    assert run_python(_WITH_QUOTA + _KERNEL, NUMBA_NUM_THREADS="2").split()[1] == "2"
+    assert run_python(_WITH_QUOTA + _KERNEL + blas, OPENBLAS_NUM_THREADS="2").endswith(", 2 threads\n")
+    asked = run_python(_WITH_QUOTA + "threads.set_threads(2)" + _KERNEL + blas)
+    assert asked.split()[1] == "2"
+    assert asked.endswith(", 2 threads\n")
+
+
+@needs_two_cores
+def test_a_number_above_the_quota_is_refused_once_the_threads_run():
+    late = "try:\n    threads.set_threads(2)\nexcept ValueError as error:\n    print(error)"
+    assert "2 threads were asked for, but the kernels have 1" in run_python(_WITH_QUOTA + _KERNEL + late)
