@@ -164,33 +164,3 @@ def adamw_factors(learning_rate: float, beta1: float, beta2: float, weight_decay
         root_correction=1.0 / math.sqrt(1.0 - beta2**step),
         decay=1.0 - learning_rate * weight_decay,
     )
-
-
-def segment_sums(xp: Any, indices: Array, rows: Array) -> tuple[Array, Array]:
-    """Sum the rows that share an index, in a fixed order, with functions of the Array API standard only.
-
-    Sorting brings equal indices together. A segmented scan (Hillis & Steele, "Data parallel algorithms", 1986) then
-    sums every run of equal indices in log2(longest run) steps. After step k each row holds the sum of itself and the
-    rows before it in its run, 2**k rows at most. At the end, the last row of a run holds the sum of the whole run.
-
-    Args:
-        xp: the Array API namespace.
-        indices: (N,) integers.
-        rows: (N, H).
-
-    Returns:
-        The distinct indices (U,) in increasing order, and the sums (U, H) of their rows.
-    """
-    order = xp.argsort(indices, stable=True)
-    indices, rows = xp.take(indices, order, axis=0), xp.take(rows, order, axis=0)
-    reach = 1
-    while reach < rows.shape[0]:
-        same = indices[reach:] == indices[:-reach]
-        if not bool(xp.any(same)):  # no run is longer than `reach`
-            break
-        earlier = xp.where(same[:, None], rows[:-reach, :], xp.zeros_like(rows[:-reach, :]))
-        rows = xp.concat((rows[:reach, :], rows[reach:, :] + earlier), axis=0)
-        reach *= 2
-    ends_run = xp.concat((indices[1:] != indices[:-1], xp.ones_like(indices[:1], dtype=xp.bool)))
-    (last,) = xp.nonzero(ends_run)
-    return xp.take(indices, last, axis=0), xp.take(rows, last, axis=0)

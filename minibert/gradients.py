@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from backends import Array
+from backends import Array, get_backend
 from minibert.cache import AttentionCache, Cache, ClassifierCache, FeedForwardCache, LayerCache, PoolerCache
 from minibert.config import SINGLE_LABEL
 from minibert.inputs import Inputs, host_integers
 from minibert.model import KEY_VALUE, QUERY_KEY_VALUE, MiniBERT, split_columns
 from minibert.parameters import NamedArrays, head_of
+
+_HOST = get_backend("cpu").xp  # labels are checked on the host
 
 IGNORED = -100
 """The label of a position that is not predicted (any negative label is)."""
@@ -157,11 +159,11 @@ class MiniBERTGradients:
         """Return (dlogits (M, V), loss) for logits (M, V) and host labels (M,)."""
         backend, kernels = self.model.backend, self.model.kernels
         if total is None:
-            total = int((host_labels >= 0).sum())
+            total = _count(host_labels >= 0)
         if total < 0:
             raise ValueError(f"the loss is divided by a number of predictions, 0 or more, not by {total}")
         scale = 1.0 / max(total, 1)  # without predictions the sum is 0 already
-        host_labels = host_labels.clip(min=IGNORED)  # a very negative label must not wrap around in 32 bits
+        host_labels = _HOST.clip(host_labels, IGNORED, None)  # a very negative label must not wrap around in 32 bits
         labels = backend.asarray(host_labels, dtype=backend.xp.int32)
         losses, dlogits = kernels.cross_entropy_backward(logits, labels, scale)
         return dlogits, backend.xp.sum(losses) * scale
@@ -171,9 +173,10 @@ class MiniBERTGradients:
         host = host_integers(self.model.backend, labels, what)
         if host.shape != shape:
             raise ValueError(f"{what} must have the shape {shape}, not {host.shape}")
-        if bool((host >= classes).any()):
+        if bool(_HOST.any(host >= classes)):
+            largest = int(_HOST.max(host))
             raise ValueError(
-                f"{what} contains {int(host.max())}, but labels must be below {classes} (negative ones are ignored)"
+                f"{what} contains {largest}, but labels must be below {classes} (negative ones are ignored)"
             )
         return host
 
@@ -183,9 +186,9 @@ class MiniBERTGradients:
         vocabulary = self.model.config.vocab_size
         if inputs.host_prediction_positions is not None:
             return self._check_labels(labels, inputs.host_prediction_positions.shape, vocabulary, "labels")
-        host = self._check_labels(labels, (inputs.batch_size, inputs.seq_length), vocabulary, "labels").reshape(-1)
-        rows = host[inputs.host_last_positions]
-        if int((rows >= 0).sum()) != int((host >= 0).sum()):
+        host = self._check_labels(labels, (inputs.batch_size, inputs.seq_length), vocabulary, "labels")
+        rows = _HOST.take(_HOST.reshape(host, (-1,)), inputs.host_last_positions)  # (M,)
+        if _count(rows >= 0) != _count(host >= 0):
             raise ValueError(
                 "labels ask for a prediction at padding, which unpad=True left out; set these labels to -100"
             )
@@ -392,3 +395,8 @@ class MiniBERTGradients:
             (inputs.token_ids, inputs.position_ids, inputs.token_type_ids),
             (d["token_embeddings"], d["position_embeddings"], d["token_type_embeddings"]),
         )
+
+
+def _count(condition: Array) -> int:
+    """Return how many entries of a host array are True."""
+    return int(_HOST.sum(_HOST.astype(condition, _HOST.int64)))

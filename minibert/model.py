@@ -196,8 +196,13 @@ class MiniBERT:
                 model lacks a head.
             TypeError: ids are not integers.
         """
-        self._check_heads("mlm", *(("next_sentence",) if next_sentence else ()))
-        inputs = self._inputs(
+        self._check_heads("mlm")
+        if next_sentence:
+            self._check_heads("next_sentence")
+        inputs = prepare_inputs(
+            self.config,
+            self.backend,
+            self.dtype,
             input_ids,
             attention_mask,
             token_type_ids,
@@ -246,8 +251,17 @@ class MiniBERT:
             ValueError, TypeError: as `forward`.
         """
         self._check_heads("classifier")
-        inputs = self._inputs(
-            input_ids, attention_mask, token_type_ids, [], pooler=True, first_sequence=first_sequence, unpad=unpad
+        inputs = prepare_inputs(
+            self.config,
+            self.backend,
+            self.dtype,
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            [],
+            pooler=True,
+            first_sequence=first_sequence,
+            unpad=unpad,
         )
         cache = self._encoder(inputs, dropout_step, for_backward)
         cache.pooler = self._pooler(cache.hidden_rows[-1], inputs.first_token_rows)
@@ -278,7 +292,10 @@ class MiniBERT:
         Raises:
             ValueError, TypeError: as `forward`.
         """
-        inputs = self._inputs(
+        inputs = prepare_inputs(
+            self.config,
+            self.backend,
+            self.dtype,
             input_ids,
             attention_mask,
             token_type_ids,
@@ -289,10 +306,6 @@ class MiniBERT:
         )
         cache = self._encoder(inputs, None, for_backward=False)
         return cache.hidden_rows[-1] if first_only else cache.per_position(cache.hidden_rows[-1])
-
-    def _inputs(self, *batch: Any, **choices: Any) -> Inputs:
-        """Check the batch and move it to the device. The arguments are those of `prepare_inputs`."""
-        return prepare_inputs(self.config, self.backend, self.dtype, *batch, **choices)
 
     def _check_heads(self, *heads: str) -> None:
         if missing := [head for head in heads if head not in self.heads]:

@@ -130,7 +130,18 @@ def option(
     The field's own name and type annotation give the name and type of the option. As with `dataclasses.field`, the
     result has the type Any, so that type checkers go by the annotation.
     """
-    declared = Option("", str, default, meaning, metavar, choices, check, default_text, group, may_change)
+    declared = Option(
+        name="",
+        kind=str,
+        default=default,
+        meaning=meaning,
+        metavar=metavar,
+        choices=choices,
+        check=check,
+        default_text=default_text,
+        group=group,
+        may_change=may_change,
+    )
     return declared.field()
 
 

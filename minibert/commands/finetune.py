@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -165,4 +166,5 @@ def _save(classifier: TextClassifier, output: Path, best: Epoch) -> None:
     print(f"\nbest epoch: {best.number}\n\n{table}\n")
     if not draw_confusion_matrix(best.evaluation, output / PICTURE_FILE):
         print(f"{PICTURE_FILE} was not drawn: Matplotlib is not installed (pip install '.[plot]')")
-    print(f'The classifier is in {output}. Try next:\n  python scripts/classify.py --model {output} "a text"')
+    folder = shlex.quote(str(output))
+    print(f'The classifier is in {output}. Try next:\n  python scripts/classify.py --model {folder} "a text"')

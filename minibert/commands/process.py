@@ -1,6 +1,6 @@
 """Run a command and end it: exit statuses, errors of one line, Ctrl-C.
 
-No array library is imported here: a command reads its arguments before it loads one.
+This file imports no array library, so `embed`, `fill_mask` and `classify` read their arguments before loading one.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def _train(arguments: Sequence[str] | None) -> int:
                 show_end(run, outcome, screen)
     if outcome.finished:
         return SUCCESS
-    command = f"python scripts/train.py --output {output} --resume"
+    command = f"python scripts/train.py --output {shlex.quote(str(output))} --resume"
     screen.message(f"interrupted after step {outcome.step}, which is saved. Continue with\n  {command}")
     if standard_output.closed_by_reader:
         tell(f"standard output was closed: stopped after step {outcome.step}, which is saved. Continue with {command}")
@@ -132,9 +132,12 @@ def show_end(run: Run, outcome: Outcome, screen: Screen) -> None:
     show_results(screen.console, outcome)
     examples = fill_mask_examples(run.model, run.data.tokenizer, run.data.tokenized.evaluation)
     show_examples(screen.console, examples)
+    contents = "The model, its vocabulary, the metrics and the loss curve are"
     if not drawn:
         screen.message(f"{PLOT_FILE} was not drawn: Matplotlib is not installed (pip install '.[plot]')")
-    screen.message(f"The model, its vocabulary, the metrics and the loss curve are in {run.output}. Try next:")
+        contents = "The model, its vocabulary and the metrics are"
+    screen.message(f"{contents} in {run.output}. Try next:")
+    folder = shlex.quote(str(run.output))
     text = examples[0].text if examples else run.data.tokenizer.special_tokens["mask_token"]
-    screen.message(f"  python scripts/fill_mask.py --model {run.output} {shlex.quote(text)}")
-    screen.message(f"  python scripts/evaluate.py --model {run.output}")
+    screen.message(f"  python scripts/fill_mask.py --model {folder} {shlex.quote(text)}")
+    screen.message(f"  python scripts/evaluate.py --model {folder}")

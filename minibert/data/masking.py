@@ -25,7 +25,7 @@ _CHOICE, _ACTION, _REPLACEMENT = range(3)  # what random bits are drawn for: a p
 
 @dataclass(frozen=True)
 class MaskingRule:
-    """How many tokens of a sequence are predicted, and what replaces them.
+    """The share of tokens to predict, and what replaces them.
 
     Attributes:
         probability: the share of the tokens that is predicted, special tokens not counted. At least one token of

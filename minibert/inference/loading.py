@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -76,14 +77,14 @@ def _check_run_is_finished(folder: Path) -> None:
     if state is FolderState.RESUMABLE:
         raise TrainingError(
             f"the run in {folder} is not finished: it has checkpoints but no model yet; continue it with "
-            f"scripts/train.py --output {folder} --resume"
+            f"scripts/train.py --output {shlex.quote(str(folder))} --resume"
         )
     if state is FolderState.IN_USE:
         raise TrainingError(f"the run in {folder} is still training and has no model yet; wait for its end")
     if state in (FolderState.BEGUN, FolderState.BEGUN_OR_RUNNING):
         raise TrainingError(
             f"the run in {folder} has neither a model nor a checkpoint; start it again with scripts/train.py "
-            f"--output {folder}"
+            f"--output {shlex.quote(str(folder))}"
         )
 
 

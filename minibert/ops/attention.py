@@ -52,11 +52,6 @@ def _merge_heads(backend: Backend, x: Array, rows: Rows) -> Array:
     return from_slots(xp, x, rows)  # (N, H)
 
 
-def _transpose(backend: Backend, x: Array) -> Array:
-    """Swap the last two axes."""
-    return backend.xp.matrix_transpose(x)
-
-
 def attention_weights(backend: Backend, queries: Array, keys: Array, layout: AttentionLayout) -> Array:
     """Return softmax(q @ k.T / sqrt(D) + mask) (Vaswani et al. 2017, equation 1), before dropout.
 
@@ -76,7 +71,7 @@ def attention_weights(backend: Backend, queries: Array, keys: Array, layout: Att
     q = _split_heads(backend, queries, layout.queries, layout.attention_heads)  # (B, A, Q, D)
     k = _split_heads(backend, keys, layout.keys, layout.attention_heads)  # (B, A, T, D)
     score_scale = 1.0 / math.sqrt(q.shape[-1])
-    scores = (q * score_scale) @ _transpose(backend, k)  # (B, A, Q, T)
+    scores = (q * score_scale) @ backend.xp.matrix_transpose(k)  # (B, A, Q, T)
     if layout.mask is not None:
         bound = score_bound(xp, scores.dtype)  # an infinite score must not outweigh the mask
         scores = xp.clip(scores, -bound, bound) + layout.mask
@@ -167,8 +162,8 @@ def attention_backward(
         weights_dropout_mask = _weights_dropout_mask(backend, weights, layout, dropout)  # (B, A, Q, T)
     dropped_weights = weights if weights_dropout_mask is None else weights * weights_dropout_mask
     # c = dropped_weights @ v
-    dv = _transpose(backend, dropped_weights) @ dc  # (B, A, T, D)
-    ddropped_weights = dc @ _transpose(backend, v)  # (B, A, Q, T)
+    dv = backend.xp.matrix_transpose(dropped_weights) @ dc  # (B, A, T, D)
+    ddropped_weights = dc @ backend.xp.matrix_transpose(v)  # (B, A, Q, T)
     # dropped_weights = weights * weights_dropout_mask
     dweights = ddropped_weights if weights_dropout_mask is None else ddropped_weights * weights_dropout_mask
     # weights = softmax(scores): softmax_backward computes dweights_weights_sum
@@ -177,7 +172,7 @@ def attention_backward(
     dqk = dscores * score_scale
     # qk = q @ k.T
     dq = dqk @ k  # (B, A, Q, D)
-    dk = _transpose(backend, dqk) @ q  # (B, A, T, D)
+    dk = backend.xp.matrix_transpose(dqk) @ q  # (B, A, T, D)
     dqueries[...] = _merge_heads(backend, dq, layout.queries)
     dkeys[...] = _merge_heads(backend, dk, layout.keys)
     dvalues[...] = _merge_heads(backend, dv, layout.keys)

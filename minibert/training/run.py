@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -245,5 +246,5 @@ class Run:
             )
         return (
             f"The last good checkpoint is kept: {saved[-1]}. {advice[0].upper()}{advice[1:]}: continue from there "
-            f"with --output {self.output} --resume --learning-rate {self.highest_rate / 2:g}"
+            f"with --output {shlex.quote(str(self.output))} --resume --learning-rate {self.highest_rate / 2:g}"
         )

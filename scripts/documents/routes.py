@@ -45,6 +45,7 @@ SIDE_ROADS = (
     "minibert/data/token_splitting.py",
     "minibert/data/tokenizer_files.py",
     "minibert/data/vocabulary.py",
+    "minibert/gradient_accumulator.py",
     "minibert/parameters.py",
     "minibert/random_bits.py",
     "minibert/training/budget.py",

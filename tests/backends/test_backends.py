@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from backends import Backend, BackendError, get_backend
-from backends.base import segment_sums
 from backends.cpu.backend import NumpyBackend
 from backends.cuda.backend import CupyBackend
 from tests.support import backends_under_test
+from tests.support.backends_under_test import segment_sums
 from tests.support.checking import assert_close
 
 
