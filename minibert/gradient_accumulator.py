@@ -58,7 +58,7 @@ class GradientAccumulator:
             weight: at least 0; e.g. the number of predictions of the micro-batch.
 
         Raises:
-            ValueError: a negative, infinite or NaN weight, or gradients of another model.
+            ValueError: the weight is negative, infinite or NaN, or the gradients belong to another model.
         """
         if not 0.0 <= weight < math.inf:
             raise ValueError(f"weight must be a number of predictions, at least 0, not {weight!r}")

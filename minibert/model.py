@@ -50,7 +50,7 @@ class Site(IntEnum):
 
 
 class MiniBERT:
-    """BERT: an encoder, with heads for masked tokens, for the next sentence and for classes.
+    """A BERT: an encoder with heads for masked tokens, for the next sentence and for classes.
 
     Args:
         config: the sizes; None for those of BERT-Mini.

@@ -31,8 +31,8 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="embed.py",
         description="Turn every line of a file into a vector. Vectors come in the order of the lines.",
-        epilog="If sentence-transformers has saved the folder, the folder says how tokens are pooled, whether vectors "
-        "are normalized and how long a text may be. Otherwise a vector is the mean of the hidden states, not "
+        epilog="A folder that sentence-transformers saved says how tokens are pooled, whether vectors are normalized "
+        "and how long a text may be. With any other folder, a vector is the mean of the hidden states, not "
         "normalized.",
         allow_abbrev=False,
     )

@@ -58,7 +58,7 @@ def build_parser() -> Parser:
     add = parser.add_argument
     add_model(
         parser,
-        "folder of the BERT to start from: an --output of scripts/train.py, or any in Hugging Face's format",
+        "folder of the BERT to start from: an --output of scripts/train.py, or any BERT in Hugging Face's format",
     )
     add("--data", type=Path, required=True, metavar="FILE", help="labelled texts: .csv with column names, or .jsonl")
     add("--text-column", required=True, metavar="NAME", help="name of the column that holds the text")

@@ -155,8 +155,8 @@ class StoredTensors(Mapping[str, Array]):
 def shards_of(folder: Path) -> list[Path]:
     """Return the index of a folder's shards and the shards that it names; an empty list without an index.
 
-    The index comes first, for a caller that removes the files in this order: an index never names a file that is gone.
-    Files outside the folder are left out.
+    The index comes first in the list. So a caller that removes the files in this order never leaves an index that names
+    a missing file. Files outside the folder are left out.
     """
     index = folder / INDEX_FILE
     if not index.exists():

@@ -180,7 +180,7 @@ class Settings:
     )
     clip_norm: float = option(
         1.0,
-        "largest global norm of the gradients; if theirs is larger, they are scaled down to it",
+        "largest global norm of the gradients; gradients with a larger norm are scaled down to this norm",
         metavar="N",
         check=POSITIVE,
         group=OPTIMIZER,

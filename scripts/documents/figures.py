@@ -34,7 +34,7 @@ SMALL, BASE = "L4 H256 V8192 B32 T128", "L12 H768 V30522 B8 T128"
 
 _PEERS = {
     "torch": "PyTorch, tuned by hand",
-    "torch-pruned": "the same, its last layer pruned as Mini-BERT's is",
+    "torch-pruned": "the same, with the last layer pruned as in Mini-BERT",
     "torch-bfloat16": "PyTorch, tuned by hand, in bfloat16",
     "transformers": "`transformers`, as most people run it",
 }
