@@ -73,9 +73,18 @@ def run_worker(work: Work, peer_python: str) -> Result:
     Raises:
         WorkerError: the process failed.
     """
-    ours = work.party.startswith(OURS)
-    python, module = (sys.executable, "worker_minibert") if ours else (peer_python, "worker_torch")
-    worker = start_worker(python, f"benchmarks.{module}", work.to_json(), stderr=subprocess.PIPE)
+    if work.party.startswith(OURS):
+        return run_module(work, sys.executable, "benchmarks.worker_minibert")
+    return run_module(work, peer_python, "benchmarks.worker_torch")
+
+
+def run_module(work: Work, python: str, module: str) -> Result:
+    """Do a piece of work in a fresh process, by a module of this package, and return what it measured.
+
+    Raises:
+        WorkerError: the process failed.
+    """
+    worker = start_worker(python, module, work.to_json(), stderr=subprocess.PIPE)
     output, errors = worker.communicate()
     if worker.returncode:
         last = errors.strip().splitlines()[-1:] or ["no message"]

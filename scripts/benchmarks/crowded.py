@@ -7,14 +7,17 @@ the thread they wait for, and a step can take many times as long as with one thr
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from benchmarks.comparison import Result, machine, run_worker
+from benchmarks.comparison import Result, machine, run_module
 from benchmarks.work import Work
+
+_LOOP = "import os\nwhile os.getppid() == {parent}: sum(range(100_000))"
+"""An endless loop that also ends when the benchmark was killed."""
 
 
 @contextlib.contextmanager
@@ -22,14 +25,15 @@ def busy_cores(number: int) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Run `number` endless loops beside the `with` block, each in a process of its own, and end them after it."""
     loops: list[subprocess.Popen[bytes]] = []
     try:
+        loop = _LOOP.format(parent=os.getpid())
         for _ in range(number):
-            loops.append(subprocess.Popen([sys.executable, "-c", "while True: pass"]))  # noqa: PERF401 # ended if one fails
+            loops += [subprocess.Popen([sys.executable, "-c", loop])]
         yield loops
     finally:
-        for loop in loops:
-            loop.kill()
-        for loop in loops:
-            loop.wait()
+        for process in loops:
+            process.kill()
+        for process in loops:
+            process.wait()
 
 
 def compare_crowded(works: Sequence[Work], rounds: int, say: Callable[[str], None] = print) -> list[Result]:
@@ -37,12 +41,13 @@ def compare_crowded(works: Sequence[Work], rounds: int, say: Callable[[str], Non
 
     Args:
         works: what to do, each with at least two threads.
-        rounds: how many processes each number of threads gets.
-        say: is called with a line about every round.
+        rounds: how many processes each piece of work gets. A process takes turns between one thread and all.
+        say: is called with a line about every process.
 
     Returns:
         For each piece of work its name, its number of threads, the seconds of a step with one thread and with all
-        (medians over the rounds of the median of each process), and the ratios within the rounds, all to one.
+        (medians over the processes of their medians), the ratio within each process, all to one, and the name of
+        Numba's threading layer.
 
     Raises:
         WorkerError: a worker failed.
@@ -50,23 +55,22 @@ def compare_crowded(works: Sequence[Work], rounds: int, say: Callable[[str], Non
     results = []
     with busy_cores(machine()["cores"]):
         for work in works:
-            one, many = [], []
+            measured = []
             for number in range(rounds):
-                turns = [(one, 1), (many, work.threads)]
-                for seconds, threads in turns if number % 2 == 0 else reversed(turns):
-                    alone = dataclasses.replace(work, threads=threads)
-                    seconds.append(run_worker(alone, sys.executable)["median"])
+                figures = run_module(work, sys.executable, "benchmarks.worker_crowded")
+                measured.append(figures)
                 say(
-                    f"  {work.name}, round {number + 1}: 1 thread {one[-1]:.3f} s, "
-                    f"{work.threads} threads {many[-1]:.3f} s"
+                    f"  {work.name}, round {number + 1}: 1 thread {figures['one']:.3f} s, "
+                    f"{work.threads} threads {figures['many']:.3f} s"
                 )
             results.append(
                 {
                     "name": work.name,
                     "threads": work.threads,
-                    "seconds_of_one": statistics.median(one),
-                    "seconds": statistics.median(many),
-                    "ratios": [ours / alone for ours, alone in zip(many, one, strict=True)],
+                    "layer": measured[-1]["layer"],
+                    "seconds_of_one": statistics.median(figures["one"] for figures in measured),
+                    "seconds": statistics.median(figures["many"] for figures in measured),
+                    "ratios": [figures["many"] / figures["one"] for figures in measured],
                 }
             )
     return results

@@ -127,14 +127,16 @@ def crowded_table(results: Sequence[Result]) -> str:
     rows = [
         (
             result["name"],
-            result["threads"],
+            f"{result['threads']}, {result['layer']}",
             f"{1e3 * result['seconds_of_one']:.0f}",
             f"{1e3 * result['seconds']:.0f}",
             spread(result["ratios"]),
         )
         for result in results
     ]
-    return table(("size", "threads", "ms with one thread", "ms with all threads", "all threads / one thread"), rows)
+    return table(
+        ("size", "threads, layer", "ms with one thread", "ms with all threads", "all threads / one thread"), rows
+    )
 
 
 def scaling_table(series: dict[str, list[Result]]) -> str:

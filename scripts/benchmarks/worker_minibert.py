@@ -72,10 +72,8 @@ def time_operations(kernels: Kernels) -> dict[str, float]:
     return spent
 
 
-def main() -> None:
-    """Do the work that the command line describes, and print the figures."""
-    work = Work.from_json(sys.argv[1])
-    set_threads(work.threads)
+def make_step(work: Work) -> tuple[Callable[[], None], MiniBERT, list[float]]:
+    """Return a function that takes a training step, its model, and the list to which each step adds its loss."""
     config = MiniBERTConfig(
         vocab_size=work.vocabulary,
         hidden_size=work.hidden,
@@ -89,7 +87,7 @@ def main() -> None:
     gradients, optimizer = MiniBERTGradients(model), AdamW(model)
     batch = work.batch_arrays()
     mask = np.ones_like(batch["ids"])
-    losses = []
+    losses: list[float] = []
 
     def step() -> None:
         _, cache = model.forward(
@@ -103,6 +101,14 @@ def main() -> None:
         losses.append(float(gradients.backward(cache, batch["labels"])))
         optimizer.step(gradients.gradients, 1e-4)
 
+    return step, model, losses
+
+
+def main() -> None:
+    """Do the work that the command line describes, and print the figures."""
+    work = Work.from_json(sys.argv[1])
+    set_threads(work.threads)
+    step, model, losses = make_step(work)
     figures = timed(step, work.warmup, work.steps)
     figures["peak_bytes"] = peak_bytes()
     whole, spent = 0.0, time_operations(model.kernels)

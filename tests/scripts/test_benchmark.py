@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +20,7 @@ from benchmarks import crowded
 from backends.cpu.threads import default_threads
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
+PATHS = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (SCRIPT.parent, SCRIPT.parents[1])))}
 
 
 def load_script() -> ModuleType:
@@ -113,7 +119,7 @@ def test_many_threads_are_compared_with_one_while_all_cores_are_busy(
     (result,) = json.loads(figures.read_text(encoding="utf-8"))["crowded"]
     assert result["threads"] == 2
     assert len(result["ratios"]) == 2
-    assert "| L1 H64 V64 B1 T8 | 2 |" in capsys.readouterr().out
+    assert "| L1 H64 V64 B1 T8 | 2, workqueue |" in capsys.readouterr().out
 
 
 def test_the_busy_loops_end_with_the_measurement_even_if_it_fails():
@@ -128,6 +134,28 @@ def test_the_busy_loops_end_with_the_measurement_even_if_it_fails():
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert [loop.returncode is not None for loop in loops] == [True, True]
+
+
+_KILLED = """
+import os, signal
+from benchmarks.crowded import busy_cores
+with busy_cores(1) as loops:
+    print(loops[0].pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="the test looks for the process in /proc")
+def test_the_busy_loops_end_when_the_measurement_is_killed():
+    killed = subprocess.run([sys.executable, "-c", _KILLED], stdout=subprocess.PIPE, text=True, check=False, env=PATHS)
+    assert killed.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while (status := Path(f"/proc/{int(killed.stdout)}/stat")).exists():
+        with contextlib.suppress(OSError):
+            if status.read_text().rpartition(")")[2].split()[0] == "Z":
+                break  # ended, and nobody has asked for its exit status
+        assert time.monotonic() < deadline, "the loop still runs"
+        time.sleep(0.05)
 
 
 def test_sentence_embeddings_are_compared_in_the_other_interpreter(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
