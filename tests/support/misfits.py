@@ -348,7 +348,7 @@ def _of_linear_layers() -> list[Misfit]:
 
 def _of_attention() -> list[Misfit]:
     forward, backward = "attention_forward", "attention_backward"
-    rows = r"\d rows of {}, but the layout has \d"
+    rows = r"the {} have \d rows, but the layout has \d"
 
     def layout(operation: str, *path: str) -> Path:
         return (3 if operation == forward else 5, *path)
