@@ -330,7 +330,7 @@ def test_csv_and_json_lines_are_read_alike(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", "", r"are read from \.csv and \.jsonl files"),
+        ("a.txt", "", r"must be in a \.csv or \.jsonl file"),
         ("a.csv", "what,kind\n", "has no rows"),
         ("a.csv", "what,kind\nx,\n", "line 2: 'kind' is empty"),
         ("a.csv", "what, kind\nx,y\n", "line 2: there is no column 'kind'; this row has 'what', ' kind'"),
