@@ -255,7 +255,7 @@ def prepare_inputs(
 
 
 def _positions_to_compute(mask: Array, predicted: Array | None, unpad: bool) -> Array:
-    """Return the flat positions (N,) that get a row: all, or with `unpad` all tokens and what the heads read."""
+    """Return the flat positions (N,) that get a row: with `unpad`, only tokens and positions that a head reads."""
     xp = _HOST.xp
     needed = xp.ones_like(mask)
     if unpad:

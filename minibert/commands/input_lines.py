@@ -15,7 +15,7 @@ def read_lines(source: str) -> Iterator[str]:
     """Yield the lines of a UTF-8 file, or of standard input for "-", without their line ends.
 
     A line ends with a line feed, or with a carriage return and a line feed. A carriage return alone is part of the
-    text. A byte order mark at the beginning is not.
+    text. A byte order mark at the beginning is left out.
 
     Raises:
         InferenceError: a line is not UTF-8; the message gives its number.

@@ -36,8 +36,8 @@ def check_config(path: Path, config: Mapping[str, Any], token_fields: Iterable[s
     """Check the types of the fields that `Tokenizer.load` uses, before the library fails on them.
 
     Args:
-        path: tokenizer_config.json, for the message.
-        config: its fields.
+        path: the path of tokenizer_config.json, for the error message.
+        config: the fields of that file.
         token_fields: the fields that name special tokens, such as "mask_token".
 
     Raises:

@@ -123,7 +123,7 @@ class Trainer:
         """Fetch the figures of all steps since the last call. This waits until the device has computed them.
 
         Raises:
-            NonFiniteError: a loss or a gradient norm is NaN or infinite; names the first such step.
+            NonFiniteError: a loss or a gradient norm is NaN or infinite. The message names the first such step.
         """
         xp, fetch = self.model.backend.xp, self.model.backend.to_numpy
         first_step = self.optimizer.steps - self.pending + 1
