@@ -1,4 +1,4 @@
-"""What Numba's kernels refuse beyond what every twin of every device refuses (tests/backends/test_guards.py).
+"""Numba's kernels refuse more than the twins of every device do (for those, see tests/backends/test_guards.py).
 
 The host reads the values of ids, labels and places before a compiled kernel looks anything up by them, and the products
 by address have checks of their own.
