@@ -8,9 +8,9 @@ backend = get_backend("cuda:1")
 
 from __future__ import annotations
 
-from backends.base import Array, Backend, BackendError, Memory
+from backends.base import PRECISIONS, Array, Backend, BackendError, Memory
 
-__all__ = ["Array", "Backend", "BackendError", "Memory", "get_backend"]
+__all__ = ["PRECISIONS", "Array", "Backend", "BackendError", "Memory", "get_backend"]
 
 
 def get_backend(device: str | Backend = "cpu") -> Backend:

@@ -7,17 +7,22 @@ operations. Everything else goes through `backend.xp`, an Array API namespace. N
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 if TYPE_CHECKING:
     import numpy as np
 
 Array = Any
 """An array of the backend's namespace. The standard offers no static type for arrays."""
+
+
+PRECISIONS = ("float32", "bfloat16", "auto")
+"""What the operands of the products of linear layers are rounded to; see `Backend.with_precision`."""
 
 
 class BackendError(RuntimeError):
@@ -48,12 +53,18 @@ class Backend(ABC):
         device: the device as `xp` knows it; passed to every function that creates an array.
         twins: operation name -> a faster function of the same signature and meaning. Each takes the backend as its
             first argument, as the definition does, and refuses arrays that do not match (see `backends/checks.py`).
+        precision: "float32" if the products of linear layers take their operands as they are, "bfloat16" if they round
+            them first. Definitions and twins read this.
+        twins_have_precision: False if the backend's twins of linear layers cannot compute in `precision`. The
+            definitions must be used instead of these twins.
     """
 
     name: str
     xp: Any
     device: Any
     twins: Mapping[str, Callable[..., Any]]
+    precision: str = "float32"
+    twins_have_precision: bool = True
 
     @abstractmethod
     def asarray(self, host: Any, dtype: Any = None) -> Array:
@@ -116,6 +127,38 @@ class Backend(ABC):
             Name -> array of the backend, with the same values, dtype and shape.
         """
         return {name: self.asarray(array) for name, array in host.items()}
+
+    def has_bfloat16(self) -> bool:
+        """Return True if this backend's twins multiply matrices with the processor's bfloat16 instructions."""
+        return False
+
+    def with_precision(self, precision: str, dtype: str) -> Self:
+        """Return a backend whose linear layers multiply in a precision. It shares device and memory with this one.
+
+        Args:
+            precision: "float32": operands are used as they are, in the dtype of the parameters. "bfloat16": operands
+                are rounded to bfloat16, and the products are summed in the dtype of the parameters. "auto": "bfloat16"
+                if the dtype is float32 and the backend has the instructions, otherwise "float32".
+            dtype: the dtype of the parameters, "float32" or "float64". With float64 there are no instructions, so the
+                definitions compute "bfloat16"; this is for checks.
+
+        Returns:
+            This backend, if it has the precision already, otherwise a copy. `precision` is never "auto" there.
+
+        Raises:
+            ValueError: another precision.
+        """
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        fast = precision != "float32" and dtype == "float32" and self.has_bfloat16()
+        if precision == "auto":
+            precision = "bfloat16" if fast else "float32"
+        twins_have_precision = fast or precision == "float32"
+        if (precision, twins_have_precision) == (self.precision, self.twins_have_precision):
+            return self
+        changed = copy.copy(self)
+        changed.precision, changed.twins_have_precision = precision, twins_have_precision
+        return changed
 
     def dtype(self, name: str) -> Any:
         """Return the dtype of `xp` that has the given name.

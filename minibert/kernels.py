@@ -28,7 +28,7 @@ class Kernels:
     Args:
         backend: where the arrays live, and whose twins are used.
         choice: "auto" takes the backend's twin of an operation where it has one, "reference" always takes the
-            definition.
+            definition. Where the twins of linear layers lack the backend's precision, "auto" takes their definitions.
 
     Attributes:
         choice: as given.
@@ -42,6 +42,8 @@ class Kernels:
         if choice not in CHOICES:
             raise ValueError(f"kernels must be one of {', '.join(CHOICES)}, not {choice!r}")
         twins = backend.twins if choice == "auto" else {}
+        if not backend.twins_have_precision:
+            twins = {name: twin for name, twin in twins.items() if name not in ops.LINEAR}
         if unknown := set(twins) - set(ops.DEFINITIONS):
             raise ValueError(f"{backend.name} has twins of operations that minibert.ops lacks: {sorted(unknown)}")
         self.choice = choice

@@ -12,6 +12,8 @@ the gradients, function by function.
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from os import PathLike
@@ -49,6 +51,10 @@ class Site(IntEnum):
     POOLED_OUTPUT = 4
 
 
+class PrecisionWarning(UserWarning):
+    """The precision that was asked for is slower here than float32."""
+
+
 class MiniBERT:
     """A BERT: an encoder with heads for masked tokens, for the next sentence and for classes.
 
@@ -58,18 +64,26 @@ class MiniBERT:
         dtype: "float32" or "float64".
         seed: decides the initial parameters and dropout.
         kernels: "auto" uses the backend's fast twins, "reference" only the definitions in `minibert.ops`.
+        precision: what the products of linear layers (the decoder included) round their operands to, in the forward
+            and in the backward pass. "float32": nothing is rounded. "bfloat16": operands are rounded to 8 bits, sums
+            keep the dtype. "auto": "bfloat16" if the device has fast instructions for it and `dtype` is "float32",
+            otherwise "float32". Parameters, gradients and the optimizer's state keep their dtype.
         initialised: False leaves all parameters zero, for loading a checkpoint.
         heads: names from `minibert.parameters.HEADS`; BERT's pretraining heads by default. The classifier's
             classes are `config.labels`.
 
     Attributes:
         heads: as given, in the order of `minibert.parameters.HEADS`.
+        precision: "float32" or "bfloat16": what "auto" has become.
         parameters: mapping from name to writable array; `parameters.flat` holds all of them in one array.
         absent_heads: heads that the loaded checkpoint lacked. They were drawn at random and are untrained.
 
     Raises:
-        ValueError: the dtype, the device or `kernels` is unknown, or the heads do not go together.
+        ValueError: the dtype, the device, `kernels` or the precision is unknown, or the heads do not go together.
         BackendError: this machine does not have the device.
+
+    Warns:
+        PrecisionWarning: "bfloat16" was asked for where only the slow definitions can compute it; once in a process.
     """
 
     def __init__(
@@ -80,12 +94,17 @@ class MiniBERT:
         dtype: str = "float32",
         seed: int = 0,
         kernels: str = "auto",
+        precision: str = "float32",
         initialised: bool = True,
         heads: Iterable[str] = PRETRAINING_HEADS,
     ) -> None:
         self.config = MiniBERTConfig() if config is None else config
-        self.backend = get_backend(backend)
-        self.dtype = self.backend.dtype(dtype)
+        backend = get_backend(backend)
+        self.dtype = backend.dtype(dtype)
+        self.backend = backend.with_precision(precision, dtype)
+        self.precision = self.backend.precision
+        if kernels == "auto" and not self.backend.twins_have_precision:
+            _warn_of_slow_products(self.backend.name, self.precision, dtype)
         self.seed = seed
         self.kernels = Kernels(self.backend, kernels)
         self.heads = check_heads(heads, self.config)
@@ -102,6 +121,7 @@ class MiniBERT:
         device: Backend | str = "cpu",
         dtype: str = "float32",
         kernels: str = "auto",
+        precision: str = "float32",
         heads: Iterable[str] | None = None,
         labels: Sequence[str] | None = None,
         seed: int = 0,
@@ -113,6 +133,7 @@ class MiniBERT:
             device: "cpu", "cuda" or "cuda:N", or a `Backend`.
             dtype: "float32" or "float64"; the stored weights are converted.
             kernels: as for the class.
+            precision: as for the class.
             heads: the heads to have, from `minibert.parameters.HEADS`; other stored heads are not read. None: pooler
                 and classifier of a `BertForSequenceClassification`, otherwise the pretraining heads.
             labels: the classes of a new classifier. It replaces a stored one, unless that has the same labels.
@@ -136,6 +157,7 @@ class MiniBERT:
             dtype=dtype,
             seed=seed,
             kernels=kernels,
+            precision=precision,
             initialised=False,
             heads=pretrained.heads,
         )
@@ -475,3 +497,14 @@ def split_columns(x: Array, parts: int) -> tuple[Array, ...]:
     """Return views of equal width that lie side by side: (N, parts * C) -> `parts` times (N, C)."""
     width = x.shape[1] // parts
     return tuple(x[:, part * width : (part + 1) * width] for part in range(parts))
+
+
+@functools.cache
+def _warn_of_slow_products(device: str, precision: str, dtype: str) -> None:
+    """Warn that linear layers use the definitions; once for each combination of arguments."""
+    warnings.warn(
+        f"there are no fast {precision} products on {device} for {dtype} parameters: linear layers will be slower than "
+        'in float32. Use the precision "auto", which takes bfloat16 only where it is fast',
+        PrecisionWarning,
+        stacklevel=3,
+    )

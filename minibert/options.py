@@ -203,6 +203,15 @@ KERNELS = Option(
     choices=("auto", "reference"),
     group=COMPUTATION,
 )
+PRECISION = Option(
+    "precision",
+    str,
+    "float32",
+    "what the products of linear layers round their operands to; float32: not rounded; bfloat16: 8 bits instead of 24, "
+    "faster on processors with the instructions, slow elsewhere; auto: bfloat16 where it is fast, otherwise float32",
+    choices=("float32", "bfloat16", "auto"),
+    group=COMPUTATION,
+)
 DTYPE = Option(
     "dtype",
     str,

@@ -148,7 +148,7 @@ def _draw(key: int, rows: int, columns: int) -> Array:
 def _errors_of_a_step(backend: Backend, activation: str) -> Mapping[str, float]:
     """Take a training step with padding rows and one without, then call the operations that training never calls."""
     config = MiniBERTConfig.preset("tiny", **{**_CONFIG, "hidden_act": activation})
-    model = MiniBERT(config, backend=backend, seed=1)
+    model = MiniBERT(config, backend=backend, precision=backend.precision, seed=1)
     model.kernels = kernels = ComparingKernels(backend)
     ids = _draw(0, _SEQUENCES, _LENGTH) % config.vocab_size
     mask = _HOST.ones_like(ids)

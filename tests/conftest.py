@@ -47,8 +47,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path == NUMBA_TESTS and config.getoption("--without-numba") else None
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    return f"device: {get_backend(config.getoption('--device')).description()}"
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    backend = get_backend(config.getoption("--device"))
+    how = "by the processor's instructions" if backend.has_bfloat16() else "by the definitions, without instructions"
+    return [f"device: {backend.description()}", f"bfloat16 products: computed {how}"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

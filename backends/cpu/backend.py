@@ -46,6 +46,13 @@ class NumpyBackend(Backend):
 
         return twins()
 
+    def has_bfloat16(self) -> bool:
+        """Return True if Numba is installed and compiles for a processor with AVX512-BF16."""
+        from backends.cpu.twins import numba_kernels
+
+        kernels = numba_kernels()
+        return kernels is not None and kernels.has_bfloat16()
+
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         return self.pool.empty(shape, dtype)
 

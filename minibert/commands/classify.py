@@ -44,10 +44,10 @@ def _classify(arguments: Sequence[str] | None) -> int:
     options = build_parser().parse_args(arguments)
     with explained():
         texts = options.texts or list(read_lines("-"))
-        backend = quick_backend(options.device, options.kernels, sum(map(len, texts)))
+        backend = quick_backend(options.device, options.kernels, options.precision, sum(map(len, texts)))
         from minibert.finetuning.text_classifier import TextClassifier
 
-        classifier = TextClassifier.load(options.model, backend, options.kernels)
+        classifier = TextClassifier.load(options.model, backend, options.kernels, options.precision)
     pairs = None if options.text_pair is None else [options.text_pair] * len(texts)
     probabilities = classifier.probabilities(classifier.encode(texts, pairs)).tolist()
     whole = write_to_standard_output(lambda file: _write(texts, classifier.labels, probabilities, file))

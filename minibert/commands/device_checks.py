@@ -60,6 +60,7 @@ def check_device(device: str, *, quick: bool = False) -> Iterator[Finding]:
         ("memory bandwidth", lambda b: check_memory_bandwidth(b, quick=quick), _REPORT_IT),
         ("matrix products", lambda b: check_matrix_products(b, quick=quick), _REPORT_IT),
         ("every twin agrees with its definition", check_twins, _REPORT_IT),
+        ("precisions in hardware", check_precisions, _REPORT_IT),
         ("dropout masks equal the CPU's, bit for bit", check_dropout_masks, _REPORT_IT),
         ("a training step has the CPU's loss", check_training_step, _REPORT_IT),
         ("two runs give the same bits", check_determinism, _REPORT_IT),
@@ -140,6 +141,18 @@ def check_twins(backend: Backend) -> str:
     if wrong:
         raise CheckError("; ".join(f"{name} is off by {error:.1e}" for name, error in wrong.items()))
     return f"{len(errors)} twins, the largest difference is {max(errors.values(), default=0.0):.1e}"
+
+
+def check_precisions(backend: Backend) -> str:
+    """Return the precisions in which matrix products are fast here; compare the twins in bfloat16, if it is one.
+
+    Raises:
+        CheckError: a twin is wrong in bfloat16.
+    """
+    rounded = backend.with_precision("auto", "float32")
+    if rounded.precision == "float32":
+        return "float32; bfloat16 only by the slow definitions"
+    return f"float32, {rounded.precision} ({check_twins(rounded)})"
 
 
 def check_dropout_masks(backend: Backend) -> str:

@@ -101,13 +101,14 @@ def _embed(arguments: Sequence[str] | None) -> int:
             raise InferenceError(f"give texts by --text or the file {options.input}, not both")
         texts = iter(options.text) if options.text else read_lines(options.input or "-")
         first = list(islice(texts, _CHUNK))
-        backend = quick_backend(options.device, options.kernels, sum(map(len, first)))
+        backend = quick_backend(options.device, options.kernels, options.precision, sum(map(len, first)))
         from minibert.inference.embedding import SentenceEmbedder
 
         embedder = SentenceEmbedder.load(
             options.model,
             device=backend,
             kernels=options.kernels,
+            precision=options.precision,
             pooling=options.pooling,
             normalize=options.normalize,
             batch_tokens=options.batch_tokens,

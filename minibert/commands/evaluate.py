@@ -86,7 +86,9 @@ def _evaluate(arguments: Sequence[str] | None) -> int:
     objective = run.get("objective", OBJECTIVES[0]) if options.objective is None else options.objective
     if objective not in OBJECTIVES:
         raise TrainingError(f"--objective must be one of {', '.join(OBJECTIVES)}, not {objective!r}")
-    model, tokenizer = load_model(options.model, options.device, options.dtype, options.kernels)
+    model, tokenizer = load_model(
+        options.model, options.device, options.dtype, options.kernels, precision=options.precision
+    )
     longest = model.config.max_position_embeddings
     length = options.seq_length
     if length is None:

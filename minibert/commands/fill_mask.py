@@ -39,11 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fill_mask(arguments: Sequence[str] | None) -> int:
     options = build_parser().parse_args(arguments)
-    backend = quick_backend(options.device, options.kernels, len(options.text))
+    backend = quick_backend(options.device, options.kernels, options.precision, len(options.text))
     from minibert.inference.fill_mask import fill_mask
     from minibert.inference.loading import load_model
 
-    model, tokenizer = load_model(options.model, backend, kernels=options.kernels, heads=("mlm",))
+    model, tokenizer = load_model(
+        options.model, backend, kernels=options.kernels, precision=options.precision, heads=("mlm",)
+    )
     masks = fill_mask(model, tokenizer, options.text, options.top)
     for number, candidates in enumerate(masks, start=1):
         print("Candidates" if len(masks) == 1 else f"Mask {number} of {len(masks)}")

@@ -105,6 +105,7 @@ def _until_interrupted(arguments: Sequence[str] | None, interrupted: Callable[[]
         options.model,
         options.device,
         kernels=options.kernels,
+        precision=options.precision,
         heads=CLASSIFICATION_HEADS,
         labels=labels,
         seed=settings.seed,

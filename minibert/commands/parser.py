@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from backends import BackendError
 from backends.cpu.threads import set_threads
 from minibert.commands.process import BAD_INPUT
-from minibert.options import COMPUTATION, DEVICE, DTYPE, KERNELS, Option, flag, options_of
+from minibert.options import COMPUTATION, DEVICE, DTYPE, KERNELS, PRECISION, Option, flag, options_of
 
 Arguments = argparse.ArgumentParser | argparse._ArgumentGroup  # what has the method add_argument
 
@@ -102,14 +102,14 @@ def given_settings(parsed: argparse.Namespace, settings: type) -> dict[str, Any]
 
 
 def add_compute_options(parser: argparse.ArgumentParser, *, dtype: bool = False) -> None:
-    """Add the options that say how to compute: `--device`, `--kernels` and `--threads`.
+    """Add the options that say how to compute: `--device`, `--kernels`, `--precision` and `--threads`.
 
     Args:
         parser: the parser of the command.
         dtype: add `--dtype`, too.
     """
     group = parser.add_argument_group(COMPUTATION)
-    for option in (DEVICE, KERNELS, DTYPE) if dtype else (DEVICE, KERNELS):
+    for option in (DEVICE, KERNELS, PRECISION, *((DTYPE,) if dtype else ())):
         add_option(group, option)
     add_threads(group)
 

@@ -15,15 +15,16 @@ from backends import Backend
 _FEW_CHARACTERS = 500  # for a text this short, computing without SciPy is faster than importing SciPy
 
 
-def quick_backend(device: str, kernels: str, characters: int) -> Backend | str:
+def quick_backend(device: str, kernels: str, precision: str, characters: int) -> Backend | str:
     """Return the backend that starts fastest if there is little to compute; otherwise return `device` unchanged.
 
     Args:
         device: the value of `--device`.
         kernels: the value of `--kernels`.
+        precision: the value of `--precision`.
         characters: number of characters in all texts together.
     """
-    if device != "cpu" or kernels != "auto" or characters > _FEW_CHARACTERS:
+    if (device, kernels, precision) != ("cpu", "auto", "float32") or characters > _FEW_CHARACTERS:
         return device
     if "numpy" not in sys.modules:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

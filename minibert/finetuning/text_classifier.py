@@ -75,19 +75,24 @@ class TextClassifier:
             )
 
     @classmethod
-    def load(cls, folder: Path, device: Backend | str = "cpu", kernels: str = "auto") -> TextClassifier:
+    def load(
+        cls, folder: Path, device: Backend | str = "cpu", kernels: str = "auto", precision: str = "float32"
+    ) -> TextClassifier:
         """Load a fine-tuned classifier.
 
         Args:
             folder: a folder in Hugging Face's format, with a model and its tokenizer.
             device: where to compute.
             kernels: "auto" or "reference", as for `MiniBERT`.
+            precision: as for `MiniBERT`.
 
         Raises:
             TrainingError: the folder cannot be loaded, or its model has no classifier that predicts one label a text.
         """
         try:
-            model, tokenizer = load_model(folder, device, kernels=kernels, heads=CLASSIFICATION_HEADS)
+            model, tokenizer = load_model(
+                folder, device, kernels=kernels, precision=precision, heads=CLASSIFICATION_HEADS
+            )
         except TrainingError as error:
             if not isinstance(error.__cause__, NoClassifierError):
                 raise

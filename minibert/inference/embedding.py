@@ -74,6 +74,7 @@ class SentenceEmbedder:
         *,
         device: Backend | str = "cpu",
         kernels: str = "auto",
+        precision: str = "float32",
         pooling: str | None = None,
         normalize: bool | None = None,
         batch_tokens: int | None = None,
@@ -84,6 +85,7 @@ class SentenceEmbedder:
             folder: a folder with the model and its tokenizer.
             device: where to compute.
             kernels: "auto" or "reference", as for `MiniBERT`.
+            precision: as for `MiniBERT`.
             pooling: "mean" or "cls"; None to follow the folder's files.
             normalize: True for vectors of length 1; None to follow the folder's files.
             batch_tokens: as for the class; None for `BATCH_TOKENS`.
@@ -91,7 +93,7 @@ class SentenceEmbedder:
         Raises:
             TrainingError, InferenceError, DataError: the folder cannot be used; the message says why.
         """
-        model, tokenizer = load_model(folder, device, kernels=kernels, heads=())
+        model, tokenizer = load_model(folder, device, kernels=kernels, precision=precision, heads=())
         stored = SentencePooling.read(folder)
         chosen = dataclasses.replace(
             stored,

@@ -24,6 +24,7 @@ def load_model(
     dtype: str = "float32",
     kernels: str = "auto",
     *,
+    precision: str = "float32",
     heads: Iterable[str] = PRETRAINING_HEADS,
     labels: Sequence[str] | None = None,
     seed: int = 0,
@@ -35,6 +36,7 @@ def load_model(
         device: where to compute.
         dtype: "float32" or "float64".
         kernels: "auto" or "reference", as for `MiniBERT`.
+        precision: as for `MiniBERT`.
         heads: the heads to load.
         labels: the classes of a new classifier.
         seed: decides the parameters of a new classifier, and dropout.
@@ -54,7 +56,14 @@ def load_model(
         warnings.filterwarnings("ignore", message=".* has no masked-language-model head", category=PretrainedWarning)
         tokenizer = Tokenizer.load(folder)
         model = MiniBERT.from_pretrained(
-            folder, device=device, dtype=dtype, kernels=kernels, heads=heads, labels=labels, seed=seed
+            folder,
+            device=device,
+            dtype=dtype,
+            kernels=kernels,
+            precision=precision,
+            heads=heads,
+            labels=labels,
+            seed=seed,
         )
     _check_vocabulary(folder, model, tokenizer)
     if "mlm" in model.absent_heads:

@@ -37,6 +37,7 @@ from minibert.ops.layer_norm import (
     layer_norm_forward,
 )
 from minibert.ops.linear import linear_backward, linear_backward_input, linear_backward_weight, linear_forward
+from minibert.ops.precision import round_to_bfloat16
 from minibert.ops.softmax import softmax_backward, stable_softmax
 
 __all__ = [
@@ -71,4 +72,16 @@ __all__ = [
 DEFINITIONS: dict[str, Callable[..., Any]] = {name: globals()[name] for name in __all__}
 """Name -> definition of every operation that a backend may have a twin of."""
 
-__all__ += ["DEFINITIONS", "AttentionLayout", "Dropout", "score_bound", "softmax_backward", "stable_softmax"]
+LINEAR = ("linear_backward", "linear_backward_input", "linear_backward_weight", "linear_forward")
+"""The operations that compute in the backend's precision."""
+
+__all__ += [
+    "DEFINITIONS",
+    "LINEAR",
+    "AttentionLayout",
+    "Dropout",
+    "round_to_bfloat16",
+    "score_bound",
+    "softmax_backward",
+    "stable_softmax",
+]

@@ -1,11 +1,15 @@
 """The linear layer and its gradient.
 
+The operands of the three matrix products are rounded to the backend's precision; biases and sums are not. The backward
+functions compute the gradient as if rounding were the identity, from operands that are rounded again.
+
 The names are those of docs/gradients.md, section "Linear layers".
 """
 
 from __future__ import annotations
 
 from backends import Array, Backend
+from minibert.ops.precision import round_operands
 
 
 def linear_forward(backend: Backend, x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -20,6 +24,7 @@ def linear_forward(backend: Backend, x: Array, weight: Array, bias: Array | None
     Returns:
         y (N, out).
     """
+    x, weight = round_operands(backend, x, weight)
     y = x @ weight.T  # (N, out)
     return y if bias is None else y + bias
 
@@ -41,7 +46,8 @@ def linear_backward(
 def linear_backward_weight(backend: Backend, dy: Array, x: Array, dweight: Array, dbias: Array | None = None) -> None:
     """Write dweight (out, in) and, unless it is None, dbias (out,), for dy (N, out) and x (N, in)."""
     # y = x @ weight.T + bias
-    dweight[...] = dy.T @ x  # (out, in)
+    dy_operand, x = round_operands(backend, dy, x)
+    dweight[...] = dy_operand.T @ x  # (out, in)
     if dbias is not None:
         dbias[...] = backend.xp.sum(dy, axis=0)  # (out,)
 
@@ -53,6 +59,7 @@ def linear_backward_input(backend: Backend, dy: Array, weight: Array, add_to: Ar
     returned. In twins the matrix product itself does the addition, at no extra cost.
     """
     # y = x @ weight.T + bias
+    dy, weight = round_operands(backend, dy, weight)
     dx = dy @ weight  # (N, in)
     if add_to is None:
         return dx

@@ -66,7 +66,14 @@ def start(settings: Settings, output: Path, display: Display, *, cache: Path | N
     data = _prepare(settings, output, cache, display)
     with explained():
         config = settings.model_config(data.tokenizer.vocab_size)
-        model = MiniBERT(config, backend=backend, dtype=settings.dtype, seed=settings.seed, kernels=settings.kernels)
+        model = MiniBERT(
+            config,
+            backend=backend,
+            dtype=settings.dtype,
+            seed=settings.seed,
+            kernels=settings.kernels,
+            precision=settings.precision,
+        )
         optimizer = _make_optimizer(model, settings)
     output.mkdir(parents=True, exist_ok=True)
     with closing(RunLog(output / METRICS_FILE)) as log:
@@ -124,14 +131,22 @@ def resume(given: Mapping[str, Any], output: Path, display: Display, *, cache: P
             dtype=settings.dtype,
             seed=settings.seed,
             kernels=settings.kernels,
+            precision=settings.precision,
             initialised=False,
         )
     optimizer = _make_optimizer(model, settings)
     restore(path, model, optimizer)
     display.message(f"resuming from {path} (step {state.step}, {duration(state.elapsed)} of training)")
-    before, now = _last_device(output), model.backend.description()
+    last = _last_session(output)
+    before, now = last.get("device"), model.backend.description()
     if before not in (None, now):
         display.message(f"so far it was computed by {before}, now by {now}: equal up to rounding, not bit for bit")
+    precision = last.get("precision", "float32")  # logs of versions before the setting do not name it
+    if precision != model.precision:
+        display.message(
+            f"so far its matrix products were computed in {precision}, now in {model.precision}: the losses will be "
+            "about the same, not bit for bit"
+        )
     with closing(RunLog(output / METRICS_FILE)) as log:
         log.write("resumed", step=state.step, started=_now(), **_description(settings, model, data))
         yield Run(settings, output, model, optimizer, data, log, display, state.elapsed)
@@ -179,13 +194,13 @@ def _check_may_resume(state: FolderState, output: Path) -> None:
         )
 
 
-def _last_device(output: Path) -> str | None:
-    """Read which device, libraries and threads computed the last session; None if the log is gone."""
+def _last_session(output: Path) -> Mapping[str, Any]:
+    """Read what the log says about the last session, as `_description` wrote it; nothing if the log is gone."""
     try:
         history = read_history(output / METRICS_FILE)
     except OSError:
-        return None
-    return next((line.get("device") for line in reversed(history) if line["kind"] in ("run", "resumed")), None)
+        return {}
+    return next((line for line in reversed(history) if line["kind"] in ("run", "resumed")), {})
 
 
 def _prepare(
@@ -213,6 +228,7 @@ def _description(settings: Settings, model: MiniBERT, data: Data) -> dict[str, A
         "python": platform.python_version(),
         "device": model.backend.description(),
         "kernels": list(model.kernels.twins),
+        "precision": model.precision,
         "settings": settings.to_dict(),
         "model": model.config.to_dict(),
         "parameters": model.parameters.layout.size,

@@ -22,6 +22,7 @@ from minibert.options import (
     KERNELS,
     NOT_NEGATIVE,
     POSITIVE,
+    PRECISION,
     SEED,
     Check,
     at_least,
@@ -89,6 +90,7 @@ class Settings:
     # the computation
     device: str = DEVICE.field(may_change=True)
     kernels: str = KERNELS.field(may_change=True)
+    precision: str = PRECISION.field(may_change=True)
     dtype: str = DTYPE.field()
 
     # the model

@@ -130,6 +130,33 @@ def test_a_resume_on_another_device_or_with_other_threads_says_so(copied, capsys
     assert "so far it was computed by CPU, NumPy 1.0, 64 threads, now by" in capsys.readouterr().out
 
 
+def test_a_resume_in_another_precision_says_so(copied, capsys):
+    """This processor may be slow in bfloat16, which is then a warning."""
+    more = ["--steps", str(SMALL["steps"] + 1)]
+    resume = ["--output", str(copied), "--resume", "--precision"]
+    assert train_command.main([*resume, "bfloat16", *more]) == 0
+    assert "so far its matrix products were computed in float32, now in bfloat16" in capsys.readouterr().out
+    history = read_history(copied / METRICS_FILE)
+    assert [line["precision"] for line in history if line["kind"] in ("run", "resumed")] == ["float32", "bfloat16"]
+    assert of_kind(history, "resumed")[-1]["settings"]["precision"] == "bfloat16"
+    assert train_command.main([*resume, "bfloat16", *more]) == 0
+    assert "its matrix products" not in capsys.readouterr().out
+
+
+def test_a_run_from_before_the_precision_was_a_setting_is_resumed_in_float32(copied, capsys):
+    (state,) = (copied / "checkpoints").glob("*/state.json")
+    content = json.loads(state.read_text(encoding="utf-8"))
+    del content["settings"]["precision"]
+    state.write_text(json.dumps(content), encoding="utf-8")
+    metrics = copied / METRICS_FILE
+    first, *rest = metrics.read_text(encoding="utf-8").splitlines()
+    before = {name: value for name, value in json.loads(first).items() if name != "precision"}
+    metrics.write_text("\n".join([json.dumps(before), *rest]) + "\n", encoding="utf-8")
+    assert train_command.main(["--output", str(copied), "--resume", "--steps", str(SMALL["steps"] + 1)]) == 0
+    assert of_kind(read_history(metrics), "resumed")[-1]["precision"] == "float32"
+    assert "its matrix products" not in capsys.readouterr().out
+
+
 def test_ctrl_c_before_the_training_begins_ends_at_once(corpus, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(PlainScreen, "preparing", lambda *_: signal.raise_signal(signal.SIGINT))
     assert train_command.main(options(corpus, tmp_path / "run")) == 130
@@ -236,6 +263,18 @@ def test_another_text_another_length_and_another_precision_may_be_evaluated(trai
     arguments = ["--model", str(trained), "--corpus", str(text), "--seq-length", "32", "--dtype", "float64"]
     assert evaluate_command.main([*arguments, "--cache-dir", str(tmp_path / "cache")]) == 0
     assert "unigram baseline" in capsys.readouterr().out
+
+
+def test_a_model_may_be_used_in_bfloat16(trained, capsys):
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        arguments = ["--model", str(trained), "--precision", precision]
+        assert evaluate_command.main([*arguments, "--json"]) == 0
+        losses[precision] = json.loads(capsys.readouterr().out)["loss"]
+        assert fill_mask_command.main([*arguments, "the red fox eats [MASK]."]) == 0
+        assert "probability" in capsys.readouterr().out
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=1e-2)
+    assert losses["bfloat16"] != losses["float32"]
 
 
 def test_only_a_model_that_was_trained_on_next_sentences_is_asked_about_them(trained, corpus, tmp_path, capsys):

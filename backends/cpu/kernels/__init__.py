@@ -22,6 +22,7 @@ from backends.cpu.kernels.activations import (
 )
 from backends.cpu.kernels.adamw import adamw_update
 from backends.cpu.kernels.attention import attention_backward, attention_forward
+from backends.cpu.kernels.bfloat16 import has_bfloat16
 from backends.cpu.kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward
 from backends.cpu.kernels.dropout import dropout_backward, dropout_forward
 from backends.cpu.kernels.embedding import embedding_backward, embedding_forward
@@ -53,6 +54,7 @@ __all__ = [
     "dropout_forward",
     "embedding_backward",
     "embedding_forward",
+    "has_bfloat16",
     "layer_norm_backward",
     "layer_norm_forward",
     "linear_backward",

@@ -1,5 +1,7 @@
 """Matrix products inside kernels: SciPy's BLAS, called by each of Numba's threads with a single thread.
 
+In the precision "bfloat16", `multiply` uses `backends/cpu/kernels/bfloat16.py` instead of BLAS.
+
 So kernels and matrix products share one set of threads, and no thread spins while another works. The wheels of NumPy
 and SciPy contain one BLAS each. NumPy's keeps its threads, for callers of `np.matmul`; SciPy's is held at one thread.
 Where both use the same library (as in conda), that library is held at one thread.
@@ -18,7 +20,8 @@ from numba import get_num_threads, prange, types
 from numba.extending import overload
 from numba.np.linalg import ensure_blas
 
-from backends.base import Array
+from backends.base import Array, Backend
+from backends.cpu.kernels import bfloat16
 from backends.cpu.kernels.jit import elementwise, parallel
 from backends.cpu.threads import hold_kernel_blas
 
@@ -148,6 +151,7 @@ def check_same_dtype(*arrays: Array) -> None:
 
 
 def multiply(
+    backend: Backend,
     a: Array,
     b: Array,
     c: Array,
@@ -157,9 +161,10 @@ def multiply(
     accumulate: bool = False,
     bias: Array | None = None,
 ) -> None:
-    """Compute C = A B, C = bias + A B or C += A B on all threads.
+    """Compute C = A B, C = bias + A B or C += A B on all threads, in the precision of the backend.
 
     Args:
+        backend: the CPU backend; its precision is "float32", or "bfloat16" for float32 arrays.
         a: (m, k), or (k, m) with `transpose_a`.
         b: (k, n), or (n, k) with `transpose_b`.
         c: (m, n), contiguous.
@@ -182,7 +187,12 @@ def multiply(
         raise ValueError("the result of a matrix product must be contiguous: BLAS would write beside it")
     a, address_a, lda = matrix(a)
     b, address_b, ldb = matrix(b)
-    start = c[:0, 0] if bias is None else bias
+    start = np.ascontiguousarray(c.reshape(-1)[:0] if bias is None else bias)
+    if backend.precision == "bfloat16":
+        bfloat16.multiply(
+            backend, transpose_a, transpose_b, m, n, k, address_a, lda, address_b, ldb, accumulate, start, c
+        )
+        return
     _divided_product(
         scalars(c.dtype),
         transpose_a,
@@ -193,7 +203,7 @@ def multiply(
         address_b,
         ldb,
         accumulate,
-        np.ascontiguousarray(start),
+        start,
         c,
         get_num_threads(),
     )

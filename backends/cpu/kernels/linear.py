@@ -17,7 +17,7 @@ def linear_forward(backend: Backend, x: Array, weight: Array, bias: Array | None
     """Return y = x @ weight.T + bias: (N, in), (out, in), (out,) -> (N, out). Raises the errors of `checks`."""
     checks.check_linear_forward(x, weight, bias)
     y = backend.empty((x.shape[0], weight.shape[0]), x.dtype)
-    multiply(x, weight, y, transpose_b=True, bias=bias)
+    multiply(backend, x, weight, y, transpose_b=True, bias=bias)
     return y
 
 
@@ -39,7 +39,7 @@ def linear_backward_weight(backend: Backend, dy: Array, x: Array, dweight: Array
     """Write dweight (out, in) and, unless it is None, dbias (out,). Raises the errors of `checks`."""
     checks.check_linear_backward_weight(dy, x, dweight, dbias)
     # y = x @ weight.T + bias
-    multiply(dy, x, dweight, transpose_a=True)  # (out, in)
+    multiply(backend, dy, x, dweight, transpose_a=True)  # (out, in)
     if dbias is not None:
         column_sums(backend, np.ascontiguousarray(dy), dbias)
 
@@ -49,5 +49,5 @@ def linear_backward_input(backend: Backend, dy: Array, weight: Array, add_to: Ar
     checks.check_linear_backward_input(dy, weight, add_to)
     dx = backend.empty((dy.shape[0], weight.shape[1]), dy.dtype) if add_to is None else add_to
     # y = x @ weight.T + bias
-    multiply(dy, weight, dx, accumulate=add_to is not None)
+    multiply(backend, dy, weight, dx, accumulate=add_to is not None)
     return dx

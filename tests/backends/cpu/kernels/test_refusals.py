@@ -22,7 +22,8 @@ from minibert.ops import AttentionLayout, Dropout
 from minibert.rows import Rows
 from tests.support.misfits import Call, GuardedNumpyBackend, recorded_calls
 
-KERNELS = Kernels(get_backend("cpu"))
+BACKEND = get_backend("cpu")
+KERNELS = Kernels(BACKEND)
 IDS = np.array([0, 3, 1], dtype=np.int32)
 
 
@@ -48,18 +49,18 @@ def ones(*shape: int, dtype: str = "float32") -> np.ndarray:
 )
 def test_a_product_of_matrices_that_do_not_match_is_refused(x, weight, bias, error, message):
     with pytest.raises(error, match=message):
-        multiply(x, weight, ones(6, 4), transpose_b=True, bias=bias)
+        multiply(BACKEND, x, weight, ones(6, 4), transpose_b=True, bias=bias)
 
 
 def test_a_product_is_only_written_to_a_contiguous_matrix_of_its_shape():
     wide = ones(6, 8)
     with pytest.raises(ValueError, match="must be contiguous"):
-        multiply(ones(6, 4), ones(4, 3), wide[:, :3], accumulate=True)
+        multiply(BACKEND, ones(6, 4), ones(4, 3), wide[:, :3], accumulate=True)
     assert (wide == 1).all()
     with pytest.raises(ValueError, match="do not fit"):
-        multiply(ones(6, 4), ones(4, 3), ones(5, 3), accumulate=True)
+        multiply(BACKEND, ones(6, 4), ones(4, 3), ones(5, 3), accumulate=True)
     with pytest.raises(TypeError, match="float32, float64"):
-        multiply(ones(6, 4), ones(6, 3), ones(4, 3, dtype="float64"), transpose_a=True)
+        multiply(BACKEND, ones(6, 4), ones(6, 3), ones(4, 3, dtype="float64"), transpose_a=True)
 
 
 def test_a_gradient_is_only_added_to_a_contiguous_array_of_its_shape():

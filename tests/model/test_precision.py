@@ -1,0 +1,167 @@
+"""A BERT in bfloat16: every product of its forward and backward pass rounds its operands, and it still learns."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backends import Backend, get_backend
+from backends.cpu.backend import NumpyBackend
+from minibert import AdamW, MiniBERT, MiniBERTConfig, MiniBERTGradients
+from minibert.kernels import Kernels
+from minibert.model import PrecisionWarning, _warn_of_slow_products
+from minibert.ops import LINEAR
+from tests.support.checking import assert_close
+from tests.support.small_bert import CONFIG, NEXT_SENTENCE_LABELS, batch_arguments, batch_labels, small_bert
+
+pytestmark = pytest.mark.filterwarnings("ignore::minibert.model.PrecisionWarning")  # where there are no instructions
+
+
+def step(model: MiniBERT) -> tuple[float, dict[str, np.ndarray]]:
+    """Return the loss of the small batch, and the gradients (float64, on the host)."""
+    gradients = MiniBERTGradients(model)
+    _, cache = model.forward(**batch_arguments(pruned=True))
+    loss = float(gradients.backward(cache, batch_labels(pruned=True), NEXT_SENTENCE_LABELS))
+    to_numpy = model.backend.to_numpy
+    return loss, {name: to_numpy(view).astype(np.float64) for name, view in gradients.gradients.items()}
+
+
+def difference(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
+    """Return the distance of two gradients of all parameters, relative to the length of the second."""
+    distance = sum(float(np.square(found[name] - expected[name]).sum()) for name in expected)
+    return float(np.sqrt(distance / sum(float(np.square(gradient).sum()) for gradient in expected.values())))
+
+
+class CheckedKernels(Kernels):
+    """Kernels that check every linear layer against float64 arithmetic on the same operands, rounded.
+
+    Attributes:
+        checked: for each call, the operation, and the shape of the weight or of its gradient.
+    """
+
+    def __init__(self, backend: Backend, choice: str) -> None:
+        self.checked: list[tuple[str, tuple[int, ...]]] = []
+        super().__init__(backend, choice)
+
+    def bind(self, definition: Callable[..., Any]) -> Callable[..., Any]:
+        bound = super().bind(definition)
+        name = definition.__name__
+        if name not in LINEAR:
+            return bound
+        exact = get_backend("cpu").with_precision("bfloat16", "float64")
+
+        def on_host(x: Any) -> Any:
+            return None if x is None else np.array(self._backend.to_numpy(x), dtype=np.float64)
+
+        def compute_both(*arguments: Any, **named: Any) -> Any:
+            copies, named_copies = [on_host(x) for x in arguments], {key: on_host(x) for key, x in named.items()}
+            expected = definition(exact, *copies, **named_copies)
+            actual = bound(*arguments, **named)
+            for wanted, found in [*zip(copies, arguments, strict=True), (expected, actual)]:
+                if found is not None:
+                    assert_close(self._backend, found, wanted, "float32")
+            weight = arguments[1 if name in ("linear_forward", "linear_backward_input") else 2]
+            self.checked.append((name, tuple(weight.shape)))
+            return actual
+
+        return compute_both
+
+
+@pytest.mark.parametrize("choice", ["reference", "auto"])
+def test_every_linear_layer_of_a_step_is_the_float64_product_of_its_rounded_operands(choice: str, backend: Backend):
+    """Rounded operands are exact in float64: this compares the gradient of the rounded pass with its own definition."""
+    model = small_bert(backend, "float32", precision="bfloat16", kernels=choice)
+    model.kernels = kernels = CheckedKernels(model.backend, choice)
+    step(model)
+    assert {name for name, _ in kernels.checked} == set(LINEAR)
+    assert len(kernels.checked) > 20
+    decoder = (CONFIG.vocab_size, CONFIG.hidden_size)
+    assert {name for name, weight in kernels.checked if weight == decoder} >= {"linear_forward", "linear_backward"}
+
+
+def test_a_step_in_bfloat16_is_near_to_the_same_step_in_float64_arithmetic():
+    """A float32 error may move an operand across a tie, so the two differ by a small part of what rounding changes."""
+    exact_loss, exact = step(small_bert(dtype="float64"))
+    rounded_loss, rounded = step(small_bert(dtype="float64", precision="bfloat16"))
+    effect = difference(rounded, exact)
+    assert 1e-3 < effect < 5e-2
+    assert 0.0 < abs(rounded_loss - exact_loss) < 1e-2 * exact_loss
+    for choice in ("reference", "auto"):
+        loss, gradients = step(small_bert(dtype="float32", precision="bfloat16", kernels=choice))
+        assert difference(gradients, rounded) < 0.2 * effect
+        assert abs(loss - rounded_loss) < 2e-4 * exact_loss
+
+
+def test_twins_and_definitions_take_the_same_step():
+    """Twenty steps of training, by the twins and by the definitions, and in float32 for comparison."""
+    config = MiniBERTConfig.preset("tiny", vocab_size=101)
+    ids = np.random.default_rng(1).integers(0, 101, (8, 24))
+    positions = np.flatnonzero(np.random.default_rng(2).random(ids.shape) < 0.3)
+
+    def losses(**arguments: str) -> np.ndarray:
+        model = MiniBERT(config, seed=4, **arguments)
+        gradients, optimizer, found = MiniBERTGradients(model), AdamW(model), []
+        for _ in range(20):
+            _, cache = model.forward(ids, prediction_positions=positions, next_sentence=False)
+            found.append(float(gradients.backward(cache, ids.reshape(-1)[positions])))
+            optimizer.step(gradients.gradients, 1e-3)
+        return np.array(found)
+
+    in_float32 = losses()
+    twins, definitions = losses(precision="bfloat16"), losses(precision="bfloat16", kernels="reference")
+    assert in_float32[-1] < 0.7 * in_float32[0]
+    assert not np.array_equal(twins, in_float32)
+    np.testing.assert_allclose(twins, definitions, rtol=2e-3)
+    np.testing.assert_allclose(twins, in_float32, rtol=1e-2)
+
+
+def test_the_same_run_gives_the_same_bits():
+    first, second = (step(small_bert(dtype="float32", precision="bfloat16")) for _ in range(2))
+    assert first[0] == second[0]
+    for name, gradient in first[1].items():
+        np.testing.assert_array_equal(second[1][name], gradient)
+
+
+# --- the choice -----------------------------------------------------------------------------------------------
+
+
+def test_a_model_says_what_it_computes_in(backend: Backend):
+    automatic = "bfloat16" if backend.has_bfloat16() else "float32"
+    for precision, found in (("float32", "float32"), ("bfloat16", "bfloat16"), ("auto", automatic)):
+        model = small_bert(backend, "float32", precision=precision)
+        assert (model.precision, model.backend.precision) == (found, found)
+        assert model.parameters["token_embeddings"].dtype == backend.dtype("float32")
+    assert small_bert(backend, "float32").precision == "float32"
+
+
+def test_a_model_is_loaded_in_the_precision_that_is_asked_for(tmp_path):
+    small_bert(dtype="float32").save_pretrained(tmp_path)
+    assert MiniBERT.from_pretrained(tmp_path).precision == "float32"
+    model = MiniBERT.from_pretrained(tmp_path, precision="bfloat16")
+    assert model.precision == "bfloat16"
+    expected = small_bert(dtype="float32", precision="bfloat16").encode([[1, 2, 3]])
+    np.testing.assert_array_equal(model.encode([[1, 2, 3]]), expected)
+
+
+def test_slow_products_are_warned_of_once_and_compute_the_same(monkeypatch: pytest.MonkeyPatch):
+    expected, _ = step(small_bert(dtype="float32", precision="bfloat16"))
+    monkeypatch.setattr(NumpyBackend, "has_bfloat16", lambda self: False)
+    _warn_of_slow_products.cache_clear()
+    with pytest.warns(PrecisionWarning, match="no fast bfloat16 products on cpu for float32 parameters"):
+        model = small_bert(dtype="float32", precision="bfloat16")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small_bert(dtype="float32", precision="bfloat16")
+        small_bert(dtype="float32", precision="auto")
+        small_bert(dtype="float32", precision="bfloat16", kernels="reference")
+    assert step(model)[0] == pytest.approx(expected, rel=1e-4)
+    assert small_bert(dtype="float32", precision="auto").precision == "float32"
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, auto, not 'int4'"):
+        small_bert(precision="int4")
