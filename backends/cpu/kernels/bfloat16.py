@@ -22,7 +22,6 @@ from backends.cpu.kernels.bfloat16_instructions import (
     TILE_COLUMNS,
     TILE_ROWS,
     UNROLLED,
-    VECTOR_BYTES,
     has_bfloat16,
     pair_columns,
     pair_rows,
@@ -31,6 +30,7 @@ from backends.cpu.kernels.bfloat16_instructions import (
     tile_of_rows,
 )
 from backends.cpu.kernels.jit import elementwise, parallel
+from backends.cpu.kernels.vector_instructions import VECTOR_BYTES
 
 __all__ = ["has_bfloat16", "multiply"]
 

@@ -181,7 +181,7 @@ backend, x = asked[0].backend, np.ones((2, 2), dtype=np.float32)
 try:
     multiply(backend, x, x, x.copy())
 except TypingError as error:
-    print("no AVX512-BF16" in str(error))
+    print("lacks avx512bf16" in str(error))
 """
 
 
