@@ -34,10 +34,12 @@ from backends.cpu.kernels.vector_instructions import VECTOR_BYTES
 
 __all__ = ["has_bfloat16", "multiply"]
 
-_TILES = 8  # tiles of rows in a block of A; the block then takes 112 KiB of the second-level cache
+_TILES = 16  # tiles of rows in a block of A; the block then takes 112 KiB of the second-level cache
 _BLOCK_ROWS = _TILES * TILE_ROWS
 _TILE_BYTES = DEPTH // 2 * VECTOR_BYTES + VECTOR_BYTES  # tiles whose distance is a power of two would share cache sets
-_WORK_BYTES = _TILES * max(_TILE_BYTES, TILE_ROWS * ROW_BYTES)  # for one thread's block of A
+_BLOCK_BYTES = _TILES * max(_TILE_BYTES, TILE_ROWS * ROW_BYTES)
+_WORK_BYTES = _BLOCK_BYTES + DEPTH // 2 * PANEL_ROW  # for one thread's block of A and panel of B
+_ROWS_AT_ONCE = 8  # of B, from which a panel is packed; more rows are more than the processor prefetches at a time
 _STEP = 32  # how many k are packed at once; blocks are filled up with zeros to a multiple
 
 
@@ -48,25 +50,37 @@ def _panel_bytes(k):
 
 
 @elementwise
+def _pack_transposed_panel(b, ldb, n, panel, k0, depth, target):
+    """Pack one panel of one block of k, of a B (k, n) that is stored as (n, k)."""
+    for column in range(0, TILE_COLUMNS, 16):
+        j = panel * TILE_COLUMNS + column
+        for kk in range(0, depth, _STEP):
+            source = b + j * ldb + (k0 + kk) * 4
+            pair_columns(source, ldb, n - j, depth - kk, target + kk // 2 * PANEL_ROW + column * 4, PANEL_ROW)
+
+
+@elementwise
 def _pack_panels(transposed, b, ldb, k, n, first_panel, last_panel, panels, target):
     """Pack some panels of B (k, n), in all blocks of k."""
     size = _panel_bytes(k)
+    if transposed:
+        for panel in range(first_panel, last_panel):
+            for k0 in range(0, k, DEPTH):
+                to = target + (k0 // DEPTH * panels + panel) * size
+                _pack_transposed_panel(b, ldb, n, panel, k0, min(DEPTH, k - k0), to)
+        return
     for k0 in range(0, k, DEPTH):
         depth = min(DEPTH, k - k0)
-        for kk in range(0, depth, _STEP):
+        for kk in range(0, depth + -depth % _STEP, _ROWS_AT_ONCE):
             for panel in range(first_panel, last_panel):
                 to = target + (k0 // DEPTH * panels + panel) * size + kk // 2 * PANEL_ROW
-                for column in range(0, TILE_COLUMNS, 16):
-                    j = panel * TILE_COLUMNS + column
-                    if transposed:
-                        source = b + j * ldb + (k0 + kk) * 4
-                        pair_columns(source, ldb, n - j, depth - kk, to + column * 4, PANEL_ROW)
-                    else:
-                        for row in range(0, _STEP, 2):
-                            source = b + (k0 + kk + row) * ldb + j * 4
-                            first = n - j if kk + row < depth else 0
-                            second = n - j if kk + row + 1 < depth else 0
-                            pair_rows(source, first, source + ldb, second, to + row // 2 * PANEL_ROW + column * 4)
+                for row in range(0, _ROWS_AT_ONCE, 2):
+                    for column in range(0, TILE_COLUMNS, 16):
+                        j = panel * TILE_COLUMNS + column
+                        source = b + (k0 + kk + row) * ldb + j * 4
+                        first = n - j if kk + row < depth else 0
+                        second = n - j if kk + row + 1 < depth else 0
+                        pair_rows(source, first, source + ldb, second, to + row // 2 * PANEL_ROW + column * 4)
 
 
 @elementwise
@@ -90,9 +104,29 @@ def _pack_block(transposed, a, lda, rows, depth, target):
 
 @elementwise
 def _multiply_share(
-    transposed, a, lda, packed_b, start, ld_start, c, ldc, first_row, last_row, first_panel, last_panel, n, k, work
+    transposed,
+    a,
+    lda,
+    b,
+    ldb,
+    packed,
+    start,
+    ld_start,
+    c,
+    ldc,
+    first_row,
+    last_row,
+    first_panel,
+    last_panel,
+    n,
+    k,
+    work,
 ):
-    """Compute some rows and panels of C; `work` is memory for a block of A."""
+    """Compute some rows and panels of C.
+
+    If not `packed`, B is stored as (n, k), and each of its panels is packed just before it is used. `work` is memory
+    for a packed block of A and a packed panel of B.
+    """
     panels, size = (n + TILE_COLUMNS - 1) // TILE_COLUMNS, _panel_bytes(k)
     for i in range(first_row, last_row, _BLOCK_ROWS):
         rows = min(_BLOCK_ROWS, last_row - i)
@@ -103,7 +137,11 @@ def _multiply_share(
             _pack_block(transposed, block, lda, rows, depth, work)
             base, ld_base = (start, ld_start) if k0 == 0 else (c, ldc)
             for number in range(first_panel, last_panel):
-                panel = packed_b + (k0 // DEPTH * panels + number) * size
+                if packed:
+                    panel = b + (k0 // DEPTH * panels + number) * size
+                else:
+                    panel = work + _BLOCK_BYTES
+                    _pack_transposed_panel(b, ldb, n, number, k0, depth, panel)
                 column = number * TILE_COLUMNS
                 columns = min(TILE_COLUMNS, n - column)
                 for tile in range(0, rows, TILE_ROWS):
@@ -132,8 +170,8 @@ def _pack(transposed, n, k, b, ldb, target, parts):
 
 
 @parallel
-def _divided_product(transposed, m, n, k, a, lda, packed_b, start, ld_start, c, ldc, work, parts):
-    """Compute C = start + A B with the longer side of C (m, n) divided among the threads; B is packed."""
+def _divided_product(transposed, m, n, k, a, lda, b, ldb, packed, start, ld_start, c, ldc, work, parts):
+    """Compute C = start + A B with the longer side of C (m, n) divided among the threads."""
     panels = (n + TILE_COLUMNS - 1) // TILE_COLUMNS
     each_panels = (panels + parts - 1) // parts
     each_rows = ((m + TILE_ROWS - 1) // TILE_ROWS + parts - 1) // parts * TILE_ROWS
@@ -147,7 +185,9 @@ def _divided_product(transposed, m, n, k, a, lda, packed_b, start, ld_start, c, 
             transposed,
             a,
             lda,
-            packed_b,
+            b,
+            ldb,
+            packed,
             start,
             ld_start,
             c,
@@ -214,11 +254,29 @@ def multiply(
     if 0 in (m, n, k):
         return
     parts = get_num_threads()
-    packed_bytes = -(-n // TILE_COLUMNS) * -(-k // DEPTH) * _panel_bytes(k)
+    # A panel that only one block of A uses is packed just before that use, while it is in the cache. Only the panels of
+    # a B stored as (n, k) can be read quickly one by one.
+    packed = not transpose_b or m > _BLOCK_ROWS or m >= n
+    packed_bytes = -(-n // TILE_COLUMNS) * -(-k // DEPTH) * _panel_bytes(k) if packed else 0
     memory = backend.empty((packed_bytes + parts * _WORK_BYTES + VECTOR_BYTES,), "uint8")
-    packed_b = memory.ctypes.data + -memory.ctypes.data % VECTOR_BYTES  # vectors are stored at multiples of their size
-    work = packed_b + packed_bytes
-    _pack(transpose_b, n, k, b, 4 * ldb, packed_b, parts)
+    work = memory.ctypes.data + -memory.ctypes.data % VECTOR_BYTES  # vectors are stored at multiples of their size
+    packed_b = work + parts * _WORK_BYTES
+    if packed:
+        _pack(transpose_b, n, k, b, 4 * ldb, packed_b, parts)
     _divided_product(
-        transpose_a, m, n, k, a, 4 * lda, packed_b, start.ctypes.data, ld_start, c.ctypes.data, 4 * n, work, parts
+        transpose_a,
+        m,
+        n,
+        k,
+        a,
+        4 * lda,
+        packed_b if packed else b,
+        4 * ldb,
+        packed,
+        start.ctypes.data,
+        ld_start,
+        c.ctypes.data,
+        4 * n,
+        work,
+        parts,
     )

@@ -85,7 +85,7 @@ def test_products_of_all_small_sizes(transpose_a: bool, transpose_b: bool, start
 
 
 @each_layout
-@pytest.mark.parametrize(("m", "n", "k"), [(257, 31, 513), (15, 129, 1025), (300, 64, 255), (113, 200, 769)])
+@pytest.mark.parametrize(("m", "n", "k"), [(257, 31, 1057), (15, 129, 1025), (460, 64, 255), (230, 300, 2080)])
 def test_products_of_several_blocks(m: int, n: int, k: int, transpose_a: bool, transpose_b: bool):
     a, b = operands(m, n, k, transpose_a, transpose_b, padding=5)
     c = np.random.default_rng(0).standard_normal((m, n), dtype=np.float32)
