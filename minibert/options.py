@@ -207,8 +207,8 @@ PRECISION = Option(
     "precision",
     str,
     "float32",
-    "what the products of linear layers round their operands to; float32: not rounded; bfloat16: 8 bits instead of 24, "
-    "faster on processors with the instructions, slow elsewhere; auto: bfloat16 where it is fast, otherwise float32",
+    "what matrix products round their operands to; float32: not rounded; bfloat16: 8 bits instead of 24, faster on "
+    "processors with the instructions, slow elsewhere; auto: bfloat16 where it is fast, otherwise float32",
     choices=("float32", "bfloat16", "auto"),
     group=COMPUTATION,
 )
