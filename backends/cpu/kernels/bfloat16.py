@@ -43,6 +43,7 @@ _TILE_BYTES = DEPTH // 2 * VECTOR_BYTES + VECTOR_BYTES  # tiles whose distance i
 _BLOCK_BYTES = _TILES * max(_TILE_BYTES, TILE_ROWS * ROW_BYTES)
 _WORK_BYTES = _BLOCK_BYTES + DEPTH // 2 * PANEL_ROW  # for one thread's block of A and panel of B
 _ROWS_AT_ONCE = 8  # of B, from which a panel is packed; more rows are more than the processor prefetches at a time
+_SMALL = 1 << 22  # multiplications that take about as long as the start of a parallel kernel
 _STEP = 32  # how many k are packed at once; blocks are filled up with zeros to a multiple
 
 _ZEROS = np.zeros(TILE_COLUMNS, dtype=np.float32)
@@ -365,9 +366,9 @@ def multiply(
     else:
         start, start_strides = (bias, (0, 4)) if bias.size else (_ZEROS, (0, 0))
     parts = get_num_threads()
-    # A panel that only one block of A uses is packed just before that use, so that it is still in the cache. Panels of
-    # a large B that is stored as (k, n) cannot be read quickly one by one.
-    packed = not transpose_b or m > _BLOCK_ROWS or m >= n
+    # Packing B beforehand pays if several blocks of A use its panels, or if the panels are long strips of a B stored as
+    # (k, n), which are read faster side by side. Otherwise each panel is packed just before it is used.
+    packed = (m > _BLOCK_ROWS and m * n * k > _SMALL) or (not transpose_b and k > DEPTH)
     packed_bytes = -(-n // TILE_COLUMNS) * -(-k // DEPTH) * _panel_bytes(k) if packed else 0
     memory = backend.empty((packed_bytes + parts * _WORK_BYTES + VECTOR_BYTES,), "uint8")
     work = _aligned(memory)

@@ -7,6 +7,7 @@ and strides in bytes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ WORDS = ir.VectorType(I32, LANES)
 NO_LANES = ir.Constant(ir.VectorType(ir.IntType(1), LANES), None)
 
 
+@functools.cache
 def has_features(*names: str) -> bool:
     """Return True if the processor that Numba compiles for has all these features, in LLVM's words (e.g. avx512bf16).
 
