@@ -1,7 +1,8 @@
 """The linear layer and its gradient.
 
 The operands of the three matrix products are rounded to the backend's precision; biases and sums are not. The backward
-functions compute the gradient as if rounding were the identity, from operands that are rounded again.
+functions compute the gradient as if rounding were the identity, from operands that are rounded again. In "int8" there is
+only the forward function.
 
 The names are those of docs/gradients.md, section "Linear layers".
 """
@@ -9,7 +10,7 @@ The names are those of docs/gradients.md, section "Linear layers".
 from __future__ import annotations
 
 from backends import Array, Backend
-from minibert.ops.precision import round_operands
+from minibert.ops.precision import int8_product, round_operands
 
 
 def linear_forward(backend: Backend, x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -24,8 +25,11 @@ def linear_forward(backend: Backend, x: Array, weight: Array, bias: Array | None
     Returns:
         y (N, out).
     """
-    x, weight = round_operands(backend, x, weight)
-    y = x @ weight.T  # (N, out)
+    if backend.precision == "int8":
+        y = int8_product(x, weight)  # (N, out)
+    else:
+        x, weight = round_operands(backend, x, weight)
+        y = x @ weight.T  # (N, out)
     return y if bias is None else y + bias
 
 

@@ -1,0 +1,310 @@
+"""AVX512-VNNI instructions for compiled code: quantisation to 8 bits, and the product of one tile of a matrix.
+
+The functions are intrinsics (see `vector_instructions`): their arguments are addresses, counts and strides in bytes. A
+*quad* is what the instruction `vpdpbusd` multiplies in one lane: four bytes for k, k + 1, k + 2 and k + 3, side by side
+in 32 bits. It multiplies unsigned bytes of A by signed bytes of B, and adds to a sum of 32 bits without saturation.
+
+`minibert/ops/precision.py` defines the quantised numbers. A row of x has whole numbers from `lowest` to lowest + 255,
+and its bytes are those numbers minus `lowest`. So the sum of the products of bytes lacks lowest * (sum of the column of
+B), which is added at the end.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba.extending import intrinsic
+
+from backends.cpu.kernels.vector_instructions import (
+    FLOATS,
+    I32,
+    I64,
+    LANES,
+    NO_LANES,
+    VECTOR_BYTES,
+    WORDS,
+    broadcast,
+    call,
+    constant,
+    first_lanes,
+    has_features,
+    load,
+    loop,
+    offset,
+    pointer,
+    reduce,
+    shuffle,
+    store,
+    transpose,
+    write_with,
+)
+
+TILE_ROWS = 14
+_VECTORS = 2  # vectors in a row of a tile; 14 x 2 sums fill 28 of the processor's 32 vector registers
+TILE_COLUMNS = LANES * _VECTORS
+UNROLLED = 2  # quads in one pass of the tile's loop
+
+PANEL_ROW = 4 * TILE_COLUMNS
+"""Bytes of one quad of every column of a tile."""
+
+STEP = 64
+"""How many k are quantised at once. Packed rows and panels are filled up to a multiple."""
+
+_F32, _I8 = ir.FloatType(), ir.IntType(8)
+_BYTES = ir.VectorType(_I8, LANES)
+_SMALLEST_NORMAL = 2.0**-126
+_ALL_BUT_SIGN, _INFINITY_BITS = 0x7FFFFFFF, 0x7F800000
+_NEEDED = ["avx512vnni"]
+
+
+def has_int8() -> bool:
+    """Return True if the processor that Numba compiles for has AVX512-VNNI; see `has_features`."""
+    return has_features(*_NEEDED)
+
+
+def _floats(number: float) -> Any:
+    """Return a vector of float32 with the same number in all lanes."""
+    return ir.Constant(FLOATS, [ir.Constant(_F32, number)] * LANES)
+
+
+def _words(number: int) -> Any:
+    """Return a vector of int32 with the same number in all lanes."""
+    return ir.Constant(WORDS, [ir.Constant(I32, number)] * LANES)
+
+
+def _rounded(b: Any, x: Any) -> Any:
+    """Return a vector of float32 rounded to int32, ties to even."""
+    every, current_mode = ir.Constant(ir.IntType(LANES), -1), ir.Constant(I32, 4)
+    return call(b, "llvm.x86.avx512.mask.cvtps2dq.512", WORDS, x, _words(0), every, current_mode)
+
+
+def _inverse(b: Any, scale: Any) -> Any:
+    """Return 1 / scale; 0 where the scale is below the normal numbers or is NaN."""
+    normal = b.fcmp_ordered(">=", scale, _floats(_SMALLEST_NORMAL))
+    return b.select(normal, b.fdiv(_floats(1.0), b.select(normal, scale, _floats(1.0))), _floats(0.0))
+
+
+def _store_first(b: Any, x: Any, address: Any) -> None:
+    """Write the first lane of a vector to memory."""
+    b.store(b.extract_element(x, ir.Constant(I32, 0)), pointer(b, address, x.type.element), align=4)
+
+
+def _masks(b: Any, count: Any, number: Any) -> list[Any]:
+    """Return the masks of STEP numbers of a row from `number` on, where `count` numbers exist."""
+    left = b.sub(count, number)
+    return [first_lanes(b, b.sub(left, constant(first))) for first in range(0, STEP, LANES)]
+
+
+def _parts(b: Any, row: Any, number: Any, masks: Sequence[Any]) -> list[Any]:
+    """Load STEP float32 of a row from `number` on; zeros outside the masks."""
+    here = b.add(row, b.mul(number, constant(4)))
+    return [load(b, b.add(here, constant(n * VECTOR_BYTES)), mask) for n, mask in enumerate(masks)]
+
+
+def _least(b: Any, x: Any, y: Any) -> Any:
+    return b.select(b.fcmp_ordered("<", x, y), x, y)
+
+
+def _greatest(b: Any, x: Any, y: Any) -> Any:
+    return b.select(b.fcmp_ordered(">", x, y), x, y)
+
+
+def _longest(b: Any, x: Any, y: Any) -> Any:
+    """Return the greater of integers; of the bits of numbers without a sign, which have the order of the numbers."""
+    return b.select(b.icmp_signed(">", x, y), x, y)
+
+
+def _combined(b: Any, combine: Callable[..., Any], vectors: Sequence[Any]) -> Any:
+    """Return a vector whose lanes all hold the combination of all lanes of some vectors."""
+    total = vectors[0]
+    for x in vectors[1:]:
+        total = combine(b, total, x)
+    return reduce(b, functools.partial(combine, b), total)
+
+
+@intrinsic
+def quantise_row(typingctx, source, count, target, scale, lowest):
+    """Write the bytes of one row of A, and the two numbers that give them their meaning.
+
+    Args:
+        typingctx: Numba's; not passed by callers.
+        source: address of the row, float32.
+        count: numbers in the row.
+        target: where the bytes go, filled up to a multiple of STEP with bytes that mean 0.
+        scale: where the scale goes, float32; NaN if the row has a NaN or an infinity.
+        lowest: where the lowest number goes, int32; at most 0.
+    """
+
+    def write(b, source, count, target, scale, lowest):
+        def widen(number: Any, values: Sequence[Any]) -> Sequence[Any]:
+            parts = _parts(b, source, number, _masks(b, count, number))
+            low = [_least(b, x, y) for x, y in zip(parts, values[:4], strict=True)]
+            high = [_greatest(b, x, y) for x, y in zip(parts, values[4:8], strict=True)]
+            # 0 * x is NaN exactly where x is not finite.
+            wrong = [call(b, "llvm.fma.v16f32", FLOATS, x, _floats(0.0), y) for x, y in zip(parts, values[8:], strict=True)]
+            return [*low, *high, *wrong]
+
+        values = loop(b, count, STEP, [_floats(0.0)] * 12, widen)
+        low, high = _combined(b, _least, values[:4]), _combined(b, _greatest, values[4:8])
+        wrong = _combined(b, lambda b, x, y: b.fadd(x, y), values[8:])
+        row_scale = b.fsub(b.fdiv(high, _floats(255.0)), b.fdiv(low, _floats(255.0)))
+        inverse = _inverse(b, row_scale)
+        row_lowest = _rounded(b, b.fmul(low, inverse))
+        _store_first(b, b.fadd(row_scale, wrong), scale)
+        _store_first(b, row_lowest, lowest)
+
+        def quantise(number: Any, values: Sequence[Any]) -> Sequence[Any]:
+            for n, x in enumerate(_parts(b, source, number, _masks(b, count, number))):
+                above = b.sub(_rounded(b, b.fmul(x, inverse)), row_lowest)
+                above = b.select(b.icmp_unsigned("<", above, _words(255)), above, _words(255))
+                address = b.add(target, b.add(number, constant(n * LANES)))
+                b.store(b.trunc(above, _BYTES), pointer(b, address, _BYTES), align=LANES)
+            return values
+
+        loop(b, count, STEP, [], quantise)
+
+    return write_with(write, [source, count, target, scale, lowest], _NEEDED)
+
+
+@intrinsic
+def quantise_channels(typingctx, source, stride, rows, count, target, target_stride, scales, sums):
+    """Quantise 16 rows of a weight, and transpose them to rows of 16 quads.
+
+    Args:
+        typingctx: Numba's; not passed by callers.
+        source: address of the first row, float32.
+        stride: bytes from one row to the next.
+        rows: how many of the rows exist, from 0; zeros take the place of the others.
+        count: numbers in a row.
+        target: where the quads go: row p has the numbers 4p to 4p + 3 of each source row. Zeros fill up a multiple of
+            STEP.
+        target_stride: bytes from one row of quads to the next.
+        scales: where the scales of the source rows go, (16,) float32; NaN for a row with a NaN or an infinity.
+        sums: where the sums of the quantised rows go, (16,) int32.
+    """
+
+    def write(b, source, stride, rows, count, target, target_stride, scales, sums):
+        exists = [b.icmp_signed("<", constant(row), rows) for row in range(LANES)]
+
+        def parts_of_rows(number: Any) -> list[list[Any]]:
+            masks = _masks(b, count, number)
+            return [
+                _parts(
+                    b, offset(b, source, row, stride), number, [b.select(exists[row], mask, NO_LANES) for mask in masks]
+                )
+                for row in range(LANES)
+            ]
+
+        def widen(number: Any, values: Sequence[Any]) -> Sequence[Any]:
+            new = []
+            for parts, longest in zip(parts_of_rows(number), values, strict=True):
+                for x in parts:
+                    longest = _longest(b, longest, b.and_(b.bitcast(x, WORDS), _words(_ALL_BUT_SIGN)))
+                new.append(longest)
+            return new
+
+        inverses = []
+        for row, longest in enumerate(loop(b, count, STEP, [_words(0)] * LANES, widen)):
+            bits = _combined(b, _longest, [longest])
+            scale = b.fdiv(b.bitcast(bits, FLOATS), _floats(127.0))
+            inverses.append(_inverse(b, scale))
+            finite = b.icmp_signed("<", bits, _words(_INFINITY_BITS))
+            _store_first(b, b.select(finite, scale, _floats(float("nan"))), b.add(scales, constant(4 * row)))
+
+        def quantise(number: Any, values: Sequence[Any]) -> Sequence[Any]:
+            vectors = []
+            for parts, inverse in zip(parts_of_rows(number), inverses, strict=True):
+                quarters = [b.trunc(_rounded(b, b.fmul(x, inverse)), _BYTES) for x in parts]
+                halves = [shuffle(b, *quarters[n : n + 2], range(2 * LANES)) for n in (0, 2)]
+                vectors.append(b.bitcast(shuffle(b, *halves, range(4 * LANES)), WORDS))
+            (total,) = values
+            here = b.add(target, b.mul(b.sdiv(number, constant(4)), target_stride))
+            for row, quads in enumerate(transpose(b, vectors)):
+                b.store(quads, pointer(b, offset(b, here, row, target_stride), WORDS), align=VECTOR_BYTES)
+                total = _multiplied(b, total, _words(0x01010101), quads)
+            return [total]
+
+        (total,) = loop(b, count, STEP, [_words(0)], quantise)
+        b.store(total, pointer(b, sums, WORDS), align=4)
+
+    return write_with(write, [source, stride, rows, count, target, target_stride, scales, sums], _NEEDED)
+
+
+def _multiplied(b: Any, total: Any, unsigned: Any, signed: Any) -> Any:
+    """Return the sums of 16 lanes, each with the four products of two quads added."""
+    return call(b, "llvm.x86.avx512.vpdpbusd.512", WORDS, total, unsigned, signed)
+
+
+@intrinsic
+def tile_product(
+    typingctx, a, row_stride, scales_a, lowest, panel, quads, scales_b, sums, bias, c, stride, rows, columns
+):
+    """Compute C = A B + bias for one tile of C, from quantised A and B.
+
+    Args:
+        typingctx: Numba's; not passed by callers.
+        a: address of the packed rows of A: (rows, quads).
+        row_stride: bytes from one row of A to the next.
+        scales_a: the scales of the rows of A, float32.
+        lowest: their lowest numbers, int32.
+        panel: address of the packed panel of B: (quads, TILE_COLUMNS).
+        quads: how many quads to multiply; at least one, a multiple of UNROLLED.
+        scales_b: the scales of the columns of B, (TILE_COLUMNS,) float32.
+        sums: the sums of the columns of B, (TILE_COLUMNS,) int32.
+        bias: address of the bias of the first column, float32.
+        c: address of the tile in C, float32.
+        stride: bytes from one row of C to the next.
+        rows: rows of the tile that exist, from 1 to TILE_ROWS.
+        columns: columns of the tile that exist, from 1 to TILE_COLUMNS.
+    """
+
+    def write(b, a, row_stride, scales_a, lowest, panel, quads, scales_b, sums, bias, c, stride, rows, columns):
+        tile = [(row, vector) for row in range(TILE_ROWS) for vector in range(_VECTORS)]
+        masks = [first_lanes(b, b.sub(columns, constant(LANES * vector))) for vector in range(_VECTORS)]
+        exists = [b.icmp_signed("<", constant(row), rows) for row in range(TILE_ROWS)]
+        # Rows that do not exist read the last one that does, and are not written.
+        last = b.sub(rows, constant(1))
+        numbers = [b.select(exists[row], constant(row), last) for row in range(TILE_ROWS)]
+        starts = [b.add(a, b.mul(number, row_stride)) for number in numbers]
+        targets = [
+            b.add(b.add(c, constant(VECTOR_BYTES * vector)), b.mul(numbers[row], stride)) for row, vector in tile
+        ]
+        for target in targets:  # the loop below leaves time to fetch the memory that will be written to
+            for_writing = [ir.Constant(I32, number) for number in (1, 3, 1)]
+            call(b, "llvm.prefetch.p0", ir.VoidType(), pointer(b, target, FLOATS), *for_writing)
+
+        def multiply(number: Any, values: Sequence[Any]) -> Sequence[Any]:
+            new = list(values)
+            for step in range(UNROLLED):
+                quad = b.add(number, constant(step))
+                in_panel = b.add(panel, b.mul(quad, constant(PANEL_ROW)))
+                columns_of_b = [
+                    b.load(pointer(b, b.add(in_panel, constant(vector * VECTOR_BYTES)), WORDS), align=VECTOR_BYTES)
+                    for vector in range(_VECTORS)
+                ]
+                for row in range(TILE_ROWS):
+                    address = b.add(starts[row], b.mul(quad, constant(4)))
+                    rows_of_a = broadcast(b, b.load(pointer(b, address, I32), align=4))
+                    for vector in range(_VECTORS):
+                        n = row * _VECTORS + vector
+                        new[n] = _multiplied(b, new[n], rows_of_a, columns_of_b[vector])
+            return new
+
+        totals = loop(b, quads, UNROLLED, [_words(0)] * len(tile), multiply)
+        for n, (row, vector) in enumerate(tile):
+            def at(base: Any, kind: Any, vector: int = vector) -> Any:
+                return b.load(pointer(b, b.add(base, constant(VECTOR_BYTES * vector)), kind), align=4)
+
+            in_row = b.mul(numbers[row], constant(4))
+            row_lowest = broadcast(b, b.load(pointer(b, b.add(lowest, in_row), I32), align=4))
+            row_scale = broadcast(b, b.load(pointer(b, b.add(scales_a, in_row), _F32), align=4))
+            whole = b.add(totals[n], b.mul(row_lowest, at(sums, WORDS)))
+            y = b.fmul(b.fmul(b.sitofp(whole, FLOATS), row_scale), at(scales_b, FLOATS))
+            start = load(b, b.add(bias, constant(VECTOR_BYTES * vector)), masks[vector])
+            store(b, b.fadd(y, start), targets[n], b.select(exists[row], masks[vector], NO_LANES))
+
+    arguments = [a, row_stride, scales_a, lowest, panel, quads, scales_b, sums, bias, c, stride, rows, columns]
+    return write_with(write, arguments, _NEEDED)
