@@ -5,7 +5,7 @@ order in which they are read; then tiles of C = y are computed, whose sums stay 
 so it is packed as a whole, and k is not divided into blocks. The packed layouts, with TC = TILE_COLUMNS:
 
     B: (panels of TC columns, quads, TC), then (columns,) scales and sums
-    A: (rows, quads), then (rows,) scales and lowest numbers
+    A: (tiles of TR = TILE_ROWS rows, steps of STEP numbers, TR, STEP), then (rows,) scales and lowest numbers
 
 Sums of int8 products are exact. So the result does not depend on how C is divided among the threads, and has the bits
 of the definition in NumPy.
@@ -21,6 +21,7 @@ from backends.cpu.kernels.int8_instructions import (
     STEP,
     TILE_COLUMNS,
     TILE_ROWS,
+    TILE_STEP,
     has_int8,
     quantise_channels,
     quantise_row,
@@ -36,18 +37,15 @@ _MOST_TILES = 16  # tiles of rows in a block of A
 
 
 @unfused
-def _row_bytes(k):
-    """Return the bytes from one packed row of A to the next: an odd number of vectors.
-
-    Rows at a distance of a power of two would share few sets of the first-level cache.
-    """
-    return ((k + STEP - 1) // STEP // 2 * 2 + 1) * STEP
+def _steps(k):
+    """Return how many steps of packed numbers a row of A or B has."""
+    return (k + STEP - 1) // STEP
 
 
 @unfused
 def _panel_bytes(k):
     """Return the bytes of a packed panel of B."""
-    return (k + STEP - 1) // STEP * (STEP // 4) * PANEL_ROW
+    return _steps(k) * (STEP // 4) * PANEL_ROW
 
 
 @unfused
@@ -65,23 +63,23 @@ def _multiply_share(
     a, lda, packed_b, scales_b, sums, bias, c, ldc, first_row, last_row, first_panel, last_panel, n, k, block_rows, work
 ):
     """Compute some rows and panels of C; `work` is memory for a block of A."""
-    row_bytes, quads = _row_bytes(k), (k + STEP - 1) // STEP * (STEP // 4)
-    scales_a = work + block_rows * row_bytes
+    steps = _steps(k)
+    scales_a = work + block_rows * steps * STEP
     lowest = scales_a + block_rows * 4
     for i in range(first_row, last_row, block_rows):
         rows = min(block_rows, last_row - i)
         for row in range(rows):
-            quantise_row(a + (i + row) * lda, k, work + row * row_bytes, scales_a + row * 4, lowest + row * 4)
+            to = work + row // TILE_ROWS * steps * TILE_STEP + row % TILE_ROWS * STEP
+            quantise_row(a + (i + row) * lda, k, to, scales_a + row * 4, lowest + row * 4)
         for panel in range(first_panel, last_panel):
             column = panel * TILE_COLUMNS
             for row in range(0, rows, TILE_ROWS):
                 tile_product(
-                    work + row * row_bytes,
-                    row_bytes,
+                    work + row * steps * STEP,
                     scales_a + row * 4,
                     lowest + row * 4,
                     packed_b + panel * _panel_bytes(k),
-                    quads,
+                    steps,
                     scales_b + column * 4,
                     sums + column * 4,
                     bias + column * 4,
@@ -172,10 +170,11 @@ def multiply(
     if 0 in (m, n, k):
         return
     parts = get_num_threads()
-    panels, row_bytes = -(-n // TILE_COLUMNS), _row_bytes(k)
+    panels, tile_bytes = -(-n // TILE_COLUMNS), _steps(k) * TILE_STEP
     columns = panels * TILE_COLUMNS
-    block_rows = TILE_ROWS * min(max(_BLOCK_BYTES // (TILE_ROWS * row_bytes), 1), _MOST_TILES, -(-m // TILE_ROWS))
-    work_bytes = block_rows * (row_bytes + 8) + -(block_rows * 8) % VECTOR_BYTES
+    tiles = min(max(_BLOCK_BYTES // tile_bytes, 1), _MOST_TILES, -(-m // TILE_ROWS))
+    block_rows = tiles * TILE_ROWS
+    work_bytes = tiles * tile_bytes + block_rows * 8 + -(block_rows * 8) % VECTOR_BYTES
     packed_bytes = panels * _panel_bytes(k)
     memory = backend.empty((packed_bytes + columns * 8 + parts * work_bytes + VECTOR_BYTES,), "uint8")
     packed_b = memory.ctypes.data + -memory.ctypes.data % VECTOR_BYTES  # vectors are stored at multiples of their size

@@ -45,13 +45,15 @@ from backends.cpu.kernels.vector_instructions import (
 TILE_ROWS = 14
 _VECTORS = 2  # vectors in a row of a tile; 14 x 2 sums fill 28 of the processor's 32 vector registers
 TILE_COLUMNS = LANES * _VECTORS
-UNROLLED = 2  # quads in one pass of the tile's loop
 
 PANEL_ROW = 4 * TILE_COLUMNS
 """Bytes of one quad of every column of a tile."""
 
 STEP = 64
-"""How many k are quantised at once. Packed rows and panels are filled up to a multiple."""
+"""How many k are quantised and multiplied at once. Packed rows and panels are filled up to a multiple."""
+
+TILE_STEP = TILE_ROWS * STEP
+"""Bytes of one step of all rows of a tile."""
 
 _F32, _I8 = ir.FloatType(), ir.IntType(8)
 _BYTES = ir.VectorType(_I8, LANES)
@@ -92,10 +94,26 @@ def _store_first(b: Any, x: Any, address: Any) -> None:
     b.store(b.extract_element(x, ir.Constant(I32, 0)), pointer(b, address, x.type.element), align=4)
 
 
-def _masks(b: Any, count: Any, number: Any) -> list[Any]:
-    """Return the masks of STEP numbers of a row from `number` on, where `count` numbers exist."""
-    left = b.sub(count, number)
-    return [first_lanes(b, b.sub(left, constant(first))) for first in range(0, STEP, LANES)]
+def _in_steps(b: Any, count: Any, initial: Sequence[Any], body: Callable[..., Sequence[Any]]) -> list[Any]:
+    """Write a loop over a row of `count` numbers, STEP at once, and its last step, which may be shorter.
+
+    Args:
+        b: LLVM's builder.
+        count: numbers in the row.
+        initial: the values that the loop changes, before the first pass.
+        body: (number, masks, values) -> values after the pass that begins at `number`. The masks of the numbers that
+            exist are constants in all steps but the last, since computing them takes as long as the rest.
+    """
+    whole = b.and_(count, constant(-STEP))
+    all_lanes = [ir.Constant(NO_LANES.type, [1] * LANES)] * (STEP // LANES)
+
+    def last(number: Any, values: Sequence[Any]) -> Sequence[Any]:
+        left = b.sub(count, number)
+        masks = [first_lanes(b, b.sub(left, constant(first))) for first in range(0, STEP, LANES)]
+        return body(number, masks, values)
+
+    values = loop(b, constant(0), whole, STEP, initial, lambda number, values: body(number, all_lanes, values))
+    return loop(b, whole, count, STEP, values, last)
 
 
 def _parts(b: Any, row: Any, number: Any, masks: Sequence[Any]) -> list[Any]:
@@ -133,21 +151,21 @@ def quantise_row(typingctx, source, count, target, scale, lowest):
         typingctx: Numba's; not passed by callers.
         source: address of the row, float32.
         count: numbers in the row.
-        target: where the bytes go, filled up to a multiple of STEP with bytes that mean 0.
+        target: where the bytes go, with TILE_STEP from one step to the next. Bytes that mean 0 fill up the last step.
         scale: where the scale goes, float32; NaN if the row has a NaN or an infinity.
         lowest: where the lowest number goes, int32; at most 0.
     """
 
     def write(b, source, count, target, scale, lowest):
-        def widen(number: Any, values: Sequence[Any]) -> Sequence[Any]:
-            parts = _parts(b, source, number, _masks(b, count, number))
+        def widen(number: Any, masks: Sequence[Any], values: Sequence[Any]) -> Sequence[Any]:
+            parts = _parts(b, source, number, masks)
             low = [_least(b, x, y) for x, y in zip(parts, values[:4], strict=True)]
             high = [_greatest(b, x, y) for x, y in zip(parts, values[4:8], strict=True)]
             # 0 * x is NaN exactly where x is not finite.
             wrong = [call(b, "llvm.fma.v16f32", FLOATS, x, _floats(0.0), y) for x, y in zip(parts, values[8:], strict=True)]
             return [*low, *high, *wrong]
 
-        values = loop(b, count, STEP, [_floats(0.0)] * 12, widen)
+        values = _in_steps(b, count, [_floats(0.0)] * 12, widen)
         low, high = _combined(b, _least, values[:4]), _combined(b, _greatest, values[4:8])
         wrong = _combined(b, lambda b, x, y: b.fadd(x, y), values[8:])
         row_scale = b.fsub(b.fdiv(high, _floats(255.0)), b.fdiv(low, _floats(255.0)))
@@ -156,15 +174,16 @@ def quantise_row(typingctx, source, count, target, scale, lowest):
         _store_first(b, b.fadd(row_scale, wrong), scale)
         _store_first(b, row_lowest, lowest)
 
-        def quantise(number: Any, values: Sequence[Any]) -> Sequence[Any]:
-            for n, x in enumerate(_parts(b, source, number, _masks(b, count, number))):
+        def quantise(number: Any, masks: Sequence[Any], values: Sequence[Any]) -> Sequence[Any]:
+            here = b.add(target, b.mul(number, constant(TILE_ROWS)))
+            for n, x in enumerate(_parts(b, source, number, masks)):
                 above = b.sub(_rounded(b, b.fmul(x, inverse)), row_lowest)
                 above = b.select(b.icmp_unsigned("<", above, _words(255)), above, _words(255))
-                address = b.add(target, b.add(number, constant(n * LANES)))
+                address = b.add(here, constant(n * LANES))
                 b.store(b.trunc(above, _BYTES), pointer(b, address, _BYTES), align=LANES)
             return values
 
-        loop(b, count, STEP, [], quantise)
+        _in_steps(b, count, [], quantise)
 
     return write_with(write, [source, count, target, scale, lowest], _NEEDED)
 
@@ -189,8 +208,7 @@ def quantise_channels(typingctx, source, stride, rows, count, target, target_str
     def write(b, source, stride, rows, count, target, target_stride, scales, sums):
         exists = [b.icmp_signed("<", constant(row), rows) for row in range(LANES)]
 
-        def parts_of_rows(number: Any) -> list[list[Any]]:
-            masks = _masks(b, count, number)
+        def parts_of_rows(number: Any, masks: Sequence[Any]) -> list[list[Any]]:
             return [
                 _parts(
                     b, offset(b, source, row, stride), number, [b.select(exists[row], mask, NO_LANES) for mask in masks]
@@ -198,25 +216,25 @@ def quantise_channels(typingctx, source, stride, rows, count, target, target_str
                 for row in range(LANES)
             ]
 
-        def widen(number: Any, values: Sequence[Any]) -> Sequence[Any]:
+        def widen(number: Any, masks: Sequence[Any], values: Sequence[Any]) -> Sequence[Any]:
             new = []
-            for parts, longest in zip(parts_of_rows(number), values, strict=True):
+            for parts, longest in zip(parts_of_rows(number, masks), values, strict=True):
                 for x in parts:
                     longest = _longest(b, longest, b.and_(b.bitcast(x, WORDS), _words(_ALL_BUT_SIGN)))
                 new.append(longest)
             return new
 
         inverses = []
-        for row, longest in enumerate(loop(b, count, STEP, [_words(0)] * LANES, widen)):
+        for row, longest in enumerate(_in_steps(b, count, [_words(0)] * LANES, widen)):
             bits = _combined(b, _longest, [longest])
             scale = b.fdiv(b.bitcast(bits, FLOATS), _floats(127.0))
             inverses.append(_inverse(b, scale))
             finite = b.icmp_signed("<", bits, _words(_INFINITY_BITS))
             _store_first(b, b.select(finite, scale, _floats(float("nan"))), b.add(scales, constant(4 * row)))
 
-        def quantise(number: Any, values: Sequence[Any]) -> Sequence[Any]:
+        def quantise(number: Any, masks: Sequence[Any], values: Sequence[Any]) -> Sequence[Any]:
             vectors = []
-            for parts, inverse in zip(parts_of_rows(number), inverses, strict=True):
+            for parts, inverse in zip(parts_of_rows(number, masks), inverses, strict=True):
                 quarters = [b.trunc(_rounded(b, b.fmul(x, inverse)), _BYTES) for x in parts]
                 halves = [shuffle(b, *quarters[n : n + 2], range(2 * LANES)) for n in (0, 2)]
                 vectors.append(b.bitcast(shuffle(b, *halves, range(4 * LANES)), WORDS))
@@ -227,7 +245,7 @@ def quantise_channels(typingctx, source, stride, rows, count, target, target_str
                 total = _multiplied(b, total, _words(0x01010101), quads)
             return [total]
 
-        (total,) = loop(b, count, STEP, [_words(0)], quantise)
+        (total,) = _in_steps(b, count, [_words(0)], quantise)
         b.store(total, pointer(b, sums, WORDS), align=4)
 
     return write_with(write, [source, stride, rows, count, target, target_stride, scales, sums], _NEEDED)
@@ -239,72 +257,68 @@ def _multiplied(b: Any, total: Any, unsigned: Any, signed: Any) -> Any:
 
 
 @intrinsic
-def tile_product(
-    typingctx, a, row_stride, scales_a, lowest, panel, quads, scales_b, sums, bias, c, stride, rows, columns
-):
+def tile_product(typingctx, a, scales_a, lowest, panel, steps, scales_b, sums, bias, c, stride, rows, columns):
     """Compute C = A B + bias for one tile of C, from quantised A and B.
 
     Args:
         typingctx: Numba's; not passed by callers.
-        a: address of the packed rows of A: (rows, quads).
-        row_stride: bytes from one row of A to the next.
-        scales_a: the scales of the rows of A, float32.
-        lowest: their lowest numbers, int32.
+        a: address of the packed tile of A: (steps, TILE_ROWS, STEP).
+        scales_a: the scales of the rows of A, (TILE_ROWS,) float32.
+        lowest: their lowest numbers, (TILE_ROWS,) int32.
         panel: address of the packed panel of B: (quads, TILE_COLUMNS).
-        quads: how many quads to multiply; at least one, a multiple of UNROLLED.
+        steps: how many steps of k to multiply.
         scales_b: the scales of the columns of B, (TILE_COLUMNS,) float32.
         sums: the sums of the columns of B, (TILE_COLUMNS,) int32.
         bias: address of the bias of the first column, float32.
         c: address of the tile in C, float32.
         stride: bytes from one row of C to the next.
-        rows: rows of the tile that exist, from 1 to TILE_ROWS.
+        rows: rows of the tile that exist. Others may have any bytes, and are not written.
         columns: columns of the tile that exist, from 1 to TILE_COLUMNS.
     """
 
-    def write(b, a, row_stride, scales_a, lowest, panel, quads, scales_b, sums, bias, c, stride, rows, columns):
+    def write(b, a, scales_a, lowest, panel, steps, scales_b, sums, bias, c, stride, rows, columns):
         tile = [(row, vector) for row in range(TILE_ROWS) for vector in range(_VECTORS)]
-        masks = [first_lanes(b, b.sub(columns, constant(LANES * vector))) for vector in range(_VECTORS)]
-        exists = [b.icmp_signed("<", constant(row), rows) for row in range(TILE_ROWS)]
-        # Rows that do not exist read the last one that does, and are not written.
-        last = b.sub(rows, constant(1))
-        numbers = [b.select(exists[row], constant(row), last) for row in range(TILE_ROWS)]
-        starts = [b.add(a, b.mul(number, row_stride)) for number in numbers]
-        targets = [
-            b.add(b.add(c, constant(VECTOR_BYTES * vector)), b.mul(numbers[row], stride)) for row, vector in tile
-        ]
+
+        def vector_at(base: Any, vector: int) -> Any:
+            return b.add(base, constant(VECTOR_BYTES * vector))
+
+        targets = [vector_at(offset(b, c, row, stride), vector) for row, vector in tile]
         for target in targets:  # the loop below leaves time to fetch the memory that will be written to
             for_writing = [ir.Constant(I32, number) for number in (1, 3, 1)]
             call(b, "llvm.prefetch.p0", ir.VoidType(), pointer(b, target, FLOATS), *for_writing)
 
         def multiply(number: Any, values: Sequence[Any]) -> Sequence[Any]:
-            new = list(values)
-            for step in range(UNROLLED):
-                quad = b.add(number, constant(step))
-                in_panel = b.add(panel, b.mul(quad, constant(PANEL_ROW)))
+            totals = list(values)
+            a_here = b.add(a, b.mul(number, constant(TILE_STEP)))
+            panel_here = b.add(panel, b.mul(number, constant(STEP // 4 * PANEL_ROW)))
+            for quad in range(STEP // 4):
+                in_panel = b.add(panel_here, constant(quad * PANEL_ROW))
                 columns_of_b = [
-                    b.load(pointer(b, b.add(in_panel, constant(vector * VECTOR_BYTES)), WORDS), align=VECTOR_BYTES)
+                    b.load(pointer(b, vector_at(in_panel, vector), WORDS), align=VECTOR_BYTES)
                     for vector in range(_VECTORS)
                 ]
                 for row in range(TILE_ROWS):
-                    address = b.add(starts[row], b.mul(quad, constant(4)))
-                    rows_of_a = broadcast(b, b.load(pointer(b, address, I32), align=4))
+                    address = b.add(a_here, constant(row * STEP + quad * 4))
+                    row_of_a = broadcast(b, b.load(pointer(b, address, I32), align=4))
                     for vector in range(_VECTORS):
                         n = row * _VECTORS + vector
-                        new[n] = _multiplied(b, new[n], rows_of_a, columns_of_b[vector])
-            return new
+                        totals[n] = _multiplied(b, totals[n], row_of_a, columns_of_b[vector])
+            return totals
 
-        totals = loop(b, quads, UNROLLED, [_words(0)] * len(tile), multiply)
+        totals = loop(b, constant(0), steps, 1, [_words(0)] * len(tile), multiply)
+        masks = [first_lanes(b, b.sub(columns, constant(LANES * vector))) for vector in range(_VECTORS)]
         for n, (row, vector) in enumerate(tile):
-            def at(base: Any, kind: Any, vector: int = vector) -> Any:
-                return b.load(pointer(b, b.add(base, constant(VECTOR_BYTES * vector)), kind), align=4)
 
-            in_row = b.mul(numbers[row], constant(4))
-            row_lowest = broadcast(b, b.load(pointer(b, b.add(lowest, in_row), I32), align=4))
-            row_scale = broadcast(b, b.load(pointer(b, b.add(scales_a, in_row), _F32), align=4))
-            whole = b.add(totals[n], b.mul(row_lowest, at(sums, WORDS)))
-            y = b.fmul(b.fmul(b.sitofp(whole, FLOATS), row_scale), at(scales_b, FLOATS))
-            start = load(b, b.add(bias, constant(VECTOR_BYTES * vector)), masks[vector])
-            store(b, b.fadd(y, start), targets[n], b.select(exists[row], masks[vector], NO_LANES))
+            def numbers_of(base: Any, kind: Any, row: int = row) -> Any:
+                return broadcast(b, b.load(pointer(b, offset(b, base, row, constant(4)), kind), align=4))
 
-    arguments = [a, row_stride, scales_a, lowest, panel, quads, scales_b, sums, bias, c, stride, rows, columns]
+            column_sums = b.load(pointer(b, vector_at(sums, vector), WORDS), align=4)
+            column_scales = b.load(pointer(b, vector_at(scales_b, vector), FLOATS), align=4)
+            whole = b.add(totals[n], b.mul(numbers_of(lowest, I32), column_sums))
+            product = b.fmul(b.fmul(b.sitofp(whole, FLOATS), numbers_of(scales_a, _F32)), column_scales)
+            y = b.fadd(product, load(b, vector_at(bias, vector), masks[vector]))
+            exists = b.icmp_signed("<", constant(row), rows)
+            store(b, y, targets[n], b.select(exists, masks[vector], NO_LANES))
+
+    arguments = [a, scales_a, lowest, panel, steps, scales_b, sums, bias, c, stride, rows, columns]
     return write_with(write, arguments, _NEEDED)

@@ -95,13 +95,19 @@ def broadcast(builder: Any, x: Any) -> Any:
 
 
 def loop(
-    builder: Any, count: Any, step: int, initial: Sequence[Any], body: Callable[[Any, Sequence[Any]], Sequence[Any]]
+    builder: Any,
+    start: Any,
+    end: Any,
+    step: int,
+    initial: Sequence[Any],
+    body: Callable[[Any, Sequence[Any]], Sequence[Any]],
 ) -> list[Any]:
-    """Write a loop over the numbers 0, step, 2 * step, ... below `count`; none if `count` is 0.
+    """Write a loop over the numbers start, start + step, start + 2 * step, ... below `end`.
 
     Args:
         builder: writes the instructions; afterwards it stands behind the loop.
-        count: where the loop ends.
+        start: the first number.
+        end: all numbers are below this. If `start` is not, there is no pass.
         step: the difference of two numbers.
         initial: the values that the loop changes, before the first pass.
         body: (number, values) -> values after the pass; writes the instructions of one pass.
@@ -114,14 +120,14 @@ def loop(
     builder.branch(test)
     builder.position_at_end(test)
     number, values = builder.phi(I64), [builder.phi(value.type) for value in initial]
-    builder.cbranch(builder.icmp_signed("<", number, count), inside, after)
+    builder.cbranch(builder.icmp_signed("<", number, end), inside, after)
     builder.position_at_end(inside)
     following = [builder.add(number, constant(step)), *body(number, values)]
-    end = builder.basic_block
+    last = builder.basic_block
     builder.branch(test)
-    for variable, first, new in zip([number, *values], [constant(0), *initial], following, strict=True):
+    for variable, first, new in zip([number, *values], [start, *initial], following, strict=True):
         variable.add_incoming(first, before)
-        variable.add_incoming(new, end)
+        variable.add_incoming(new, last)
     builder.position_at_end(after)
     return values
 
