@@ -1,8 +1,8 @@
 """The linear layer and its gradient.
 
 The operands of the three matrix products are rounded to the backend's precision; biases and sums are not. The backward
-functions compute the gradient as if rounding were the identity, from operands that are rounded again. In "int8" there is
-only the forward function.
+functions compute the gradient as if rounding were the identity, from operands that are rounded again. In "int8" they
+raise a ValueError, as there are no gradients.
 
 The names are those of docs/gradients.md, section "Linear layers".
 """

@@ -58,7 +58,7 @@ def round_operands(backend: Backend, a: Array, b: Array) -> tuple[Array, Array]:
     """Return the operands of a matrix product in the precision of the backend; in "float32" they stay as they are.
 
     Raises:
-        ValueError: the precision is "int8", whose operands are not arrays of rounded numbers alone. Gradients come here.
+        ValueError: the precision is "int8". Only the forward product has it (`int8_product`), gradients have not.
     """
     if backend.precision == "int8":
         raise ValueError(NO_INT8_GRADIENTS)
@@ -77,15 +77,15 @@ def quantise_inputs(x: Array) -> tuple[Array, Array]:
     documentation) is 0.996 with this range and 0.990 with the symmetric one. In a symmetric range the inputs of
     queries, keys and values cost the most (0.9936 when only they are quantised, 0.9983 in this range).
 
-    0 stays exactly 0. A row whose scale would be subnormal becomes 0. A row with a NaN or an infinity has the scale NaN,
-    so that all results that depend on it are NaN.
+    0 stays exactly 0. A row becomes 0 if its scale is below the normal numbers of float32. A row with a NaN or an
+    infinity has the scale NaN, so that all results that depend on it are NaN.
 
     Args:
         x: (N, in), float32 or float64; not changed.
 
     Returns:
-        numbers (N, in): whole numbers, kept in the dtype of `x`. In each row they lie between a lowest one, from -255 to
-            0, and the lowest plus 255.
+        numbers (N, in): whole numbers, kept in the dtype of `x`. In each row they lie between a lowest number, from
+            -255 to 0, and the lowest number + 255.
         scales (N, 1).
     """
     xp = array_namespace(x)
@@ -104,8 +104,8 @@ def quantise_inputs(x: Array) -> tuple[Array, Array]:
 def quantise_weight(weight: Array) -> tuple[Array, Array]:
     """Quantise each row to whole numbers from -127 to 127: weight is about numbers * scales.
 
-    The numbers of an output's weights lie around 0, so the range is symmetric, from -max |weight| to max |weight|. Rows
-    with a subnormal scale, a NaN or an infinity are treated as in `quantise_inputs`.
+    The numbers of an output's weights lie around 0, so the range is symmetric, from -max |weight| to max |weight|. Tiny
+    numbers, NaN and infinities are treated as in `quantise_inputs`.
 
     Args:
         weight: (out, in), float32 or float64; not changed.

@@ -177,11 +177,10 @@ def multiply(
     work_bytes = tiles * tile_bytes + block_rows * 8 + -(block_rows * 8) % VECTOR_BYTES
     packed_bytes = panels * _panel_bytes(k)
     memory = backend.empty((packed_bytes + columns * 8 + parts * work_bytes + VECTOR_BYTES,), "uint8")
-    packed_b = memory.ctypes.data + -memory.ctypes.data % VECTOR_BYTES  # vectors are stored at multiples of their size
-    scales = packed_b + packed_bytes
+    target = memory.ctypes.data + -memory.ctypes.data % VECTOR_BYTES  # vectors are stored at multiples of their size
+    scales = target + packed_bytes
     sums = scales + columns * 4
     work = sums + columns * 4
-    _pack(n, k, b, 4 * ldb, packed_b, scales, sums, parts)
-    _divided_product(
-        m, n, k, a, 4 * lda, packed_b, scales, sums, bias.ctypes.data, c.ctypes.data, block_rows, work, work_bytes, parts
-    )
+    _pack(n, k, b, 4 * ldb, target, scales, sums, parts)
+    start, result = bias.ctypes.data, c.ctypes.data
+    _divided_product(m, n, k, a, 4 * lda, target, scales, sums, start, result, block_rows, work, work_bytes, parts)

@@ -21,7 +21,6 @@ from numba.extending import intrinsic
 from backends.cpu.kernels.vector_instructions import (
     FLOATS,
     I32,
-    I64,
     LANES,
     NO_LANES,
     VECTOR_BYTES,
@@ -123,15 +122,17 @@ def _parts(b: Any, row: Any, number: Any, masks: Sequence[Any]) -> list[Any]:
 
 
 def _least(b: Any, x: Any, y: Any) -> Any:
+    """Return the least of two vectors, lane by lane; `y` where `x` is NaN."""
     return b.select(b.fcmp_ordered("<", x, y), x, y)
 
 
 def _greatest(b: Any, x: Any, y: Any) -> Any:
+    """Return the greatest of two vectors, lane by lane; `y` where `x` is NaN."""
     return b.select(b.fcmp_ordered(">", x, y), x, y)
 
 
-def _longest(b: Any, x: Any, y: Any) -> Any:
-    """Return the greater of integers; of the bits of numbers without a sign, which have the order of the numbers."""
+def _greatest_bits(b: Any, x: Any, y: Any) -> Any:
+    """Return the greatest of positive float32, given by their bits; NaN is greater than infinity."""
     return b.select(b.icmp_signed(">", x, y), x, y)
 
 
@@ -162,7 +163,8 @@ def quantise_row(typingctx, source, count, target, scale, lowest):
             low = [_least(b, x, y) for x, y in zip(parts, values[:4], strict=True)]
             high = [_greatest(b, x, y) for x, y in zip(parts, values[4:8], strict=True)]
             # 0 * x is NaN exactly where x is not finite.
-            wrong = [call(b, "llvm.fma.v16f32", FLOATS, x, _floats(0.0), y) for x, y in zip(parts, values[8:], strict=True)]
+            zero = _floats(0.0)
+            wrong = [call(b, "llvm.fma.v16f32", FLOATS, x, zero, y) for x, y in zip(parts, values[8:], strict=True)]
             return [*low, *high, *wrong]
 
         values = _in_steps(b, count, [_floats(0.0)] * 12, widen)
@@ -218,15 +220,15 @@ def quantise_channels(typingctx, source, stride, rows, count, target, target_str
 
         def widen(number: Any, masks: Sequence[Any], values: Sequence[Any]) -> Sequence[Any]:
             new = []
-            for parts, longest in zip(parts_of_rows(number, masks), values, strict=True):
+            for parts, largest in zip(parts_of_rows(number, masks), values, strict=True):
                 for x in parts:
-                    longest = _longest(b, longest, b.and_(b.bitcast(x, WORDS), _words(_ALL_BUT_SIGN)))
-                new.append(longest)
+                    largest = _greatest_bits(b, largest, b.and_(b.bitcast(x, WORDS), _words(_ALL_BUT_SIGN)))
+                new.append(largest)
             return new
 
         inverses = []
-        for row, longest in enumerate(_in_steps(b, count, [_words(0)] * LANES, widen)):
-            bits = _combined(b, _longest, [longest])
+        for row, largest in enumerate(_in_steps(b, count, [_words(0)] * LANES, widen)):
+            bits = _combined(b, _greatest_bits, [largest])
             scale = b.fdiv(b.bitcast(bits, FLOATS), _floats(127.0))
             inverses.append(_inverse(b, scale))
             finite = b.icmp_signed("<", bits, _words(_INFINITY_BITS))
@@ -236,8 +238,8 @@ def quantise_channels(typingctx, source, stride, rows, count, target, target_str
             vectors = []
             for parts, inverse in zip(parts_of_rows(number, masks), inverses, strict=True):
                 quarters = [b.trunc(_rounded(b, b.fmul(x, inverse)), _BYTES) for x in parts]
-                halves = [shuffle(b, *quarters[n : n + 2], range(2 * LANES)) for n in (0, 2)]
-                vectors.append(b.bitcast(shuffle(b, *halves, range(4 * LANES)), WORDS))
+                halves = [shuffle(b, quarters[n], quarters[n + 1], range(2 * LANES)) for n in (0, 2)]
+                vectors.append(b.bitcast(shuffle(b, halves[0], halves[1], range(4 * LANES)), WORDS))
             (total,) = values
             here = b.add(target, b.mul(b.sdiv(number, constant(4)), target_stride))
             for row, quads in enumerate(transpose(b, vectors)):
