@@ -9,7 +9,7 @@ Quantisation replaces the numbers of a row by whole numbers, all multiplied by o
 
 from __future__ import annotations
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from backends import Array, Backend
 from backends.base import LONGEST_INT8_ROW, NO_INT8_GRADIENTS
@@ -144,8 +144,8 @@ def int8_product(x: Array, weight: Array) -> Array:
     if columns > LONGEST_INT8_ROW:
         raise ValueError(f"int8 products sum over at most {LONGEST_INT8_ROW:,} numbers, not {columns:,}")
     (x, x_scales), (weight, weight_scales) = quantise_inputs(x), quantise_weight(weight)
-    sums = xp.zeros_like(x[:, :1] @ weight[:, :1].T, dtype=xp.int32)
+    sums = xp.zeros((x.shape[0], weight.shape[0]), dtype=xp.int32, device=device(x))
     for first in range(0, columns, _EXACT):
-        block = slice(first, first + _EXACT)
+        block = slice(first, min(first + _EXACT, columns))
         sums += xp.astype(x[:, block] @ weight[:, block].T, xp.int32)
     return xp.astype(sums, x.dtype) * x_scales * weight_scales.T
