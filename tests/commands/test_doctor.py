@@ -58,7 +58,7 @@ def test_a_wrong_product_in_int8_fails_the_check(monkeypatch: pytest.MonkeyPatch
     found = device_checks.check_precisions(backend)
     assert found == "float32, int8 (the largest difference is 0.0e+00); bfloat16 only by the slow definitions"
     backend.twins = {"linear_forward": lambda backend, x, weight, bias: x @ weight.T + bias}  # not quantised
-    with pytest.raises(device_checks.CheckError, match="linear_forward is off by .* in int8"):
+    with pytest.raises(device_checks.CheckError, match=r"linear_forward is off by .* in int8"):
         device_checks.check_precisions(backend)
 
 

@@ -57,7 +57,7 @@ TILE_STEP = TILE_ROWS * STEP
 _F32, _I8 = ir.FloatType(), ir.IntType(8)
 _BYTES = ir.VectorType(_I8, LANES)
 _SMALLEST_NORMAL = 2.0**-126
-_ALL_BUT_SIGN, _INFINITY_BITS = 0x7FFFFFFF, 0x7F800000
+_ALL_BUT_SIGN = 0x7FFFFFFF
 _NEEDED = ["avx512vnni"]
 
 
@@ -203,7 +203,8 @@ def quantise_channels(typingctx, source, stride, rows, count, target, target_str
         target: where the quads go: row p has the numbers 4p to 4p + 3 of each source row. Zeros fill up a multiple of
             STEP.
         target_stride: bytes from one row of quads to the next.
-        scales: where the scales of the source rows go, (16,) float32; NaN for a row with a NaN or an infinity.
+        scales: where the scales of the source rows go, (16,) float32. A row with a NaN or an infinity has the scale NaN or
+            infinity, and its quantised numbers are all 0, so that its products are NaN.
         sums: where the sums of the quantised rows go, (16,) int32.
     """
 
@@ -231,8 +232,7 @@ def quantise_channels(typingctx, source, stride, rows, count, target, target_str
             bits = _combined(b, _greatest_bits, [largest])
             scale = b.fdiv(b.bitcast(bits, FLOATS), _floats(127.0))
             inverses.append(_inverse(b, scale))
-            finite = b.icmp_signed("<", bits, _words(_INFINITY_BITS))
-            _store_first(b, b.select(finite, scale, _floats(float("nan"))), b.add(scales, constant(4 * row)))
+            _store_first(b, scale, b.add(scales, constant(4 * row)))
 
         def quantise(number: Any, masks: Sequence[Any], values: Sequence[Any]) -> Sequence[Any]:
             vectors = []
