@@ -203,8 +203,8 @@ def quantise_channels(typingctx, source, stride, rows, count, target, target_str
         target: where the quads go: row p has the numbers 4p to 4p + 3 of each source row. Zeros fill up a multiple of
             STEP.
         target_stride: bytes from one row of quads to the next.
-        scales: where the scales of the source rows go, (16,) float32. A row with a NaN or an infinity has the scale NaN or
-            infinity, and its quantised numbers are all 0, so that its products are NaN.
+        scales: where the scales of the source rows go, (16,) float32. A row with a NaN or an infinity has such a scale,
+            and its quantised numbers are all 0, so that its products are NaN.
         sums: where the sums of the quantised rows go, (16,) int32.
     """
 
