@@ -45,7 +45,7 @@ $(CUDA_READY): pyproject.toml
 	@touch $@
 
 train: $(READY)
-	$(VENV)/bin/python scripts/train.py $(ARGS)
+	$(VENV)/bin/python scripts/train.py --precision auto $(ARGS)
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest $(ARGS)

@@ -22,7 +22,7 @@ Array = Any
 
 
 PRECISIONS = ("float32", "bfloat16", "int8", "auto")
-"""What the operands of the products of linear layers are rounded to; see `Backend.with_precision`."""
+"""What the operands of matrix products are rounded to; see `Backend.with_precision`."""
 
 LONGEST_INT8_ROW = (2**31 - 1) // (255 * 127)
 """The most products of quantised numbers whose sum surely fits 32 bits: the most inputs of a linear layer in int8."""
@@ -60,10 +60,10 @@ class Backend(ABC):
         device: the device as `xp` knows it; passed to every function that creates an array.
         twins: operation name -> a faster function of the same signature and meaning. Each takes the backend as its
             first argument, as the definition does, and refuses arrays that do not match (see `backends/checks.py`).
-        precision: "float32" if the products of linear layers take their operands as they are, "bfloat16" if they round
-            them first, "int8" if they quantise them first. Definitions and twins read this.
-        twins_have_precision: False if the backend's twins of linear layers cannot compute in `precision`. The
-            definitions must be used instead of these twins.
+        precision: "float32" if matrix products take their operands as they are, "bfloat16" if they round them first,
+            "int8" if linear layers quantise them first. Definitions and twins read this.
+        twins_have_precision: False if the backend's twins of linear layers and attention cannot compute in `precision`.
+            The definitions must be used instead of these twins.
     """
 
     name: str
@@ -144,7 +144,7 @@ class Backend(ABC):
         return False
 
     def with_precision(self, precision: str, dtype: str) -> Self:
-        """Return a backend whose linear layers multiply in a precision. It shares device and memory with this one.
+        """Return a backend that multiplies matrices in a precision. It shares device and memory with this one.
 
         Args:
             precision: "float32": operands are used as they are, in the dtype of the parameters. "bfloat16": operands

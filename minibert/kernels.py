@@ -28,7 +28,8 @@ class Kernels:
     Args:
         backend: where the arrays live, and whose twins are used.
         choice: "auto" takes the backend's twin of an operation where it has one, "reference" always takes the
-            definition. Where the twins of linear layers lack the backend's precision, "auto" takes their definitions.
+            definition. Where the twins of linear layers and attention lack the backend's precision, "auto" takes the
+            definitions of these.
 
     Attributes:
         choice: as given.
@@ -43,7 +44,7 @@ class Kernels:
             raise ValueError(f"kernels must be one of {', '.join(CHOICES)}, not {choice!r}")
         twins = backend.twins if choice == "auto" else {}
         if not backend.twins_have_precision:
-            twins = {name: twin for name, twin in twins.items() if name not in ops.LINEAR}
+            twins = {name: twin for name, twin in twins.items() if name not in ops.PRODUCTS}
         if unknown := set(twins) - set(ops.DEFINITIONS):
             raise ValueError(f"{backend.name} has twins of operations that minibert.ops lacks: {sorted(unknown)}")
         self.choice = choice

@@ -25,6 +25,10 @@ R = TypeVar("R")
 TOLERANCE = 1e-4
 """Largest difference in float32, relative to the largest number of an array: products sum some hundred terms."""
 
+ONE_ROUNDING = 2.0**-8
+"""The same for attention in bfloat16. It rounds its own weights and gradients. A float32 error in one of these can move
+it to the neighbouring bfloat16 number."""
+
 _SMALLEST_ACTIVATION = 1e-3
 """Least scale of a difference between activations: a row mean can be tiny while its error keeps the addends' size."""
 

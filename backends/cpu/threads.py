@@ -127,7 +127,7 @@ def set_threads(number: int) -> None:
     A number above the CPU quota (see `default_threads`) is possible if it is set before a kernel has run.
 
     Args:
-        number: at least 1. Runs with the same number give the same bits.
+        number: at least 1. The kernels compute the same bits with any number.
 
     Raises:
         ValueError: fewer than 1, or more than the kernels can have.

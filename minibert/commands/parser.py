@@ -133,8 +133,8 @@ def add_threads(parser: Arguments) -> None:
         action=_SetThreads,
         metavar="N",
         dest=argparse.SUPPRESS,
-        help="number of threads to compute with on a CPU; the same number gives the same bits (default: one a core, "
-        "within the CPU quota of a container)",
+        help="number of threads to compute with on a CPU; the results have the same bits for any number (default: one "
+        "a core, within the CPU quota of a container)",
     )
 
 

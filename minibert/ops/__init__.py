@@ -72,12 +72,20 @@ __all__ = [
 DEFINITIONS: dict[str, Callable[..., Any]] = {name: globals()[name] for name in __all__}
 """Name -> definition of every operation that a backend may have a twin of."""
 
-LINEAR = ("linear_backward", "linear_backward_input", "linear_backward_weight", "linear_forward")
-"""The operations that compute in the backend's precision."""
+PRODUCTS = (
+    "attention_backward",
+    "attention_forward",
+    "attention_weights",
+    "linear_backward",
+    "linear_backward_input",
+    "linear_backward_weight",
+    "linear_forward",
+)
+"""The operations that multiply matrices, in the backend's precision."""
 
 __all__ += [
     "DEFINITIONS",
-    "LINEAR",
+    "PRODUCTS",
     "AttentionLayout",
     "Dropout",
     "quantise_inputs",

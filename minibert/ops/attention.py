@@ -2,6 +2,8 @@
 
 The names are those of docs/gradients.md, section "Attention". Two kinds of mask meet here: `layout.mask` is added to
 the scores, and `weights_dropout_mask` multiplies the weights.
+
+As in linear layers, the operands of all matrix products are rounded to the backend's precision.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass, replace
 from backends import Array, Backend
 from backends.base import score_bound
 from minibert.ops.dropout import Dropout, dropout_mask
+from minibert.ops.precision import round_operands
 from minibert.ops.softmax import softmax_backward, stable_softmax
 from minibert.rows import Rows, from_slots, to_slots
 
@@ -70,6 +73,7 @@ def attention_weights(backend: Backend, queries: Array, keys: Array, layout: Att
     xp = backend.xp
     q = _split_heads(backend, queries, layout.queries, layout.attention_heads)  # (B, A, Q, D)
     k = _split_heads(backend, keys, layout.keys, layout.attention_heads)  # (B, A, T, D)
+    q, k = round_operands(backend, q, k)
     score_scale = 1.0 / math.sqrt(q.shape[-1])
     scores = (q * score_scale) @ backend.xp.matrix_transpose(k)  # (B, A, Q, T)
     if layout.mask is not None:
@@ -119,6 +123,7 @@ def attention_forward(
     if dropout is not None:
         dropped_weights = weights * _weights_dropout_mask(backend, weights, layout, dropout)
     v = _split_heads(backend, values, layout.keys, layout.attention_heads)  # (B, A, T, D)
+    dropped_weights, v = round_operands(backend, dropped_weights, v)
     c = dropped_weights @ v  # (B, A, Q, D)
     return _merge_heads(backend, c, layout.queries), weights
 
@@ -162,7 +167,9 @@ def attention_backward(
         weights_dropout_mask = _weights_dropout_mask(backend, weights, layout, dropout)  # (B, A, Q, T)
     dropped_weights = weights if weights_dropout_mask is None else weights * weights_dropout_mask
     # c = dropped_weights @ v
+    dropped_weights, dc = round_operands(backend, dropped_weights, dc)
     dv = backend.xp.matrix_transpose(dropped_weights) @ dc  # (B, A, T, D)
+    dc, v = round_operands(backend, dc, v)
     ddropped_weights = dc @ backend.xp.matrix_transpose(v)  # (B, A, Q, T)
     # dropped_weights = weights * weights_dropout_mask
     dweights = ddropped_weights if weights_dropout_mask is None else ddropped_weights * weights_dropout_mask
@@ -171,7 +178,9 @@ def attention_backward(
     # scores = qk * score_scale + layout.mask; the clipping needs no gradient
     dqk = dscores * score_scale
     # qk = q @ k.T
+    dqk, k = round_operands(backend, dqk, k)
     dq = dqk @ k  # (B, A, Q, D)
+    dqk, q = round_operands(backend, dqk, q)
     dk = backend.xp.matrix_transpose(dqk) @ q  # (B, A, T, D)
     dqueries[...] = _merge_heads(backend, dq, layout.queries)
     dkeys[...] = _merge_heads(backend, dk, layout.keys)

@@ -10,7 +10,7 @@ The names are those of docs/gradients.md, section "Linear layers".
 from __future__ import annotations
 
 from backends import Array, Backend
-from minibert.ops.precision import int8_product, round_operands
+from minibert.ops.precision import check_gradients, int8_product, round_operands
 
 
 def linear_forward(backend: Backend, x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -49,6 +49,7 @@ def linear_backward(
 
 def linear_backward_weight(backend: Backend, dy: Array, x: Array, dweight: Array, dbias: Array | None = None) -> None:
     """Write dweight (out, in) and, unless it is None, dbias (out,), for dy (N, out) and x (N, in)."""
+    check_gradients(backend)
     # y = x @ weight.T + bias
     dy_operand, x = round_operands(backend, dy, x)
     dweight[...] = dy_operand.T @ x  # (out, in)
@@ -62,6 +63,7 @@ def linear_backward_input(backend: Backend, dy: Array, weight: Array, add_to: Ar
     `add_to` (N, in) is another part of the gradient of x. If it is given, dx is added to it in place, and `add_to` is
     returned. In twins the matrix product itself does the addition, at no extra cost.
     """
+    check_gradients(backend)
     # y = x @ weight.T + bias
     dy, weight = round_operands(backend, dy, weight)
     dx = dy @ weight  # (N, in)

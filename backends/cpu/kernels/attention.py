@@ -21,6 +21,7 @@ from numba import get_num_threads, get_thread_id, prange
 
 from backends import checks
 from backends.base import Array, Backend, score_bound
+from backends.cpu.kernels.bfloat16 import multiply_on_this_thread, workspace
 from backends.cpu.kernels.bits import counter_word, kept
 from backends.cpu.kernels.blas import matrix, product, scalars
 from backends.cpu.kernels.dropout import DropoutPlan, plan
@@ -32,14 +33,14 @@ _BLOCK = 1 << 16  # scores in one block of query rows: 256 KiB of float32, which
 
 
 @elementwise
-def _mask_row(scores, mask, bound):
-    """Clip the scores of a row to the bound, add the mask, and clip again."""
+def _mask_row(scores, score_scale, mask, bound):
+    """Turn a row of qk into scores: scale, clip to the bound, add the mask, and clip again."""
     if mask.shape[0]:
         for j in range(scores.shape[0]):
-            scores[j] = clip(clip(scores[j], bound) + mask[j], bound)
+            scores[j] = clip(clip(scores[j] * score_scale, bound) + mask[j], bound)
     else:
         for j in range(scores.shape[0]):
-            scores[j] = clip(scores[j], bound)
+            scores[j] = clip(scores[j] * score_scale, bound)
 
 
 @summing
@@ -69,7 +70,7 @@ def _weigh_row(exponentials, inverse_sum, row_word, column_words, threshold, kee
 def _weights_again(scores, dweights, maximum, inverse_sum, row_word, column_words, threshold, keep_scale):
     """Turn the scores of a row into weights, and ddropped_weights into dweights; return dweights_weights_sum.
 
-    Weights that dropout drops are made negative, as a mark for `_score_gradient`.
+    Weights that dropout drops are made negative, as a mark for `_query_key_gradient`.
     """
     dweights_weights_sum = type_of(scores, 0.0)
     if column_words.shape[0]:
@@ -90,12 +91,12 @@ def _weights_again(scores, dweights, maximum, inverse_sum, row_word, column_word
 
 
 @elementwise
-def _score_gradient(weights, dweights, dweights_weights_sum, keep_scale):
-    """Turn dweights of a row into dscores, and weights (negative where dropped) into dropped_weights."""
+def _query_key_gradient(weights, dweights, dweights_weights_sum, keep_scale, score_scale):
+    """Turn dweights of a row into dqk, and weights (negative where dropped) into dropped_weights."""
     for j in range(weights.shape[0]):
         weight = weights[j]
-        # weights = softmax(scores)
-        dweights[j] = abs(weight) * (dweights[j] - dweights_weights_sum)
+        # weights = softmax(scores), scores = qk * score_scale
+        dweights[j] = abs(weight) * (dweights[j] - dweights_weights_sum) * score_scale
         weights[j] = weight * keep_scale if weight > type_of(keep_scale, 0.0) else type_of(keep_scale, 0.0)
 
 
@@ -108,10 +109,25 @@ def _key_words(slots, column_key, dropped):
     return column_words
 
 
+@elementwise
+def _product(scalars, space, transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc):
+    """Compute C = A B or C += A B: in bfloat16 if this thread has a workspace, otherwise with BLAS.
+
+    `space` holds the address of this thread's part of the workspace, or 0, and the address of zeros.
+    """
+    work, zeros = space
+    if work and k > 0:
+        multiply_on_this_thread(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc, work, zeros)
+    else:  # BLAS also computes a product over no rows, which is zero
+        product(scalars, transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc)
+
+
 @parallel
-def _forward(scaled, q, ldq, k, ldk, v, ldv, sequences, mask, dropout, row_numbers, context, saved, scratch):
+def _forward(scalars, thread_spaces, inputs, sequences, mask, dropout, row_numbers, context, saved, scratch):
+    q, ldq, k, ldk, v, ldv = inputs
     threshold, row_key, column_key, keep_scale = dropout
-    query_starts, key_starts, key_slots, bound = sequences
+    query_starts, key_starts, key_slots, bound, score_scale = sequences
+    address, part, zeros = thread_spaces
     attention_heads, width = saved.shape[1], context.shape[1] // saved.shape[1]
     size, hidden = scratch.itemsize, context.shape[1]
     column_words = _key_words(key_slots, column_key, row_numbers.shape[0] > 0)
@@ -119,19 +135,20 @@ def _forward(scaled, q, ldq, k, ldk, v, ldv, sequences, mask, dropout, row_numbe
         sequence, head = task // attention_heads, task % attention_heads
         first_key, keys = key_starts[sequence], key_starts[sequence + 1] - key_starts[sequence]
         block = max(1, scratch.shape[2] // max(1, keys))
+        space = (address + get_thread_id() * part, zeros)
         scores = scratch[get_thread_id(), 0]
         column = head * width * size
         for first in range(query_starts[sequence], query_starts[sequence + 1], block):
             rows = min(block, query_starts[sequence + 1] - first)
-            # scores = q @ k.T * score_scale: (rows, D), (keys, D) -> (rows, keys)
-            product(
-                scaled, False, True, rows, keys, width,
+            # qk = q @ k.T, scores = qk * score_scale: (rows, D), (keys, D) -> (rows, keys)
+            _product(
+                scalars, space, False, True, rows, keys, width,
                 q + first * ldq * size + column, ldq, k + first_key * ldk * size + column, ldk,
                 False, scores.ctypes.data, keys,
             )  # fmt: skip
             for i in range(rows):
                 row = scores[i * keys : (i + 1) * keys]
-                _mask_row(row, mask[first_key : first_key + keys], bound)
+                _mask_row(row, score_scale, mask[first_key : first_key + keys], bound)
                 maximum = row_maximum(row)
                 exponential_sum = _exponential_row(row, maximum)
                 masked = maximum == -bound  # a fully masked row attends to nothing
@@ -145,23 +162,19 @@ def _forward(scaled, q, ldq, k, ldk, v, ldv, sequences, mask, dropout, row_numbe
                 key_words = column_words[first_key : first_key + keys]
                 _weigh_row(row, inverse_sum, row_word, key_words, threshold, keep_scale)
             # `scores` now holds dropped_weights; c = dropped_weights @ v: (rows, keys), (keys, D) -> (rows, D)
-            _plain_product(
-                scaled, False, False, rows, width, keys,
+            _product(
+                scalars, space, False, False, rows, width, keys,
                 scores.ctypes.data, keys, v + first_key * ldv * size + column, ldv,
                 False, context.ctypes.data + first * hidden * size + column, hidden,
             )  # fmt: skip
 
 
-@elementwise
-def _plain_product(scaled, transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc):
-    """Compute `product` with the factor 1 instead of score_scale; 1 follows score_scale in `scaled`."""
-    product(scaled[3:], transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc)
-
-
 @parallel
-def _backward(scaled, dc, lddc, q, ldq, k, ldk, v, ldv, sequences, mask, dropout, row_numbers, saved, outputs, scratch):
+def _backward(scalars, thread_spaces, inputs, sequences, mask, dropout, row_numbers, saved, outputs, scratch):
+    dc, lddc, q, ldq, k, ldk, v, ldv = inputs
     threshold, row_key, column_key, keep_scale = dropout
-    query_starts, key_starts, key_slots, bound = sequences
+    query_starts, key_starts, key_slots, bound, score_scale = sequences
+    address, part, zeros = thread_spaces
     dq, lddq, dk, lddk, dv, lddv, width = outputs
     attention_heads, size = saved.shape[1], scratch.itemsize
     column_words = _key_words(key_slots, column_key, row_numbers.shape[0] > 0)
@@ -169,26 +182,27 @@ def _backward(scaled, dc, lddc, q, ldq, k, ldk, v, ldv, sequences, mask, dropout
         sequence, head = task // attention_heads, task % attention_heads
         first_key, keys = key_starts[sequence], key_starts[sequence + 1] - key_starts[sequence]
         block = max(1, scratch.shape[2] // max(1, keys))
+        space = (address + get_thread_id() * part, zeros)
         weights, dweights = scratch[get_thread_id(), 0], scratch[get_thread_id(), 1]
         column = head * width * size
         begin, end = query_starts[sequence], query_starts[sequence + 1]
         k_at, v_at = k + first_key * ldk * size + column, v + first_key * ldv * size + column
         dk_at, dv_at = dk + first_key * lddk * size + column, dv + first_key * lddv * size + column
         if begin == end:  # no query attends to these keys: their gradients are zero (a product over no rows is zero)
-            _plain_product(scaled, False, False, keys, width, 0, k_at, ldk, k_at, ldk, False, dk_at, lddk)
-            _plain_product(scaled, False, False, keys, width, 0, k_at, ldk, k_at, ldk, False, dv_at, lddv)
+            _product(scalars, space, False, False, keys, width, 0, k_at, ldk, k_at, ldk, False, dk_at, lddk)
+            _product(scalars, space, False, False, keys, width, 0, k_at, ldk, k_at, ldk, False, dv_at, lddv)
         for first in range(begin, end, block):
             rows = min(block, end - first)
             q_at, dc_at = q + first * ldq * size + column, dc + first * lddc * size + column
-            # one block holds scores, then weights, then dropped_weights; the other ddropped_weights, dweights, dscores
+            # one block holds scores, then weights, then dropped_weights; the other ddropped_weights, dweights, dqk
             weights_at, dweights_at = weights.ctypes.data, dweights.ctypes.data
-            # scores = q @ k.T * score_scale: (rows, D), (keys, D) -> (rows, keys)
-            product(scaled, False, True, rows, keys, width, q_at, ldq, k_at, ldk, False, weights_at, keys)
+            # qk = q @ k.T, scores = qk * score_scale: (rows, D), (keys, D) -> (rows, keys)
+            _product(scalars, space, False, True, rows, keys, width, q_at, ldq, k_at, ldk, False, weights_at, keys)
             # c = dropped_weights @ v: ddropped_weights = dc @ v.T: (rows, D), (keys, D) -> (rows, keys)
-            _plain_product(scaled, False, True, rows, keys, width, dc_at, lddc, v_at, ldv, False, dweights_at, keys)
+            _product(scalars, space, False, True, rows, keys, width, dc_at, lddc, v_at, ldv, False, dweights_at, keys)
             for i in range(rows):
                 row, drow = weights[i * keys : (i + 1) * keys], dweights[i * keys : (i + 1) * keys]
-                _mask_row(row, mask[first_key : first_key + keys], bound)
+                _mask_row(row, score_scale, mask[first_key : first_key + keys], bound)
                 row_word = np.uint32(0)
                 if column_words.shape[0]:
                     number = np.uint32(np.uint32(row_numbers[first + i] * np.uint32(attention_heads)) + np.uint32(head))
@@ -198,19 +212,19 @@ def _backward(scaled, dc, lddc, q, ldq, k, ldk, v, ldv, sequences, mask, dropout
                 dweights_weights_sum = _weights_again(
                     row, drow, maximum, inverse_sum, row_word, key_words, threshold, keep_scale
                 )
-                _score_gradient(row, drow, dweights_weights_sum, keep_scale)
-            dropped_weights_at, dscores_at = weights_at, dweights_at
+                _query_key_gradient(row, drow, dweights_weights_sum, keep_scale, score_scale)
+            dropped_weights_at, dqk_at = weights_at, dweights_at
             more = first > begin  # the first block of queries writes dk and dv, the others add to them
             # c = dropped_weights @ v: dv = dropped_weights.T @ dc: (rows, keys), (rows, D) -> (keys, D)
-            _plain_product(
-                scaled, True, False, keys, width, rows, dropped_weights_at, keys, dc_at, lddc, more, dv_at, lddv
+            _product(
+                scalars, space, True, False, keys, width, rows, dropped_weights_at, keys, dc_at, lddc, more, dv_at, lddv
             )
-            # scores = qk * score_scale, qk = q @ k.T: dqk = dscores * score_scale, dq = dqk @ k, dk = dqk.T @ q
-            product(
-                scaled, False, False, rows, width, keys, dscores_at, keys, k_at, ldk,
+            # qk = q @ k.T: dq = dqk @ k, dk = dqk.T @ q: (rows, keys), (keys, D) -> (rows, D)
+            _product(
+                scalars, space, False, False, rows, width, keys, dqk_at, keys, k_at, ldk,
                 False, dq + first * lddq * size + column, lddq,
             )  # fmt: skip
-            product(scaled, True, False, keys, width, rows, dscores_at, keys, q_at, ldq, more, dk_at, lddk)
+            _product(scalars, space, True, False, keys, width, rows, dqk_at, keys, q_at, ldq, more, dk_at, lddk)
 
 
 def _starts(rows: Any) -> Array:
@@ -219,8 +233,12 @@ def _starts(rows: Any) -> Array:
     return boundaries if rows.slot_of_row is None else np.searchsorted(rows.slot_of_row, boundaries)
 
 
-def _sequences(keys: Array, layout: Any) -> tuple[tuple[Array, Array, Array, Any], Array, int]:
-    """Return the places of every sequence's rows, the mask of every key, and the most keys that a sequence has.
+def _sequences(keys: Array, layout: Any) -> tuple[tuple[Array, Array, Array, Any, Any], Array, int]:
+    """Return how the kernels find the rows of every sequence and scale its scores, the mask, and the longest keys.
+
+    Returns:
+        first query and first key of each sequence, slot of each key, `score_bound` and score_scale = 1 / sqrt(D);
+        the mask of every key (N,), or (0,) for none; the most keys that a sequence has.
 
     Raises:
         ValueError: the keys lack rows of some slots, and there is no mask.
@@ -233,7 +251,8 @@ def _sequences(keys: Array, layout: Any) -> tuple[tuple[Array, Array, Array, Any
     key_starts = _starts(rows)
     bound = dtype.type(score_bound(np, dtype))
     longest = int(np.diff(key_starts).max())
-    return (_starts(layout.queries), key_starts, slots % rows.slots, bound), mask, longest
+    score_scale = dtype.type(1.0 / math.sqrt(keys.shape[1] // layout.attention_heads))
+    return (_starts(layout.queries), key_starts, slots % rows.slots, bound, score_scale), mask, longest
 
 
 def _check_places(operation: str, layout: Any) -> None:
@@ -254,12 +273,6 @@ def _scratch(backend: Backend, dtype: Any, layout: Any, keys: int, arrays: int) 
     """Return memory (threads, arrays, block), in which each thread keeps the scores of its block."""
     block = max(keys, min(_BLOCK, keys * layout.queries.slots))
     return backend.empty((get_num_threads(), arrays, block), dtype)
-
-
-def _scaled(dtype: Any, width: int) -> Array:
-    """Return (6,): `scalars` with score_scale = 1 / sqrt(D), and `scalars` with 1 for all other products."""
-    score_scale = 1.0 / math.sqrt(width)
-    return np.concatenate((scalars(dtype, score_scale), scalars(dtype)))
 
 
 def attention_forward(
@@ -286,8 +299,8 @@ def attention_forward(
     sequences, mask, longest = _sequences(keys, layout)
     context, saved = backend.empty((number, hidden), dtype), backend.empty((2, layout.attention_heads, number), dtype)
     scratch = _scratch(backend, dtype, layout, longest, 1)
-    scaled = _scaled(dtype, hidden // layout.attention_heads)
-    _forward(scaled, q, ldq, k, ldk, v, ldv, sequences, mask, factors, row_numbers, context, saved, scratch)
+    inputs, space = (q, ldq, k, ldk, v, ldv), workspace(backend, dtype)
+    _forward(scalars(dtype), space[1:], inputs, sequences, mask, factors, row_numbers, context, saved, scratch)
     return context, saved
 
 
@@ -327,8 +340,8 @@ def attention_backward(
     scratch = _scratch(backend, dtype, layout, longest, 2)
     written = [matrix(gradient) for gradient in (dqueries, dkeys, dvalues)]
     outputs = (*written[0][1:], *written[1][1:], *written[2][1:], width)
-    scaled = _scaled(dtype, width)
-    _backward(scaled, dc, lddc, q, ldq, k, ldk, v, ldv, sequences, mask, factors, row_numbers, saved, outputs, scratch)
+    inputs, space = (dc, lddc, q, ldq, k, ldk, v, ldv), workspace(backend, dtype)
+    _backward(scalars(dtype), space[1:], inputs, sequences, mask, factors, row_numbers, saved, outputs, scratch)
     for gradient, (array, *_) in zip((dqueries, dkeys, dvalues), written, strict=True):
         if array is not gradient:  # its columns did not lie side by side: a copy was written
             gradient[...] = array

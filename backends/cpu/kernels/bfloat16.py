@@ -12,6 +12,9 @@ Every element of C is summed over k in the same order, however C is divided amon
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
+import numpy as np
 from numba import get_num_threads, prange
 
 from backends.base import Array, Backend
@@ -32,13 +35,18 @@ from backends.cpu.kernels.bfloat16_instructions import (
 from backends.cpu.kernels.jit import elementwise, parallel
 from backends.cpu.kernels.vector_instructions import VECTOR_BYTES
 
-__all__ = ["has_bfloat16", "multiply"]
+__all__ = ["Workspace", "has_bfloat16", "multiply", "multiply_on_this_thread", "workspace"]
 
-_TILES = 8  # tiles of rows in a block of A; the block then takes 112 KiB of the second-level cache
+_TILES = 16  # tiles of rows in a block of A; the block then takes 112 KiB of the second-level cache
 _BLOCK_ROWS = _TILES * TILE_ROWS
 _TILE_BYTES = DEPTH // 2 * VECTOR_BYTES + VECTOR_BYTES  # tiles whose distance is a power of two would share cache sets
-_WORK_BYTES = _TILES * max(_TILE_BYTES, TILE_ROWS * ROW_BYTES)  # for one thread's block of A
+_BLOCK_BYTES = _TILES * max(_TILE_BYTES, TILE_ROWS * ROW_BYTES)
+_WORK_BYTES = _BLOCK_BYTES + DEPTH // 2 * PANEL_ROW  # for one thread's block of A and panel of B
+_ROWS_AT_ONCE = 8  # of B, from which a panel is packed; more rows are more than the processor prefetches at a time
 _STEP = 32  # how many k are packed at once; blocks are filled up with zeros to a multiple
+
+_ZEROS = np.zeros(TILE_COLUMNS, dtype=np.float32)
+"""The numbers that the products of a tile's row are added to, if there are no others."""
 
 
 @elementwise
@@ -48,25 +56,44 @@ def _panel_bytes(k):
 
 
 @elementwise
+def _pack_rows(b, ldb, n, panel, first_row, rows, existing, target):
+    """Pack some rows of one panel of B (k, n); the first `existing` of them exist, the others are zeros."""
+    for row in range(0, rows, 2):
+        for column in range(0, TILE_COLUMNS, 16):
+            j = panel * TILE_COLUMNS + column
+            source = b + (first_row + row) * ldb + j * 4
+            first = n - j if row < existing else 0
+            second = n - j if row + 1 < existing else 0
+            pair_rows(source, first, source + ldb, second, target + row // 2 * PANEL_ROW + column * 4)
+
+
+@elementwise
+def _pack_panel(transposed, b, ldb, n, panel, k0, depth, target):
+    """Pack one panel of one block of k; B is stored as (n, k) if `transposed`, otherwise as (k, n)."""
+    if not transposed:
+        _pack_rows(b, ldb, n, panel, k0, depth + -depth % _STEP, depth, target)
+        return
+    for column in range(0, TILE_COLUMNS, 16):
+        j = panel * TILE_COLUMNS + column
+        for kk in range(0, depth, _STEP):
+            source = b + j * ldb + (k0 + kk) * 4
+            pair_columns(source, ldb, n - j, depth - kk, target + kk // 2 * PANEL_ROW + column * 4, PANEL_ROW)
+
+
+@elementwise
 def _pack_panels(transposed, b, ldb, k, n, first_panel, last_panel, panels, target):
-    """Pack some panels of B (k, n), in all blocks of k."""
+    """Pack some panels of B, in all blocks of k."""
     size = _panel_bytes(k)
     for k0 in range(0, k, DEPTH):
-        depth = min(DEPTH, k - k0)
-        for kk in range(0, depth, _STEP):
+        depth, to = min(DEPTH, k - k0), target + k0 // DEPTH * panels * size
+        if transposed:
             for panel in range(first_panel, last_panel):
-                to = target + (k0 // DEPTH * panels + panel) * size + kk // 2 * PANEL_ROW
-                for column in range(0, TILE_COLUMNS, 16):
-                    j = panel * TILE_COLUMNS + column
-                    if transposed:
-                        source = b + j * ldb + (k0 + kk) * 4
-                        pair_columns(source, ldb, n - j, depth - kk, to + column * 4, PANEL_ROW)
-                    else:
-                        for row in range(0, _STEP, 2):
-                            source = b + (k0 + kk + row) * ldb + j * 4
-                            first = n - j if kk + row < depth else 0
-                            second = n - j if kk + row + 1 < depth else 0
-                            pair_rows(source, first, source + ldb, second, to + row // 2 * PANEL_ROW + column * 4)
+                _pack_panel(transposed, b, ldb, n, panel, k0, depth, to + panel * size)
+        else:  # a few rows of all panels, as these rows lie in memory
+            for kk in range(0, depth + -depth % _STEP, _ROWS_AT_ONCE):
+                for panel in range(first_panel, last_panel):
+                    here = to + panel * size + kk // 2 * PANEL_ROW
+                    _pack_rows(b, ldb, n, panel, k0 + kk, _ROWS_AT_ONCE, depth - kk, here)
 
 
 @elementwise
@@ -90,32 +117,156 @@ def _pack_block(transposed, a, lda, rows, depth, target):
 
 @elementwise
 def _multiply_share(
-    transposed, a, lda, packed_b, start, ld_start, c, ldc, first_row, last_row, first_panel, last_panel, n, k, work
+    transpose_a,
+    transpose_b,
+    a,
+    lda,
+    b,
+    ldb,
+    packed,
+    start,
+    start_strides,
+    c,
+    ldc,
+    first_row,
+    last_row,
+    first_panel,
+    last_panel,
+    n,
+    k,
+    work,
 ):
-    """Compute some rows and panels of C; `work` is memory for a block of A."""
+    """Compute some rows and panels of C.
+
+    If not `packed`, each panel of B is packed just before it is used. `work` is memory of _WORK_BYTES.
+    """
     panels, size = (n + TILE_COLUMNS - 1) // TILE_COLUMNS, _panel_bytes(k)
     for i in range(first_row, last_row, _BLOCK_ROWS):
         rows = min(_BLOCK_ROWS, last_row - i)
         for k0 in range(0, k, DEPTH):
             depth = min(DEPTH, k - k0)
             pairs = (depth + 2 * UNROLLED - 1) // (2 * UNROLLED) * UNROLLED
-            block = a + k0 * lda + i * 4 if transposed else a + i * lda + k0 * 4
-            _pack_block(transposed, block, lda, rows, depth, work)
-            base, ld_base = (start, ld_start) if k0 == 0 else (c, ldc)
+            block = a + k0 * lda + i * 4 if transpose_a else a + i * lda + k0 * 4
+            _pack_block(transpose_a, block, lda, rows, depth, work)
+            base, (ld_base, base_step) = (start, start_strides) if k0 == 0 else (c, (ldc, 4))
             for number in range(first_panel, last_panel):
-                panel = packed_b + (k0 // DEPTH * panels + number) * size
+                if packed:
+                    panel = b + (k0 // DEPTH * panels + number) * size
+                else:
+                    panel = work + _BLOCK_BYTES
+                    _pack_panel(transpose_b, b, ldb, n, number, k0, depth, panel)
                 column = number * TILE_COLUMNS
                 columns = min(TILE_COLUMNS, n - column)
                 for tile in range(0, rows, TILE_ROWS):
                     count = min(TILE_ROWS, rows - tile)
-                    here = base + (i + tile) * ld_base + column * 4
+                    here = base + (i + tile) * ld_base + column * base_step
                     to = c + (i + tile) * ldc + column * 4
-                    if transposed:
+                    if transpose_a:
                         packed_a = work + tile // TILE_ROWS * _TILE_BYTES
                         tile_of_pairs(packed_a, panel, pairs, here, ld_base, to, ldc, count, columns)
                     else:
                         packed_a = work + tile * ROW_BYTES
                         tile_of_rows(packed_a, panel, pairs, here, ld_base, to, ldc, count, columns)
+
+
+@elementwise
+def _multiply_on_this_thread(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc, work, zeros):
+    """Compute C = A B, or C += A B, inside a kernel. The matrices are given as for `backends.cpu.kernels.blas.product`.
+
+    Args:
+        transpose_a: True if A (m, k) is stored as (k, m).
+        transpose_b: True if B (k, n) is stored as (n, k).
+        m: rows of C.
+        n: columns of C.
+        k: columns of A and rows of B, over which the products are summed; at least 1.
+        a: address of A.
+        lda: elements from one stored row of A to the next.
+        b: address of B.
+        ldb: elements from one stored row of B to the next.
+        accumulate: True to add to C, False to overwrite C.
+        c: address of C.
+        ldc: elements from one row of C to the next.
+        work: address of this thread's part of `Workspace`.
+        zeros: as in `Workspace`.
+    """
+    panels = (n + TILE_COLUMNS - 1) // TILE_COLUMNS
+    start, start_strides = (c, (4 * ldc, 4)) if accumulate else (zeros, (0, 0))
+    _multiply_share(
+        transpose_a,
+        transpose_b,
+        a,
+        4 * lda,
+        b,
+        4 * ldb,
+        False,
+        start,
+        start_strides,
+        c,
+        4 * ldc,
+        0,
+        m,
+        0,
+        panels,
+        n,
+        k,
+        work,
+    )
+
+
+@elementwise
+def _multiply_nowhere(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc, work, zeros):
+    """Do nothing, and need no instructions; never called, since `workspace` raises an error first."""
+
+
+multiply_on_this_thread = _multiply_on_this_thread if has_bfloat16() else _multiply_nowhere
+"""The function that kernels call. A kernel is compiled as a whole, on processors without the instructions, too."""
+
+
+class Workspace(NamedTuple):
+    """What a kernel needs for `multiply_on_this_thread`.
+
+    Attributes:
+        memory: keeps the memory alive.
+        address: of the first thread's part; 0 in the precision "float32", where it is not used.
+        part: bytes from one thread's part to the next.
+        zeros: address of TILE_COLUMNS zeros.
+    """
+
+    memory: Array
+    address: int
+    part: int
+    zeros: int
+
+
+def workspace(backend: Backend, dtype: Any) -> Workspace:
+    """Return memory for the products of all threads; no memory in the precision "float32".
+
+    Raises:
+        TypeError: the precision is "bfloat16", but the dtype is not float32 or the processor lacks the instructions.
+    """
+    if backend.precision != "bfloat16":
+        return Workspace(_ZEROS, 0, 0, 0)
+    check_rounding(dtype)
+    memory = backend.empty((get_num_threads() * _WORK_BYTES + VECTOR_BYTES,), "uint8")
+    return Workspace(memory, _aligned(memory), _WORK_BYTES, _ZEROS.ctypes.data)
+
+
+def check_rounding(dtype: Any) -> None:
+    """Check that matrices of a dtype can be multiplied in bfloat16 here.
+
+    Raises:
+        TypeError: the dtype is not float32, or the processor lacks the instructions.
+    """
+    if dtype != "float32":
+        raise TypeError(f"bfloat16 products need float32 arrays, not {dtype}")
+    if not has_bfloat16():
+        raise TypeError("the processor that Numba compiles for lacks avx512bf16; use the precision float32")
+
+
+def _aligned(memory: Array) -> int:
+    """Return the first address in an array at which a vector may be stored."""
+    address: int = memory.ctypes.data
+    return address + -address % VECTOR_BYTES
 
 
 # Two kernels, not two loops of one: Numba may fuse neighbouring loops, since it cannot see through addresses that the
@@ -132,8 +283,10 @@ def _pack(transposed, n, k, b, ldb, target, parts):
 
 
 @parallel
-def _divided_product(transposed, m, n, k, a, lda, packed_b, start, ld_start, c, ldc, work, parts):
-    """Compute C = start + A B with the longer side of C (m, n) divided among the threads; B is packed."""
+def _divided_product(
+    transpose_a, transpose_b, m, n, k, a, lda, b, ldb, packed, start, start_strides, c, ldc, work, parts
+):
+    """Compute C = start + A B with the longer side of C (m, n) divided among the threads."""
     panels = (n + TILE_COLUMNS - 1) // TILE_COLUMNS
     each_panels = (panels + parts - 1) // parts
     each_rows = ((m + TILE_ROWS - 1) // TILE_ROWS + parts - 1) // parts * TILE_ROWS
@@ -144,12 +297,15 @@ def _divided_product(transposed, m, n, k, a, lda, packed_b, start, ld_start, c, 
             (0, panels) if by_rows else (part * each_panels, min(panels, (part + 1) * each_panels))
         )
         _multiply_share(
-            transposed,
+            transpose_a,
+            transpose_b,
             a,
             lda,
-            packed_b,
+            b,
+            ldb,
+            packed,
             start,
-            ld_start,
+            start_strides,
             c,
             ldc,
             first_row,
@@ -197,28 +353,42 @@ def multiply(
         c: (m, n) float32, contiguous.
 
     Raises:
-        TypeError: C is not float32. The other arrays have its dtype.
-        TypingError: the processor lacks the instructions; see `has_bfloat16`.
+        TypeError: C is not float32 (the other arrays have its dtype), or the processor lacks the instructions.
     """
-    if c.dtype.name != "float32":
-        raise TypeError(f"bfloat16 products need float32 arrays, not {c.dtype}")
-    if accumulate:
-        start, ld_start = c, 4 * n
-    else:
-        start, ld_start = bias, 0
-        if not bias.size:
-            start = backend.empty((n,), c.dtype)
-            start[...] = 0
+    check_rounding(c.dtype)
     if k == 0 and not accumulate:
-        c[...] = start
+        c[...] = bias if bias.size else 0.0
     if 0 in (m, n, k):
         return
+    if accumulate:
+        start, start_strides = c, (4 * n, 4)
+    else:
+        start, start_strides = (bias, (0, 4)) if bias.size else (_ZEROS, (0, 0))
     parts = get_num_threads()
-    packed_bytes = -(-n // TILE_COLUMNS) * -(-k // DEPTH) * _panel_bytes(k)
+    # A panel that only one block of A uses is packed just before that use, so that it is still in the cache. Panels of
+    # a large B that is stored as (k, n) cannot be read quickly one by one.
+    packed = not transpose_b or m > _BLOCK_ROWS or m >= n
+    packed_bytes = -(-n // TILE_COLUMNS) * -(-k // DEPTH) * _panel_bytes(k) if packed else 0
     memory = backend.empty((packed_bytes + parts * _WORK_BYTES + VECTOR_BYTES,), "uint8")
-    packed_b = memory.ctypes.data + -memory.ctypes.data % VECTOR_BYTES  # vectors are stored at multiples of their size
-    work = packed_b + packed_bytes
-    _pack(transpose_b, n, k, b, 4 * ldb, packed_b, parts)
+    work = _aligned(memory)
+    packed_b = work + parts * _WORK_BYTES
+    if packed:
+        _pack(transpose_b, n, k, b, 4 * ldb, packed_b, parts)
     _divided_product(
-        transpose_a, m, n, k, a, 4 * lda, packed_b, start.ctypes.data, ld_start, c.ctypes.data, 4 * n, work, parts
+        transpose_a,
+        transpose_b,
+        m,
+        n,
+        k,
+        a,
+        4 * lda,
+        packed_b if packed else b,
+        4 * ldb,
+        packed,
+        start.ctypes.data,
+        start_strides,
+        c.ctypes.data,
+        4 * n,
+        work,
+        parts,
     )

@@ -44,11 +44,13 @@ UNROLLED = 2  # pairs in one pass of the tile's loop
 PANEL_ROW = 4 * TILE_COLUMNS
 """Bytes of one pair of every column of a tile."""
 
-DEPTH = 512
-"""How many k one block has. A packed panel of TILE_COLUMNS columns then takes 32 KiB, as a first-level cache has."""
+DEPTH = 1024
+"""How many k one block has. So wide that BERT's products have one or few blocks: every further block reads C again."""
 
-ROW_BYTES = 2 * DEPTH
-"""Bytes of one row of A in a block, packed as (rows, pairs)."""
+ROW_BYTES = 2 * DEPTH + VECTOR_BYTES
+"""Bytes from one row of A in a block to the next, packed as (rows, pairs).
+
+With a power of two, the rows of a tile would share the same few sets of the first-level cache."""
 
 _HALVES = ir.VectorType(ir.IntType(16), 2 * LANES)
 _NEEDED = ["avx512bf16"]
@@ -140,7 +142,7 @@ def _tile_product(row_stride: int, pair_stride: int) -> Callable[..., None]:
             in_row = b.add(base, constant(VECTOR_BYTES * vector))
             return b.add(in_row, b.mul(numbers[row], base_stride))
 
-        starts = [load(b, element(start, start_stride, row, vector), masks[vector]) for row, vector in tile]
+        starts = [element(start, start_stride, row, vector) for row, vector in tile]
         targets = [element(c, stride, row, vector) for row, vector in tile]
         for target in targets:  # the loop below leaves time to fetch the memory that it will be written to
             for_writing = [ir.Constant(I32, number) for number in (1, 3, 1)]
@@ -150,6 +152,7 @@ def _tile_product(row_stride: int, pair_stride: int) -> Callable[..., None]:
         b.branch(loop)
         b.position_at_end(loop)
         a_here, panel_here, left = b.phi(I64), b.phi(I64), b.phi(I64)
+        zeros = ir.Constant(FLOATS, None)
         sums = [b.phi(FLOATS) for _ in tile]
         new = list(sums)
         for step in range(UNROLLED):
@@ -168,14 +171,18 @@ def _tile_product(row_stride: int, pair_stride: int) -> Callable[..., None]:
         panel_next = b.add(panel_here, constant(UNROLLED * PANEL_ROW))
         left_next = b.sub(left, constant(UNROLLED))
         loop_variables = [(a_here, a, a_next), (panel_here, panel, panel_next), (left, pairs, left_next)]
-        for variable, first, following in [*loop_variables, *zip(sums, starts, new, strict=True)]:
+        for variable, first, following in [
+            *loop_variables,
+            *((one, zeros, other) for one, other in zip(sums, new, strict=True)),
+        ]:
             variable.add_incoming(first, before)
             variable.add_incoming(following, loop)
         b.cbranch(b.icmp_signed(">", left_next, constant(0)), loop, after)
 
         b.position_at_end(after)
         for n, (row, vector) in enumerate(tile):
-            store(b, new[n], targets[n], b.select(exists[row], masks[vector], NO_LANES))
+            total = b.fadd(load(b, starts[n], masks[vector]), new[n])
+            store(b, total, targets[n], b.select(exists[row], masks[vector], NO_LANES))
 
     return write
 
@@ -189,7 +196,8 @@ def tile_of_rows(typingctx, a, panel, pairs, start, start_stride, c, stride, row
         a: address of the packed rows of A.
         panel: address of the packed panel of B: (pairs, TILE_COLUMNS).
         pairs: how many pairs to multiply; at least one, a multiple of UNROLLED.
-        start: address of what the sums start from; may be C.
+        start: address of what the sums are added to at the end; may be C. The sums start from zero, so that this memory
+            is fetched while they are computed.
         start_stride: bytes from one row of it to the next; 0 for the same row everywhere.
         c: address of the tile in C.
         stride: bytes from one row of C to the next.

@@ -87,6 +87,32 @@ def product(scalars, transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumula
     )
 
 
+_STEP = 32
+_SMALL = 1_000_000
+"""OpenBLAS computes products of up to so many multiplications with other kernels, which add up in another order."""
+
+
+@elementwise
+def _chunk(length, multiplications, parts):
+    """Return into how many chunks to divide a side of C among the threads, and the length of all chunks but the last.
+
+    An element of C should have the same bits for any number of threads. BLAS adds up its products in an order that
+    depends on the place where the chunk ends, and on whether the chunk is small. So chunks begin at multiples of _STEP,
+    and none is small unless the whole product is.
+
+    Args:
+        length: of the side.
+        multiplications: for each element of the side.
+        parts: the number of threads.
+    """
+    smallest = _SMALL // max(1, multiplications) + 1
+    chunk = max(_STEP, (length // parts + _STEP // 2) // _STEP * _STEP, (smallest + _STEP - 1) // _STEP * _STEP)
+    chunks = min(parts, (length + chunk - 1) // chunk)
+    while chunks > 1 and length - (chunks - 1) * chunk < smallest:
+        chunks -= 1
+    return max(1, chunks), chunk
+
+
 @parallel
 def _divided_product(scalars, transpose_a, transpose_b, k, a, lda, b, ldb, accumulate, bias, c, parts):
     """Compute `product` with the longer side of C (m, n) divided among the threads; C starts from `bias`, if any."""
@@ -94,10 +120,11 @@ def _divided_product(scalars, transpose_a, transpose_b, k, a, lda, b, ldb, accum
     size = scalars.itemsize
     by_rows = m >= n
     length = m if by_rows else n
-    chunk = (length + parts - 1) // parts
+    chunks, chunk = _chunk(length, min(m, n) * k, parts)
     biased = bias.shape[0] > 0
-    for part in prange(parts):
-        start, end = part * chunk, min(length, (part + 1) * chunk)
+    for part in prange(chunks):
+        start = part * chunk
+        end = start + chunk if part < chunks - 1 else length
         if end > start:
             first_row, last_row = (start, end) if by_rows else (0, m)
             first, last = (0, n) if by_rows else (start, end)

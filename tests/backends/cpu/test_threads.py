@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from backends import get_backend
 from backends.cpu import threads
 
 SCRIPTS = Path(__file__).parents[3] / "scripts"
@@ -147,6 +148,44 @@ def test_the_layer_that_the_user_chose_stands():
     assert run_python(omp).split()[0] == "omp"
 
 
+# --- bits -----------------------------------------------------------------------------------------------------
+
+_STEPS = """
+import sys
+import numba
+import numpy as np
+import backends.cpu.kernels
+from minibert import AdamW, MiniBERT, MiniBERTConfig, MiniBERTGradients
+
+def train(precision, threads, batch, length):
+    numba.set_num_threads(threads)
+    model = MiniBERT(MiniBERTConfig.preset("tiny", vocab_size=1003), precision=precision)
+    gradients, optimizer, rng = MiniBERTGradients(model), AdamW(model), np.random.default_rng(0)
+    for step in range(3):
+        ids = rng.integers(5, 1003, (batch, length))
+        mask = np.arange(length) < rng.integers(length // 2, length + 1, (batch, 1))
+        positions = np.flatnonzero((rng.random(ids.shape) < 0.15) & mask)
+        _, cache = model.forward(
+            ids, mask.astype(int), prediction_positions=positions, dropout_step=step, unpad=True
+        )
+        gradients.backward(cache, ids.reshape(-1)[positions], rng.integers(0, 2, batch))
+        optimizer.step(gradients.gradients, 1e-3)
+    return b"".join(np.ascontiguousarray(view).tobytes() for view in model.parameters.values())
+
+for precision in sys.argv[1:]:
+    for batch, length in ((3, 20), (8, 64), (1, 17)):
+        assert len({train(precision, threads, batch, length) for threads in (1, 2, 3, 4)}) == 1, (precision, batch)
+"""
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_any_number_of_threads_computes_the_same_bits(precision: str):
+    """The sizes lie on both sides of what OpenBLAS takes for a small product, and divide unevenly among threads."""
+    if not get_backend("cpu").with_precision(precision, "float32").twins_have_precision:
+        pytest.skip(f"no twin computes in {precision} on this processor; NumPy divides its products by itself")
+    run_python(_STEPS, precision, NUMBA_NUM_THREADS="4")
+
+
 # --- the number of threads ------------------------------------------------------------------------------------
 
 
@@ -206,6 +245,7 @@ def test_the_default_is_one_thread_a_core_within_the_quota(
 
 
 _WITH_QUOTA = """
+from backends import get_backend
 from backends.cpu import threads
 threads.cpu_quota = lambda root=None: 1.5
 threads.os.sched_getaffinity = lambda process: range(threads.os.cpu_count())
