@@ -65,11 +65,12 @@ class MiniBERT:
         seed: decides the initial parameters and dropout.
         kernels: "auto" uses the backend's fast twins, "reference" only the definitions in `minibert.ops`.
         precision: what matrix products round their operands to, in the forward and in the backward pass; these are the
-            products of linear layers (the decoder included) and of attention. "float32": nothing is rounded. "bfloat16": operands are rounded to 8 bits, sums
-            keep the dtype. "int8": for inference only. Linear layers quantise the rows of weights and inputs to 8 bits
-            whenever they multiply them, so there is nothing to calibrate, and parameters may be changed at any time;
-            attention is as in "float32". "auto": "bfloat16" if the device has fast instructions for it and `dtype` is
-            "float32", otherwise "float32". Parameters, gradients and the optimizer's state keep their dtype.
+            products of linear layers (the decoder included) and of attention. "float32": nothing is rounded.
+            "bfloat16": operands are rounded to 8 bits, sums keep the dtype. "int8": for inference only. Linear layers
+            quantise the rows of weights and inputs to 8 bits whenever they multiply them, so there is nothing to
+            calibrate, and parameters may be changed at any time; attention is as in "float32". "auto": "bfloat16" if
+            the device has fast instructions for it and `dtype` is "float32", otherwise "float32". Parameters,
+            gradients and the optimizer's state keep their dtype.
         initialised: False leaves all parameters zero, for loading a checkpoint.
         heads: names from `minibert.parameters.HEADS`; BERT's pretraining heads by default. The classifier's
             classes are `config.labels`.
