@@ -21,8 +21,15 @@ Array = Any
 """An array of the backend's namespace. The standard offers no static type for arrays."""
 
 
-PRECISIONS = ("float32", "bfloat16", "auto")
+PRECISIONS = ("float32", "bfloat16", "int8", "auto")
 """What the operands of matrix products are rounded to; see `Backend.with_precision`."""
+
+LONGEST_INT8_ROW = (2**31 - 1) // (255 * 127)
+"""The most products of quantised numbers whose sum surely fits 32 bits: the most inputs of a linear layer in int8."""
+
+
+NO_INT8_GRADIENTS = "int8 is a precision for inference, without gradients: train in bfloat16 or float32"
+"""What every attempt to train in int8 is answered."""
 
 
 class BackendError(RuntimeError):
@@ -53,8 +60,8 @@ class Backend(ABC):
         device: the device as `xp` knows it; passed to every function that creates an array.
         twins: operation name -> a faster function of the same signature and meaning. Each takes the backend as its
             first argument, as the definition does, and refuses arrays that do not match (see `backends/checks.py`).
-        precision: "float32" if matrix products take their operands as they are, "bfloat16" if they round them first.
-            Definitions and twins read this.
+        precision: "float32" if matrix products take their operands as they are, "bfloat16" if they round them first,
+            "int8" if linear layers quantise them first. Definitions and twins read this.
         twins_have_precision: False if the backend's twins of linear layers and attention cannot compute in `precision`.
             The definitions must be used instead of these twins.
     """
@@ -132,15 +139,20 @@ class Backend(ABC):
         """Return True if this backend's twins multiply matrices with the processor's bfloat16 instructions."""
         return False
 
+    def has_int8(self) -> bool:
+        """Return True if this backend's twins multiply matrices with the processor's int8 instructions."""
+        return False
+
     def with_precision(self, precision: str, dtype: str) -> Self:
         """Return a backend that multiplies matrices in a precision. It shares device and memory with this one.
 
         Args:
             precision: "float32": operands are used as they are, in the dtype of the parameters. "bfloat16": operands
-                are rounded to bfloat16, and the products are summed in the dtype of the parameters. "auto": "bfloat16"
-                if the dtype is float32 and the backend has the instructions, otherwise "float32".
+                are rounded to bfloat16, and the products are summed in the dtype of the parameters. "int8": operands
+                are quantised to 8 bits; there are no gradients. "auto": "bfloat16" if the dtype is float32 and the
+                backend has the instructions, otherwise "float32".
             dtype: the dtype of the parameters, "float32" or "float64". With float64 there are no instructions, so the
-                definitions compute "bfloat16"; this is for checks.
+                definitions compute "bfloat16" and "int8"; this is for checks.
 
         Returns:
             This backend, if it has the precision already, otherwise a copy. `precision` is never "auto" there.
@@ -150,9 +162,9 @@ class Backend(ABC):
         """
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
-        fast = precision != "float32" and dtype == "float32" and self.has_bfloat16()
         if precision == "auto":
-            precision = "bfloat16" if fast else "float32"
+            precision = "bfloat16" if dtype == "float32" and self.has_bfloat16() else "float32"
+        fast = dtype == "float32" and (self.has_int8() if precision == "int8" else self.has_bfloat16())
         twins_have_precision = fast or precision == "float32"
         if (precision, twins_have_precision) == (self.precision, self.twins_have_precision):
             return self

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from backends import Array, get_backend
+from backends.base import NO_INT8_GRADIENTS
 from minibert.cache import AttentionCache, Cache, ClassifierCache, FeedForwardCache, LayerCache, PoolerCache
 from minibert.config import SINGLE_LABEL
 from minibert.inputs import Inputs, host_integers
@@ -35,9 +36,14 @@ class MiniBERTGradients:
         gradients: mapping from parameter name to gradient; `gradients.flat` holds all of them in one array. Each
             call of `backward` overwrites them.
         masked_language_model_loss, next_sentence_loss: 0-d arrays, the two parts of the last loss.
+
+    Raises:
+        ValueError: the model computes in int8.
     """
 
     def __init__(self, model: MiniBERT) -> None:
+        if model.precision == "int8":
+            raise ValueError(NO_INT8_GRADIENTS)
         self.model = model
         self.gradients = NamedArrays.zeros_like(model.parameters)
         zero = model.backend.xp.zeros((), dtype=model.dtype, device=model.backend.device)

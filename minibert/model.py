@@ -64,17 +64,20 @@ class MiniBERT:
         dtype: "float32" or "float64".
         seed: decides the initial parameters and dropout.
         kernels: "auto" uses the backend's fast twins, "reference" only the definitions in `minibert.ops`.
-        precision: what the products of linear layers (the decoder included) round their operands to, in the forward
-            and in the backward pass. "float32": nothing is rounded. "bfloat16": operands are rounded to 8 bits, sums
-            keep the dtype. "auto": "bfloat16" if the device has fast instructions for it and `dtype` is "float32",
-            otherwise "float32". Parameters, gradients and the optimizer's state keep their dtype.
+        precision: what matrix products round their operands to, in the forward and in the backward pass; these are the
+            products of linear layers (the decoder included) and of attention. "float32": nothing is rounded.
+            "bfloat16": operands are rounded to 8 bits, sums keep the dtype. "int8": for inference only. Linear layers
+            quantise the rows of weights and inputs to 8 bits whenever they multiply them, so there is nothing to
+            calibrate, and parameters may be changed at any time; attention is as in "float32". "auto": "bfloat16" if
+            the device has fast instructions for it and `dtype` is "float32", otherwise "float32". Parameters,
+            gradients and the optimizer's state keep their dtype.
         initialised: False leaves all parameters zero, for loading a checkpoint.
         heads: names from `minibert.parameters.HEADS`; BERT's pretraining heads by default. The classifier's
             classes are `config.labels`.
 
     Attributes:
         heads: as given, in the order of `minibert.parameters.HEADS`.
-        precision: "float32" or "bfloat16": what "auto" has become.
+        precision: "float32", "bfloat16" or "int8": what "auto" has become.
         parameters: mapping from name to writable array; `parameters.flat` holds all of them in one array.
         absent_heads: heads that the loaded checkpoint lacked. They were drawn at random and are untrained.
 
@@ -83,7 +86,8 @@ class MiniBERT:
         BackendError: this machine does not have the device.
 
     Warns:
-        PrecisionWarning: "bfloat16" was asked for where only the slow definitions can compute it; once in a process.
+        PrecisionWarning: "bfloat16" or "int8" was asked for where only the slow definitions can compute it; once in a
+            process for each.
     """
 
     def __init__(

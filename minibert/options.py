@@ -212,6 +212,13 @@ PRECISION = Option(
     choices=("float32", "bfloat16", "auto"),
     group=COMPUTATION,
 )
+INFERENCE_PRECISION = PRECISION._replace(
+    meaning="what matrix products round their operands to; float32: not rounded; bfloat16: 8 bits instead of 24; int8: "
+    "in linear layers, whole numbers of 8 bits times a scale for each row, the fastest and the least exact; both are "
+    "faster on processors with the instructions, slow elsewhere; auto: bfloat16 where it is fast, otherwise float32",
+    choices=("float32", "bfloat16", "int8", "auto"),
+)
+"""The precision for commands that do not train."""
 DTYPE = Option(
     "dtype",
     str,

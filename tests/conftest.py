@@ -49,8 +49,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     backend = get_backend(config.getoption("--device"))
-    how = "by the processor's instructions" if backend.has_bfloat16() else "by the definitions, without instructions"
-    return [f"device: {backend.description()}", f"bfloat16 products: computed {how}"]
+    lines = [f"device: {backend.description()}"]
+    for precision, fast in (("bfloat16", backend.has_bfloat16()), ("int8", backend.has_int8())):
+        how = "by the processor's instructions" if fast else "by the definitions, without instructions"
+        lines.append(f"{precision} products: computed {how}")
+    return lines
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -53,6 +53,13 @@ class NumpyBackend(Backend):
         kernels = numba_kernels()
         return kernels is not None and kernels.has_bfloat16()
 
+    def has_int8(self) -> bool:
+        """Return True if Numba is installed and compiles for a processor with AVX512-VNNI."""
+        from backends.cpu.twins import numba_kernels
+
+        kernels = numba_kernels()
+        return kernels is not None and kernels.has_int8()
+
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         return self.pool.empty(shape, dtype)
 

@@ -14,6 +14,7 @@ from backends import Backend, get_backend
 from backends.cuda.diagnosis import Finding, answers, diagnose
 from minibert.config import MiniBERTConfig
 from minibert.data.batch_source import Batch
+from minibert.kernels import Kernels
 from minibert.model import MiniBERT
 from minibert.ops import Dropout, dropout_mask
 from minibert.optimizer import AdamW
@@ -149,15 +150,38 @@ def check_twins(backend: Backend) -> str:
 
 
 def check_precisions(backend: Backend) -> str:
-    """Return the precisions in which matrix products are fast here; compare the twins in bfloat16, if it is one.
+    """Return the precisions in which matrix products are fast here; compare their twins with the definitions.
 
     Raises:
-        CheckError: a twin is wrong in bfloat16.
+        CheckError: a twin is wrong in bfloat16 or in int8.
     """
-    rounded = backend.with_precision("auto", "float32")
-    if rounded.precision == "float32":
-        return "float32; bfloat16 only by the slow definitions"
-    return f"float32, {rounded.precision} ({check_twins(rounded)})"
+    fast, slow = ["float32"], []
+    for precision, check in (("bfloat16", check_twins), ("int8", _check_int8_product)):
+        rounded = backend.with_precision(precision, "float32")
+        if rounded.twins_have_precision:
+            fast.append(f"{precision} ({check(rounded)})")
+        else:
+            slow.append(precision)
+    return ", ".join(fast) + (f"; {' and '.join(slow)} only by the slow definitions" if slow else "")
+
+
+def _check_int8_product(backend: Backend) -> str:
+    """Compare the twin of a linear layer in int8 with its definition; return the difference in words.
+
+    Raises:
+        CheckError: the twin is wrong.
+    """
+    rng = np.random.default_rng(2)
+    x, weight, bias = (
+        backend.asarray(rng.standard_normal(shape), dtype=backend.xp.float32) for shape in ((200, 300), (100, 300), 100)
+    )
+    expected, found = (
+        backend.to_numpy(Kernels(backend, choice).linear_forward(x, weight, bias)) for choice in ("reference", "auto")
+    )
+    error = float(np.abs(found - expected).max() / np.abs(expected).max())
+    if not error <= TOLERANCE:
+        raise CheckError(f"linear_forward is off by {error:.1e} in int8")
+    return f"the largest difference is {error:.1e}"
 
 
 def check_dropout_masks(backend: Backend) -> str:
@@ -166,8 +190,6 @@ def check_dropout_masks(backend: Backend) -> str:
     Raises:
         CheckError: some elements differ.
     """
-    from minibert.kernels import Kernels
-
     numbers = np.random.default_rng(0).integers(0, 2**32, 300, dtype=np.uint32)
     key = derive_key(2**60 + 1, Stream.DROPOUT, 5, 1, 2)
     host = get_backend("cpu")

@@ -74,7 +74,7 @@ def build_parser() -> Parser:
         add_option(parser, option)
     add("--output", type=Path, required=True, metavar="DIR", help="a new folder for the classifier")
     add_settings(parser, FineTuning)
-    add_compute_options(parser)
+    add_compute_options(parser, trains=True)
     return parser
 
 

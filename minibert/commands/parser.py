@@ -14,7 +14,17 @@ from typing import Any, NoReturn
 from backends import BackendError
 from backends.cpu.threads import set_threads
 from minibert.commands.process import BAD_INPUT
-from minibert.options import COMPUTATION, DEVICE, DTYPE, KERNELS, PRECISION, Option, flag, options_of
+from minibert.options import (
+    COMPUTATION,
+    DEVICE,
+    DTYPE,
+    INFERENCE_PRECISION,
+    KERNELS,
+    PRECISION,
+    Option,
+    flag,
+    options_of,
+)
 
 Arguments = argparse.ArgumentParser | argparse._ArgumentGroup  # what has the method add_argument
 
@@ -101,15 +111,17 @@ def given_settings(parsed: argparse.Namespace, settings: type) -> dict[str, Any]
     return {name: getattr(parsed, name) for name in options_of(settings) if name in parsed}
 
 
-def add_compute_options(parser: argparse.ArgumentParser, *, dtype: bool = False) -> None:
+def add_compute_options(parser: argparse.ArgumentParser, *, trains: bool = False, dtype: bool = False) -> None:
     """Add the options that say how to compute: `--device`, `--kernels`, `--precision` and `--threads`.
 
     Args:
         parser: the parser of the command.
+        trains: True for a command that computes gradients: there are none in the precision "int8".
         dtype: add `--dtype`, too.
     """
     group = parser.add_argument_group(COMPUTATION)
-    for option in (DEVICE, KERNELS, PRECISION, *((DTYPE,) if dtype else ())):
+    precision = PRECISION if trains else INFERENCE_PRECISION
+    for option in (DEVICE, KERNELS, precision, *((DTYPE,) if dtype else ())):
         add_option(group, option)
     add_threads(group)
 

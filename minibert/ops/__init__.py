@@ -37,7 +37,7 @@ from minibert.ops.layer_norm import (
     layer_norm_forward,
 )
 from minibert.ops.linear import linear_backward, linear_backward_input, linear_backward_weight, linear_forward
-from minibert.ops.precision import round_to_bfloat16
+from minibert.ops.precision import quantise_inputs, quantise_weight, round_to_bfloat16
 from minibert.ops.softmax import softmax_backward, stable_softmax
 
 __all__ = [
@@ -88,6 +88,8 @@ __all__ += [
     "PRODUCTS",
     "AttentionLayout",
     "Dropout",
+    "quantise_inputs",
+    "quantise_weight",
     "round_to_bfloat16",
     "score_bound",
     "softmax_backward",

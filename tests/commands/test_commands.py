@@ -277,6 +277,20 @@ def test_a_model_may_be_used_in_bfloat16(trained, capsys):
     assert losses["bfloat16"] != losses["float32"]
 
 
+def test_a_model_may_be_used_in_int8_and_not_trained_in_it(trained, corpus, tmp_path, capsys):
+    losses = {}
+    for precision in ("float32", "int8"):
+        arguments = ["--model", str(trained), "--precision", precision]
+        assert evaluate_command.main([*arguments, "--json"]) == 0
+        losses[precision] = json.loads(capsys.readouterr().out)["loss"]
+        assert fill_mask_command.main([*arguments, "the red fox eats [MASK]."]) == 0
+        assert "probability" in capsys.readouterr().out
+    assert losses["int8"] == pytest.approx(losses["float32"], rel=2e-2)
+    assert losses["int8"] != losses["float32"]
+    status = train_command.main(options(corpus, tmp_path / "run", precision="int8"))
+    assert_one_error(capsys, status, "--precision must be one of float32, bfloat16, auto, not 'int8'")
+
+
 def test_only_a_model_that_was_trained_on_next_sentences_is_asked_about_them(trained, corpus, tmp_path, capsys):
     """The others have such a head too, as it was drawn at random: its figures would look like figures."""
     capsys.readouterr()

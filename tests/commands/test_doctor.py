@@ -50,6 +50,18 @@ def test_a_wrong_twin_fails_the_check(name: str):
         device_checks.check_twins(backend)
 
 
+def test_a_wrong_product_in_int8_fails_the_check(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(NumpyBackend, "has_bfloat16", lambda self: False)
+    monkeypatch.setattr(NumpyBackend, "has_int8", lambda self: True)
+    backend = NumpyBackend()
+    backend.twins = {"linear_forward": DEFINITIONS["linear_forward"]}
+    found = device_checks.check_precisions(backend)
+    assert found == "float32, int8 (the largest difference is 0.0e+00); bfloat16 only by the slow definitions"
+    backend.twins = {"linear_forward": lambda backend, x, weight, bias: x @ weight.T + bias}  # not quantised
+    with pytest.raises(device_checks.CheckError, match=r"linear_forward is off by .* in int8"):
+        device_checks.check_precisions(backend)
+
+
 def test_a_twin_that_was_never_called_does_not_pass_as_right(monkeypatch: pytest.MonkeyPatch):
     """Its error is NaN, and every comparison with NaN is false."""
     backend = NumpyBackend()

@@ -1,4 +1,4 @@
-"""A BERT in bfloat16: every product of its forward and backward pass rounds its operands, and it still learns."""
+"""A BERT in bfloat16 rounds the operands of every product and still learns; in int8 it computes nearly the same."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from backends.cpu.backend import NumpyBackend
 from minibert import AdamW, MiniBERT, MiniBERTConfig, MiniBERTGradients
 from minibert.kernels import Kernels
 from minibert.model import PrecisionWarning, _warn_of_slow_products
+from minibert.ops import quantise_inputs, quantise_weight
 from tests.support.checking import assert_close
 from tests.support.small_bert import CONFIG, NEXT_SENTENCE_LABELS, batch_arguments, batch_labels, small_bert
 
@@ -128,12 +129,80 @@ def test_the_same_run_gives_the_same_bits():
         np.testing.assert_array_equal(second[1][name], gradient)
 
 
+# --- int8 -----------------------------------------------------------------------------------------------------
+
+
+def random_encodings(**arguments: str) -> tuple[MiniBERT, np.ndarray]:
+    """Return a model with two layers of 128, and its hidden states (256, 128) of 8 random sequences."""
+    model = MiniBERT(MiniBERTConfig.preset("tiny", vocab_size=101, initializer_range=0.1), seed=4, **arguments)
+    ids = np.random.default_rng(1).integers(0, 101, (8, 32))
+    return model, np.asarray(model.encode(ids)).reshape(256, -1).astype(np.float64)
+
+
+def cosines(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return the cosine of each row of x and the same row of y."""
+    return (x * y).sum(axis=1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
+
+
+def test_hidden_states_in_int8_point_where_those_in_float32_do():
+    _, exact = random_encodings()
+    _, twins = random_encodings(precision="int8")
+    _, definitions = random_encodings(precision="int8", kernels="reference")
+    assert 0.999 < cosines(twins, exact).min() < 1.0 - 1e-5, "the precision changes nothing, or too much"
+    assert cosines(definitions, exact).min() > 0.999
+    assert cosines(definitions, twins).min() > 0.9995  # attention's last bits differ, and so do a few whole numbers
+
+
+def test_every_linear_layer_of_a_forward_pass_is_in_int8(backend: Backend):
+    """The layers of the encoder and of all heads multiply whole numbers, the decoder included."""
+    model = small_bert(backend, "float32", precision="int8", kernels="reference")
+    forward, calls = model.kernels.linear_forward, []
+
+    def checked(x: Any, weight: Any, bias: Any = None) -> Any:
+        y = forward(x, weight, bias)
+        (numbers, scales), (weights, weight_scales) = quantise_inputs(x), quantise_weight(weight)
+        host = [
+            np.asarray(model.backend.to_numpy(a)).astype(np.float64) for a in (numbers, scales, weights, weight_scales)
+        ]
+        expected = (host[0] @ host[2].T) * host[1] * host[3].T
+        assert_close(model.backend, y, expected + (0 if bias is None else model.backend.to_numpy(bias)), "float32")
+        calls.append(tuple(weight.shape))
+        return y
+
+    model.kernels.linear_forward = checked  # type: ignore[assignment]
+    model.forward(**batch_arguments(pruned=True))
+    assert len(calls) == 5 + 4 + 4, "query, key and value together except in the last layer, which is pruned; heads"
+
+
+def test_a_changed_parameter_is_used_at_once():
+    """Nothing keeps quantised weights."""
+    model, before = random_encodings(precision="int8")
+    model.parameters["layers.1.output.weight"][...] *= -1.0
+    ids = np.random.default_rng(1).integers(0, 101, (8, 32))
+    assert cosines(np.asarray(model.encode(ids)).reshape(256, -1), before).min() < 0.9
+
+
+def test_a_model_in_int8_has_no_gradients():
+    with pytest.raises(ValueError, match="int8 is a precision for inference, without gradients: train in bfloat16"):
+        MiniBERTGradients(small_bert(dtype="float32", precision="int8"))
+
+
+def test_slow_int8_products_are_warned_of(monkeypatch: pytest.MonkeyPatch):
+    _, expected = random_encodings(precision="int8")
+    monkeypatch.setattr(NumpyBackend, "has_int8", lambda self: False)
+    _warn_of_slow_products.cache_clear()
+    with pytest.warns(PrecisionWarning, match="no fast int8 products on cpu for float32 parameters"):
+        _, found = random_encodings(precision="int8")
+    assert cosines(found, expected).min() > 0.9995
+
+
 # --- the choice -----------------------------------------------------------------------------------------------
 
 
 def test_a_model_says_what_it_computes_in(backend: Backend):
     automatic = "bfloat16" if backend.has_bfloat16() else "float32"
-    for precision, found in (("float32", "float32"), ("bfloat16", "bfloat16"), ("auto", automatic)):
+    asked = {name: name for name in ("float32", "bfloat16", "int8")}
+    for precision, found in {**asked, "auto": automatic}.items():
         model = small_bert(backend, "float32", precision=precision)
         assert (model.precision, model.backend.precision) == (found, found)
         assert model.parameters["token_embeddings"].dtype == backend.dtype("float32")
@@ -165,5 +234,5 @@ def test_slow_products_are_warned_of_once_and_compute_the_same(monkeypatch: pyte
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, auto, not 'int4'"):
+    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, int8, auto, not 'int4'"):
         small_bert(precision="int4")

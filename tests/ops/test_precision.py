@@ -174,8 +174,9 @@ def test_attention_of_many_keys_is_the_attention_of_rounded_operands():
         assert distances[0] < 2e-4 < 2e-3 < distances[1], distances
 
 
-def test_operations_without_matrix_products_do_not_depend_on_the_precision(backend: Backend):
-    rounding = backend.with_precision("bfloat16", "float32")
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_operations_without_matrix_products_do_not_depend_on_the_precision(precision: str, backend: Backend):
+    rounding = backend.with_precision(precision, "float32")
     for case in CASES:
         if not set(case.operations) & set(PRODUCTS):
             expected, actual = (run(case, Kernels(b), b, "float32") for b in (backend, rounding))
@@ -208,14 +209,15 @@ def test_auto_is_bfloat16_exactly_where_it_is_fast(backend: Backend):
 
 def test_twins_that_cannot_round_give_way_to_the_definitions(monkeypatch: pytest.MonkeyPatch):
     backend = NumpyBackend()
-    in_float64 = Kernels(backend.with_precision("bfloat16", "float64"))
-    monkeypatch.setattr(NumpyBackend, "has_bfloat16", lambda self: False)
-    slow = Kernels(backend.with_precision("bfloat16", "float32"))
-    for kernels in (in_float64, slow):
-        assert set(kernels.twins) == set(Kernels(backend).twins) - set(PRODUCTS)
+    for precision in ("bfloat16", "int8"):
+        in_float64 = Kernels(backend.with_precision(precision, "float64"))
+        monkeypatch.setattr(NumpyBackend, f"has_{precision}", lambda self: False)
+        slow = Kernels(backend.with_precision(precision, "float32"))
+        for kernels in (in_float64, slow):
+            assert set(kernels.twins) == set(Kernels(backend).twins) - set(PRODUCTS)
     assert backend.with_precision("auto", "float32") is backend
 
 
 def test_an_unknown_precision_is_refused(backend: Backend):
-    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, auto, not 'half'"):
+    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, int8, auto, not 'half'"):
         backend.with_precision("half", "float32")

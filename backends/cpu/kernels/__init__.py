@@ -26,6 +26,7 @@ from backends.cpu.kernels.bfloat16 import has_bfloat16
 from backends.cpu.kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward
 from backends.cpu.kernels.dropout import dropout_backward, dropout_forward
 from backends.cpu.kernels.embedding import embedding_backward, embedding_forward
+from backends.cpu.kernels.int8 import has_int8
 from backends.cpu.kernels.layer_norm import (
     dropout_add_layer_norm_backward,
     dropout_add_layer_norm_forward,
@@ -55,6 +56,7 @@ __all__ = [
     "embedding_backward",
     "embedding_forward",
     "has_bfloat16",
+    "has_int8",
     "layer_norm_backward",
     "layer_norm_forward",
     "linear_backward",

@@ -1,6 +1,6 @@
 """Matrix products inside kernels: SciPy's BLAS, called by each of Numba's threads with a single thread.
 
-In the precision "bfloat16", `multiply` uses `backends/cpu/kernels/bfloat16.py` instead of BLAS.
+In the precisions "bfloat16" and "int8", `multiply` uses `bfloat16.py` and `int8.py` of this folder instead of BLAS.
 
 So kernels and matrix products share one set of threads, and no thread spins while another works. The wheels of NumPy
 and SciPy contain one BLAS each. NumPy's keeps its threads, for callers of `np.matmul`; SciPy's is held at one thread.
@@ -20,8 +20,8 @@ from numba import get_num_threads, prange, types
 from numba.extending import overload
 from numba.np.linalg import ensure_blas
 
-from backends.base import Array, Backend
-from backends.cpu.kernels import bfloat16
+from backends.base import NO_INT8_GRADIENTS, Array, Backend
+from backends.cpu.kernels import bfloat16, int8
 from backends.cpu.kernels.jit import elementwise, parallel
 from backends.cpu.threads import hold_kernel_blas
 
@@ -191,7 +191,7 @@ def multiply(
     """Compute C = A B, C = bias + A B or C += A B on all threads, in the precision of the backend.
 
     Args:
-        backend: the CPU backend; its precision is "float32", or "bfloat16" for float32 arrays.
+        backend: the CPU backend; its precision is "float32", or "bfloat16" or "int8" for float32 arrays.
         a: (m, k), or (k, m) with `transpose_a`.
         b: (k, n), or (n, k) with `transpose_b`.
         c: (m, n), contiguous.
@@ -201,7 +201,8 @@ def multiply(
         bias: (n,), to which the products are added in every row of C; not with `accumulate`.
 
     Raises:
-        ValueError: shapes that do not fit, or a result that is not contiguous.
+        ValueError: shapes that do not fit, a result that is not contiguous, or another product than C = A B.T + bias
+            in "int8".
         TypeError: arrays of different dtypes, or of a dtype other than float32 and float64.
     """
     m, k = a.shape[::-1] if transpose_a else a.shape
@@ -219,6 +220,11 @@ def multiply(
         bfloat16.multiply(
             backend, transpose_a, transpose_b, m, n, k, address_a, lda, address_b, ldb, accumulate, start, c
         )
+        return
+    if backend.precision == "int8":
+        if transpose_a or not transpose_b or accumulate:
+            raise ValueError(NO_INT8_GRADIENTS)
+        int8.multiply(backend, m, n, k, address_a, lda, address_b, ldb, start, c)
         return
     _divided_product(
         scalars(c.dtype),

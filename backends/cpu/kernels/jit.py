@@ -48,6 +48,9 @@ _ANY_ORDER = {*EXACT, "reassoc"}
 elementwise = _compiled(fastmath=EXACT)
 """For functions whose order of operations matters."""
 
+unfused = _compiled(fastmath=False)  # without the argument, Numba would take the option of the caller
+"""For functions that must round after every operation, as NumPy does."""
+
 inlined = _compiled(fastmath=EXACT, forceinline=True)
 """For functions of single elements. A loop over such a function becomes vector instructions only if the compiler puts
 the function's code into the loop; by itself the compiler does so for some loops and not for others."""

@@ -96,6 +96,65 @@ def broadcast(builder: Any, x: Any) -> Any:
     return shuffle(builder, builder.insert_element(undefined, x, ir.Constant(I32, 0)), undefined, [0] * LANES)
 
 
+def loop(
+    builder: Any,
+    start: Any,
+    end: Any,
+    step: int,
+    initial: Sequence[Any],
+    body: Callable[[Any, Sequence[Any]], Sequence[Any]],
+) -> list[Any]:
+    """Write a loop over the numbers start, start + step, start + 2 * step, ... below `end`.
+
+    Args:
+        builder: writes the instructions; afterwards it stands behind the loop.
+        start: the first number.
+        end: all numbers are below this. If `start` is not, there is no pass.
+        step: the difference of two numbers.
+        initial: the values that the loop changes, before the first pass.
+        body: (number, values) -> values after the pass; writes the instructions of one pass.
+
+    Returns:
+        The values after the last pass.
+    """
+    before, test = builder.basic_block, builder.append_basic_block("test")
+    inside, after = builder.append_basic_block("pass"), builder.append_basic_block("after")
+    builder.branch(test)
+    builder.position_at_end(test)
+    number, values = builder.phi(I64), [builder.phi(value.type) for value in initial]
+    builder.cbranch(builder.icmp_signed("<", number, end), inside, after)
+    builder.position_at_end(inside)
+    following = [builder.add(number, constant(step)), *body(number, values)]
+    last = builder.basic_block
+    builder.branch(test)
+    for variable, first, new in zip([number, *values], [start, *initial], following, strict=True):
+        variable.add_incoming(first, before)
+        variable.add_incoming(new, last)
+    builder.position_at_end(after)
+    return values
+
+
+def transpose(builder: Any, vectors: Sequence[Any]) -> list[Any]:
+    """Return the transpose of a matrix of 16 x 16 numbers of 32 bits, given as its rows."""
+    vectors = list(vectors)
+    # A transposition exchanges each bit of the row number with the same bit of the lane number.
+    for bit in (1, 2, 4, 8):
+        upper = [LANES + (lane ^ bit) if lane & bit else lane for lane in range(LANES)]
+        lower = [LANES + lane if lane & bit else lane ^ bit for lane in range(LANES)]
+        for row in range(LANES):
+            if not row & bit:
+                x, y = vectors[row], vectors[row | bit]
+                vectors[row], vectors[row | bit] = shuffle(builder, x, y, upper), shuffle(builder, x, y, lower)
+    return vectors
+
+
+def reduce(builder: Any, combine: Callable[[Any, Any], Any], x: Any) -> Any:
+    """Return a vector whose lanes all hold the combination of all lanes of `x`."""
+    for bit in (1, 2, 4, 8):
+        x = combine(x, shuffle(builder, x, x, [lane ^ bit for lane in range(LANES)]))
+    return x
+
+
 def first_lanes(builder: Any, count: Any) -> Any:
     """Return the mask of the first `count` lanes: none for a count below 1, all for one above 15."""
     numbers = ir.Constant(WORDS, list(range(LANES)))

@@ -266,6 +266,11 @@ del UFUNCS["abs"]
 abs = UFUNCS["absolute"]  # noqa: A001
 
 
+def round(a: ndarray, decimals: int = 0, out: Any = None) -> ndarray:  # noqa: A001
+    ACTIVITY.launch("round")
+    return wrap(np.round(a._host, decimals))
+
+
 # --- products -----------------------------------------------------------------------------------------------------
 
 
