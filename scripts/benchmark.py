@@ -109,7 +109,7 @@ def step(arguments: argparse.Namespace) -> dict[str, Any]:
     if get_backend("cpu").has_bfloat16():
         others.insert(0, OURS_BFLOAT16)
     else:
-        print(f"{OURS_BFLOAT16} is left out, because this machine has no fast bfloat16 products")
+        print(f"{OURS_BFLOAT16} is left out, because it is slow on this machine")
     results = []
     for work in arguments.size:
         work = dataclasses.replace(work, threads=arguments.threads, steps=arguments.steps, dropout=arguments.dropout)
@@ -163,12 +163,14 @@ def compare_many_texts(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         WorkerError: the model is missing, or a worker failed.
     """
-    peers, notes = throughput.available_peers(installed_packages(arguments.peer_python))
-    for note in notes:
+    ours, slow = throughput.our_parties(get_backend("cpu"))
+    peers, missing = throughput.available_peers(installed_packages(arguments.peer_python))
+    for note in (*slow, *missing):
         print(note)
     folder = arguments.model or packaged_minilm(arguments.peer_python)
     result = throughput.compare_throughput(
         folder,
+        ours,
         peers,
         arguments.peer_python,
         texts=arguments.texts,

@@ -124,7 +124,7 @@ def compare_start(
         embed = str(SCRIPTS / "embed.py")
         commands = {OURS: [sys.executable, embed, "--model", str(folder), "--text", SENTENCE]}
         for peer in peers:
-            script = files / f"{peer}.py"
+            script = files / f"shortest_{peer}.py"  # a file named like a package would hide the package
             script.write_text(PEERS[peer], encoding="utf-8")
             commands[peer] = [peer_python, str(script), str(folder), str(files / "float32.onnx"), SENTENCE]
         found: dict[str, list[Result]] = {party: [] for party in commands}

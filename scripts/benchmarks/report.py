@@ -94,7 +94,7 @@ def memory_table(results: Sequence[Result]) -> str:
                     f"{figures['peak_bytes'] / 1e6:.0f}",
                     f"{figures['floor_bytes'] / 1e6:.0f}",
                     "" if party == OURS else f"{ours['peak_bytes'] / figures['peak_bytes']:.2f}",
-                    "" if party == OURS else f"{our_work / work:.2f}",
+                    "" if party == OURS else f"{our_work / work:.2f}" if work > 0 else "too small",
                 )
             )
     header = (

@@ -18,14 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from backends import PRECISIONS
+from backends import PRECISIONS, Backend
 from benchmarks.comparison import OURS, Result, WorkerError, run_process
-from benchmarks.embeddings import lowest_cosine, mixed_texts
+from benchmarks.embeddings import lowest_cosine, mixed_texts, model_name
 
 REFERENCE = f"{OURS}-float32"
 """The party whose vectors the others are compared with."""
-
-OUR_PARTIES = tuple(f"{OURS}-{precision}" for precision in PRECISIONS if precision != "auto")
 
 PEERS: Mapping[str, tuple[str, ...]] = {
     "transformers-float32": ("torch", "transformers"),
@@ -74,6 +72,21 @@ class Job:
         path.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
 
 
+def our_parties(backend: Backend) -> tuple[list[str], list[str]]:
+    """Return Mini-BERT in each precision that is fast on a backend, and a line about each precision that is not."""
+    fast = {
+        precision: backend.with_precision(precision, "float32").twins_have_precision
+        for precision in PRECISIONS
+        if precision != "auto"
+    }
+    notes = [
+        f"{OURS}-{name} is left out, because it is slow on this machine"
+        for name, is_fast in fast.items()
+        if not is_fast
+    ]
+    return [f"{OURS}-{name}" for name, is_fast in fast.items() if is_fast], notes
+
+
 def available_peers(packages: frozenset[str]) -> tuple[list[str], list[str]]:
     """Return the peers that these packages are enough for, and a line about every peer that is left out."""
     missing = {peer: [name for name in needed if name not in packages] for peer, needed in PEERS.items()}
@@ -83,6 +96,7 @@ def available_peers(packages: frozenset[str]) -> tuple[list[str], list[str]]:
 
 def compare_throughput(
     folder: Path,
+    ours: Sequence[str],
     peers: Sequence[str],
     peer_python: str,
     *,
@@ -96,6 +110,7 @@ def compare_throughput(
 
     Args:
         folder: the model; its pooling must be the mean of all tokens, scaled to length 1.
+        ours: Mini-BERT in several precisions, float32 among them.
         peers: some of `PEERS`.
         peer_python: the interpreter that has their packages.
         texts: how many texts.
@@ -131,17 +146,17 @@ def compare_throughput(
         say(f"{len(chosen):,} texts, {tokens:,} tokens, {threads} {'thread' if threads == 1 else 'threads'}")
         if needed := [peer for peer in peers if not peer.startswith("transformers")]:
             run_process([peer_python, "benchmarks.prepare_peers", str(file), *needed], "the preparation of the peers")
-        found: dict[str, list[Result]] = {party: [] for party in (*OUR_PARTIES, *peers)}
+        found: dict[str, list[Result]] = {party: [] for party in (*ours, *peers)}
         for number in range(rounds):
             for party in found if number % 2 == 0 else reversed(found):
-                python = sys.executable if party in OUR_PARTIES else peer_python
+                python = sys.executable if party in ours else peer_python
                 figures = run_process([python, "benchmarks.worker_throughput", str(file), party], party, threads)
                 found[party].append(figures)
                 speed = len(chosen) / figures["seconds"]
                 say(f"  round {number + 1}: {party} {speed:.0f} texts/s, {figures['batch_tokens']} tokens in a batch")
         vectors = {party: np.load(Path(scratch) / f"{party}.npy") for party in found}
     return {
-        "model": folder.resolve().parent.name if folder.name == "model" else folder.resolve().name,
+        "model": model_name(folder),
         "texts": len(chosen),
         "tokens": tokens,
         "threads": threads,
