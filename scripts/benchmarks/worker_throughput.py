@@ -28,7 +28,7 @@ from benchmarks.comparison import OURS
 from benchmarks.throughput import Job
 from minibert.inference.batches import batches_by_length
 
-BATCH_TOKENS = (256, 512, 1024, 2048)
+BATCH_TOKENS = (128, 256, 512, 1024, 2048)
 """The most tokens of a batch, padding included, that peers try."""
 _TRIES = 2
 
