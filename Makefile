@@ -3,18 +3,21 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PARITY := .venv-parity
+PEERS := .venv-peers
 CUDA := .venv-cuda
 READY := $(VENV)/.ready
 PARITY_READY := $(PARITY)/.ready
+PEERS_READY := $(PEERS)/.ready
 CUDA_READY := $(CUDA)/.ready
 
-.PHONY: help setup train test test-parity test-cuda-build verify-gpu lint format verify simple-test docs-tables clean
+.PHONY: help setup train test test-parity test-cuda-build benchmark-peers verify-gpu lint format verify simple-test docs-tables clean
 
 help:
 	@echo "make train        train BERT on this Python's own documentation, about three minutes"
 	@echo "make test         run the tests (NumPy, read-only NumPy, array-api-strict)"
 	@echo "make test-parity  run the comparisons with PyTorch and transformers (downloads both)"
 	@echo "make test-cuda-build  compile the CUDA kernels, run all tests on an emulated GPU (downloads 1.5 GB)"
+	@echo "make benchmark-peers  time sentence embeddings beside transformers, onnxruntime, OpenVINO (downloads 1 GB)"
 	@echo "make verify-gpu   on a machine with a GPU: run doctor, tests, training, benchmark; write a report"
 	@echo "make lint         check style, types and the directions of imports"
 	@echo "make format       rewrite the code in the house style"
@@ -38,6 +41,12 @@ $(PARITY_READY): pyproject.toml
 	$(PARITY)/bin/python -m pip install --quiet --editable '.[fast,parity,plot,test]'
 	@touch $@
 
+$(PEERS_READY): pyproject.toml
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --upgrade pip
+	$(PEERS)/bin/python -m pip install --quiet --editable '.[peers]'
+	@touch $@
+
 $(CUDA_READY): pyproject.toml
 	$(PYTHON) -m venv $(CUDA)
 	$(CUDA)/bin/python -m pip install --quiet --upgrade pip
@@ -56,6 +65,10 @@ test-parity: $(PARITY_READY)
 test-cuda-build: $(CUDA_READY)
 	$(CUDA)/bin/python -m pytest tests/cuda_build $(ARGS)
 	$(CUDA)/bin/python -m pytest --device cuda-emulated tests tests/cuda_emulated $(ARGS)
+
+# The other benchmarks with peers run there too: .venv-peers/bin/python scripts/benchmark.py step
+benchmark-peers: $(PEERS_READY)
+	$(PEERS)/bin/python scripts/benchmark.py throughput $(ARGS)
 
 # Runs in the active environment, because only its owner knows which CuPy fits the driver.
 verify-gpu:
@@ -81,4 +94,4 @@ simple-test: $(READY)
 	$(VENV)/bin/python scripts/simple_test.py
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(CUDA) *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist
+	rm -rf $(VENV) $(PARITY) $(PEERS) $(CUDA) *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist

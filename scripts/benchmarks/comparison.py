@@ -23,7 +23,11 @@ from benchmarks.work import Work
 
 SCRIPTS = Path(__file__).parents[1]
 OURS = "minibert"
-_HIDDEN_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+OURS_BFLOAT16 = "minibert-bfloat16"
+SAME_LOSS = {OURS_BFLOAT16: OURS, "torch-bfloat16": "torch"}
+"""Parties that start from the parameters of another party and draw the same dropout, so that only their precision lets
+their losses differ."""
+HIDDEN_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 """Variables that no party inherits: the libraries of each party choose kernels and threads by themselves."""
 
 _TINY = Work(layers=1, hidden=64, vocabulary=64, batch=1, length=8)
@@ -36,7 +40,9 @@ class WorkerError(RuntimeError):
     """A worker failed; the message has the last line that it wrote."""
 
 
-def start_worker(python: str, module: str, *arguments: str, stderr: int | None = None) -> subprocess.Popen[str]:
+def start_worker(
+    python: str, module: str, *arguments: str, stderr: int | None = None, threads: int | None = None
+) -> subprocess.Popen[str]:
     """Start a worker in a fresh process, in the folder scripts/, with an environment that favours no party.
 
     Args:
@@ -44,14 +50,18 @@ def start_worker(python: str, module: str, *arguments: str, stderr: int | None =
         module: a module of this package, e.g. "benchmarks.worker_torch".
         arguments: the worker's command line.
         stderr: as in `subprocess.Popen`.
+        threads: of the tokenizers library; None for its default, one for each core.
 
     Returns:
         The process; its standard output is a pipe.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in _HIDDEN_VARIABLES}
+    environment = {name: value for name, value in os.environ.items() if name not in HIDDEN_VARIABLES}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SCRIPTS.parent), os.environ.get("PYTHONPATH"))))
+    if threads is not None:
+        environment["RAYON_NUM_THREADS"] = str(threads)
     return subprocess.Popen(
         [python, "-m", module, *arguments],
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
@@ -84,11 +94,25 @@ def run_module(work: Work, python: str, module: str) -> Result:
     Raises:
         WorkerError: the process failed.
     """
-    worker = start_worker(python, module, work.to_json(), stderr=subprocess.PIPE)
+    return run_process([python, module, work.to_json()], f"{work.party} on {work.name}")
+
+
+def run_process(words: Sequence[str], what: str, threads: int | None = None) -> Result:
+    """Run a worker in a fresh process, and return the JSON object on its last line.
+
+    Args:
+        words: the interpreter, the module, and the arguments of the module.
+        what: names the work in the message of an error.
+        threads: as for `start_worker`.
+
+    Raises:
+        WorkerError: the process failed.
+    """
+    worker = start_worker(*words, stderr=subprocess.PIPE, threads=threads)
     output, errors = worker.communicate()
     if worker.returncode:
-        last = errors.strip().splitlines()[-1:] or ["no message"]
-        raise WorkerError(f"{work.party} failed on {work.name}: {last[0]}")
+        last = errors.strip().splitlines()[-1:] or [f"no message, exit status {worker.returncode}"]
+        raise WorkerError(f"{what} failed: {last[0]}")
     return json.loads(output.strip().splitlines()[-1])  # type: ignore[no-any-return]
 
 
@@ -100,29 +124,29 @@ def _floor_bytes(party: str, dropout: float, threads: int, peer_python: str) -> 
 
 
 def compare(
-    work: Work, peers: Sequence[str], rounds: int, peer_python: str, say: Callable[[str], None] = print
+    work: Work, others: Sequence[str], rounds: int, peer_python: str, say: Callable[[str], None] = print
 ) -> Result:
-    """Compare Mini-BERT and its peers on one piece of work.
+    """Compare Mini-BERT in float32 with other parties on one piece of work.
 
     Args:
         work: what to do.
-        peers: parties of `benchmarks.worker_torch`.
+        others: parties of `benchmarks.worker_torch`, and Mini-BERT in another precision.
         rounds: how many processes each party gets.
         peer_python: the interpreter that has PyTorch and transformers.
         say: is called with a line about every process.
 
     Returns:
         The size; for every party the median over the rounds of its median time, its peak memory, the floor of that,
-        and its ratios to Mini-BERT; and where Mini-BERT's step spends its time.
+        and its ratios to Mini-BERT in float32; and where the steps of Mini-BERT spend their time.
 
     Raises:
         WorkerError: a worker failed.
     """
-    seconds: dict[str, list[float]] = {party: [] for party in (OURS, *peers)}
-    processor: dict[str, list[float]] = {party: [] for party in (OURS, *peers)}
+    seconds: dict[str, list[float]] = {party: [] for party in (OURS, *others)}
+    processor: dict[str, list[float]] = {party: [] for party in (OURS, *others)}
     last: dict[str, Result] = {}
     for number in range(rounds):
-        order = (OURS, *peers) if number % 2 == 0 else (*reversed(peers), OURS)
+        order = (OURS, *others) if number % 2 == 0 else (*reversed(others), OURS)
         for party in order:
             last[party] = run_worker(dataclasses.replace(work, party=party), peer_python)
             seconds[party].append(last[party]["median"])
@@ -142,16 +166,25 @@ def compare(
         }
         for party in seconds
     }
+    for party, figures in parties.items():
+        if "operations" in last[party]:
+            figures["operations"] = last[party]["operations"]
+        if (reference := SAME_LOSS.get(party)) in last:
+            figures["loss_difference"] = largest_difference(last[party]["losses"], last[reference]["losses"])
     ours = last[OURS]
     return {
         "name": work.name,
         "work": dataclasses.asdict(work),
         "parties": parties,
-        "operations": ours["operations"],
         "sgemm_gflops": ours["sgemm_gflops"],
         # in the last round: the time of the products alone, at NumPy's speed in the same process, over the step's time
         "product_share": ours["product_gflop"] / ours["sgemm_gflops"]["step"] / ours["median"],
     }
+
+
+def largest_difference(losses: Sequence[float], reference: Sequence[float]) -> float:
+    """Return the largest absolute difference of two lists of losses, step by step."""
+    return max(abs(one - other) for one, other in zip(losses, reference, strict=True))
 
 
 def machine() -> dict[str, Any]:

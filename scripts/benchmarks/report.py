@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.comparison import OURS
+from benchmarks.comparison import OURS, OURS_BFLOAT16, SAME_LOSS
 
 Result = dict[str, Any]
 
@@ -23,31 +23,61 @@ def spread(ratios: Sequence[float]) -> str:
     return f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
+def lowest_first(numbers: Sequence[float], form: str = "{:.2f}x") -> str:
+    """Return the lowest of some numbers, and in brackets the median and the highest."""
+    lowest, median, highest = map(form.format, (min(numbers), statistics.median(numbers), max(numbers)))
+    return f"{lowest} ({median}, {highest})"
+
+
+def ratios_to(reference: str, party: str, result: Result, kind: str = "ratios") -> list[float]:
+    """Return a party's time divided by that of a reference party, within each round.
+
+    Args:
+        reference: the name of the reference party.
+        party: the name of the party.
+        result: the figures of one size; their ratios are ratios to Mini-BERT in float32.
+        kind: "ratios" for time, "processor_ratios" for processor time.
+    """
+    parties = result["parties"]
+    return [one / other for one, other in zip(parties[party][kind], parties[reference][kind], strict=True)]
+
+
 def steps_table(results: Sequence[Result]) -> str:
-    """Return the time of a step for every size and party, the ratio to Mini-BERT's, and the throughput."""
+    """Return the time of a step for every size and party, the ratios to Mini-BERT's, and the throughput.
+
+    The ratios to Mini-BERT in bfloat16 are there if it was measured.
+    """
+    with_bfloat16 = any(OURS_BFLOAT16 in result["parties"] for result in results)
+
+    def ratio(reference: str, party: str, result: Result, kind: str) -> str:
+        if party == reference or reference not in result["parties"]:
+            return ""
+        return lowest_first(ratios_to(reference, party, result, kind))
+
+    rows = []
+    for result in results:
+        for party, figures in result["parties"].items():
+            cells = [result["name"], party, f"{1e3 * figures['seconds']:.0f}"]
+            cells += [ratio(OURS, party, result, kind) for kind in ("ratios", "processor_ratios")]
+            if with_bfloat16:
+                cells.append(ratio(OURS_BFLOAT16, party, result, "ratios"))
+            rows.append((*cells, f"{figures['tokens_per_second']:,.0f}", f"{figures['gflops']:.0f}"))
+    ours = "Mini-BERT's in float32" if with_bfloat16 else "Mini-BERT's"
+    header = ["size", "party", "ms per step", f"time / {ours}: lowest (median, highest)", f"processor time / {ours}"]
+    if with_bfloat16:
+        header.append("time / Mini-BERT's in bfloat16")
+    return table((*header, "tokens/s", "GFLOP/s"), rows)
+
+
+def losses_table(results: Sequence[Result]) -> str:
+    """Return how far the losses in bfloat16 were from those in float32, which no other difference explains."""
     rows = [
-        (
-            result["name"],
-            party,
-            f"{1e3 * figures['seconds']:.0f}",
-            "" if party == OURS else spread(figures["ratios"]),
-            "" if party == OURS else spread(figures["processor_ratios"]),
-            f"{figures['tokens_per_second']:,.0f}",
-            f"{figures['gflops']:.0f}",
-        )
+        (result["name"], party, SAME_LOSS[party], f"{figures['loss_difference']:.2g}")
         for result in results
         for party, figures in result["parties"].items()
+        if "loss_difference" in figures
     ]
-    header = (
-        "size",
-        "party",
-        "ms per step",
-        "time / Mini-BERT's",
-        "processor time / Mini-BERT's",
-        "tokens/s",
-        "GFLOP/s",
-    )
-    return table(header, rows)
+    return table(("size", "party", "compared with", "largest difference of the loss of a step, nats"), rows)
 
 
 def memory_table(results: Sequence[Result]) -> str:
@@ -64,7 +94,7 @@ def memory_table(results: Sequence[Result]) -> str:
                     f"{figures['peak_bytes'] / 1e6:.0f}",
                     f"{figures['floor_bytes'] / 1e6:.0f}",
                     "" if party == OURS else f"{ours['peak_bytes'] / figures['peak_bytes']:.2f}",
-                    "" if party == OURS else f"{our_work / work:.2f}",
+                    "" if party == OURS else f"{our_work / work:.2f}" if work > 0 else "too small",
                 )
             )
     header = (
@@ -104,13 +134,20 @@ def products_table(results: Sequence[Result]) -> str:
     return table(header, rows)
 
 
-def operations_table(result: Result) -> str:
-    """Return the time of every operation in Mini-BERT's step; operations below 0.4% are added up in one row."""
-    operations, whole = result["operations"], sum(result["operations"].values())
+def operations_table(result: Result, party: str = OURS) -> str:
+    """Return the time of every operation in Mini-BERT's step; operations below 0.4% are added up in one row.
+
+    Args:
+        result: the figures of one size.
+        party: Mini-BERT in float32 or in bfloat16.
+    """
+    operations = result["parties"][party]["operations"]
+    whole = sum(operations.values())
     rows = [(name, f"{1e3 * s:.1f}", f"{s / whole:.0%}") for name, s in operations.items() if s > 0.004 * whole]
     small = [s for s in operations.values() if s <= 0.004 * whole]
     rows.append((f"{len(small)} smaller ones", f"{1e3 * sum(small):.1f}", f"{sum(small) / whole:.0%}"))
-    return table((f"operation of {result['name']}", "ms", "share"), rows)
+    precision = "" if party == OURS else ", bfloat16"
+    return table((f"operation of {result['name']}{precision}", "ms", "share"), rows)
 
 
 def scatter_table(scatter: dict[str, Any]) -> str:
@@ -173,28 +210,10 @@ def scaling_table(series: dict[str, list[Result]]) -> str:
     return table(header, rows)
 
 
-def embeddings_table(figures: dict[str, Result]) -> str:
-    """Return the time of sentence embeddings, Mini-BERT's and transformers'.
-
-    Args:
-        figures: "throughput" (many texts) and "start" (one sentence from a cold start), as benchmark.py records them.
-    """
-    tasks = {"throughput": "many texts", "start": "one sentence, from a cold start"}
-    rows = [
-        (
-            tasks[what],
-            f"{result['tokens']:,}" if "tokens" in result else "",
-            f"{result[OURS]:.2f}",
-            f"{result['transformers']:.2f}",
-            spread(result["ratios"]),
-        )
-        for what, result in figures.items()
-    ]
-    return table(("task", "tokens", "Mini-BERT, s", "transformers, s", "time / Mini-BERT's"), rows)
-
-
 def chart(results: Sequence[Result], path: Path) -> None:
-    """Draw the step time of every party, divided by Mini-BERT's: a group of bars per size, medians of the rounds.
+    """Draw the step time of every party, divided by Mini-BERT's: a group of bars per size.
+
+    The bars are medians of the rounds; lines reach from the lowest to the highest ratio.
 
     Raises:
         ImportError: Matplotlib is not installed.
@@ -209,13 +228,14 @@ def chart(results: Sequence[Result], path: Path) -> None:
     width = 0.8 / len(parties)
     for number, party in enumerate(parties):
         places = [i + number * width for i, result in enumerate(results) if party in result["parties"]]
-        heights = [
-            statistics.median(result["parties"][party]["ratios"]) for result in results if party in result["parties"]
-        ]
-        axes.bar(places, heights, width, label=party)
+        ratios = [result["parties"][party]["ratios"] for result in results if party in result["parties"]]
+        heights = [statistics.median(numbers) for numbers in ratios]
+        down = [height - min(numbers) for height, numbers in zip(heights, ratios, strict=True)]
+        up = [max(numbers) - height for height, numbers in zip(heights, ratios, strict=True)]
+        axes.bar(places, heights, width, label=party, yerr=[down, up], error_kw={"linewidth": 0.7})
     axes.set_xticks([i + 0.4 - width / 2 for i in range(len(results))], [result["name"] for result in results])
     axes.tick_params(axis="x", labelsize=7)
     axes.axhline(1.0, color="black", linewidth=0.5)
-    axes.set_ylabel("time of a training step / Mini-BERT's")
+    axes.set_ylabel("time of a training step / Mini-BERT's in float32")
     axes.legend(fontsize=8)
     figure.savefig(path)

@@ -1,4 +1,10 @@
-"""Time Mini-BERT's training step on NumPy: the worker for the parties minibert and minibert-reference (no twins)."""
+"""Time Mini-BERT's training step on NumPy: the worker for Mini-BERT's own parties.
+
+Parties:
+    minibert: in float32.
+    minibert-bfloat16: in bfloat16.
+    minibert-reference: in float32, without the twins.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +20,7 @@ import numpy as np
 
 from backends import get_backend
 from backends.cpu.threads import set_threads
+from benchmarks.comparison import OURS_BFLOAT16
 from benchmarks.work import Work, peak_bytes, timed
 from minibert import AdamW, MiniBERT, MiniBERTConfig, MiniBERTGradients
 from minibert.kernels import Kernels
@@ -83,7 +90,11 @@ def make_step(work: Work) -> tuple[Callable[[], None], MiniBERT, list[float]]:
         hidden_dropout_prob=work.dropout,
         attention_probs_dropout_prob=work.dropout,
     )
-    model = MiniBERT(config, kernels="reference" if work.party == "minibert-reference" else "auto")
+    model = MiniBERT(
+        config,
+        kernels="reference" if work.party == "minibert-reference" else "auto",
+        precision="bfloat16" if work.party == OURS_BFLOAT16 else "float32",
+    )
     gradients, optimizer = MiniBERTGradients(model), AdamW(model)
     batch = work.batch_arrays()
     mask = np.ones_like(batch["ids"])
@@ -119,10 +130,11 @@ def main() -> None:
     operations = {name: seconds / work.steps for name, seconds in spent.items()}
     operations["everything else"] = whole / work.steps - sum(operations.values())
     figures["operations"] = dict(sorted(operations.items(), key=lambda item: -item[1]))
-    figures["sgemm_gflops"] = sgemm_gflops(work)
+    if work.party != OURS_BFLOAT16:
+        figures["sgemm_gflops"] = sgemm_gflops(work)
     figures["product_gflop"] = work.product_flops(pruned=True) / 1e9
     figures["losses"] = losses
-    figures["description"] = get_backend("cpu").description()
+    figures["description"] = f"{get_backend('cpu').description()}, {model.precision}"
     print(json.dumps(figures))
 
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.comparison import OURS
+from benchmarks.comparison import OURS, OURS_BFLOAT16
 from benchmarks.report import (
-    embeddings_table,
+    losses_table,
+    lowest_first,
     memory_table,
     operations_table,
     products_table,
+    ratios_to,
     scaling_table,
     scatter_table,
     steps_table,
     table,
 )
+from benchmarks.report_embeddings import start_table, throughput_table
 
 from documents.files import ROOT
 
@@ -32,7 +34,9 @@ SLOWER, FASTER = ("step, Zen 4", "step, Zen 4, another run"), ("step",)
 SMALL, BASE = "L4 H256 V8192 B32 T128", "L12 H768 V30522 B8 T128"
 """The two sizes that the README shows."""
 
-_PEERS = {
+_PARTIES = {
+    OURS: "Mini-BERT in float32",
+    OURS_BFLOAT16: "Mini-BERT in bfloat16",
     "torch": "PyTorch, tuned by hand",
     "torch-pruned": "the same, with the last layer pruned as in Mini-BERT",
     "torch-bfloat16": "PyTorch, tuned by hand, in bfloat16",
@@ -48,24 +52,28 @@ def _results(runs: tuple[str, ...], size: str) -> list[dict[str, Any]]:
     return [result for result in _steps(*runs) if result["name"] == size]
 
 
-def speed() -> str:
-    """Return how many times as long as Mini-BERT's step the step of each peer takes: two sizes, two machines."""
+def speed(reference: str = OURS) -> str:
+    """Return how many times as long as Mini-BERT's step the step of each party takes: two sizes, two machines.
+
+    A cell has the lowest ratio over all rounds of all runs, then the median and the highest.
+
+    Args:
+        reference: Mini-BERT in float32 or in bfloat16.
+    """
     columns = [(size, runs) for size in (SMALL, BASE) for runs in (SLOWER, FASTER)]
-    header = ["step time / Mini-BERT's"]
+    header = ["step time / Mini-BERT's" + (" in bfloat16" if reference == OURS_BFLOAT16 else "")]
     for size, runs in columns:
         name = "small BERT" if size == SMALL else "BERT-base"
         header.append(f"{name}, {'slower' if runs is SLOWER else 'faster'} machine")
     rows = []
-    for party, name in _PEERS.items():
+    for party, name in _PARTIES.items():
         cells = []
         for size, runs in columns:
-            medians = sorted(
-                statistics.median(result["parties"][party]["ratios"])
-                for result in _results(runs, size)
-                if party in result["parties"]
-            )
-            cells.append(" and ".join(f"{median:.2f}" for median in medians) or "not measured")
-        rows.append((name, *cells))
+            found = [result for result in _results(runs, size) if {party, reference} <= set(result["parties"])]
+            ratios = [ratio for result in found for ratio in ratios_to(reference, party, result)]
+            cells.append(lowest_first(ratios, "{:.2f}") if ratios else "not measured")
+        if party != reference and set(cells) != {"not measured"}:
+            rows.append((name, *cells))
     return table(header, rows)
 
 
@@ -116,10 +124,15 @@ def products(run: str) -> str:
     return products_table(_steps(run))
 
 
-def operations(run: str, size: str = SMALL) -> str:
-    """Return the time of every operation in Mini-BERT's step of one size."""
+def losses(run: str) -> str:
+    """Return how far the losses in bfloat16 were from those in float32 in a recorded run."""
+    return losses_table(_steps(run))
+
+
+def operations(run: str, size: str = SMALL, party: str = OURS) -> str:
+    """Return the time of every operation in Mini-BERT's step of one size, in float32 or in bfloat16."""
     (result,) = _results((run,), size)
-    return operations_table(result)
+    return operations_table(result, party)
 
 
 def memory(run: str) -> str:
@@ -137,9 +150,14 @@ def scaling() -> str:
     return scaling_table(RECORD["scaling"]["scaling"])
 
 
-def embeddings() -> str:
-    """Return the times of sentence embeddings, many texts and one from a cold start."""
-    return embeddings_table({what: RECORD[what][what] for what in ("throughput", "start")})
+def throughput(run: str = "throughput") -> str:
+    """Return the speed of sentence embeddings of many texts in a recorded run, with the cosine of each party."""
+    return throughput_table(RECORD[run]["throughput"])
+
+
+def start(run: str = "start") -> str:
+    """Return the time of one sentence from a cold start in a recorded run, and what each party takes on the disk."""
+    return start_table(RECORD[run]["start"])
 
 
 def gpu_estimate() -> str:

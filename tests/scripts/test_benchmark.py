@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,8 +51,9 @@ def benchmark() -> ModuleType:
         (["scatter", "--json", "."], "is no file"),
         (["step", "--chart", "nowhere/x.png"], "--chart: there is no folder"),
         (["step", "--chart", "x.doc"], "must be one of"),
-        (["scatter", "--chart", "x.png"], "only step draws a chart, not scatter"),
+        (["scatter", "--chart", "x.png"], "only step and throughput draw a chart, not scatter"),
         (["scatter", "--rounds", "0"], "--rounds and --steps must be at least 1"),
+        (["throughput", "--texts", "0"], "--texts must be at least 1"),
         (["step", "--size", "Q4"], "'Q4' is none of L, H, V, B, T"),
         (["crowded", "--threads", "1"], "--threads must be at least 2"),
         (["frobnicate"], "invalid choice: 'frobnicate'"),
@@ -105,8 +106,26 @@ def test_a_training_step_is_timed_in_a_process_of_its_own(tmp_path: Path, capsys
     assert load_script().main(words) == 0
     (result,) = json.loads(figures.read_text(encoding="utf-8"))["steps"]
     assert result["parties"]["minibert"]["seconds"] > 0
-    assert {"linear_forward", "bias_gelu_forward", "attention_backward", "adamw_update"} <= set(result["operations"])
+    assert {"linear_forward", "bias_gelu_forward", "attention_backward", "adamw_update"} <= set(
+        result["parties"]["minibert"]["operations"]
+    )
     assert "| L1 H64 V64 B1 T8 | minibert |" in capsys.readouterr().out
+
+
+def test_without_fast_products_the_step_leaves_bfloat16_out_and_says_so(capsys: pytest.CaptureFixture[str]):
+    script = load_script()
+    measured = []
+
+    def compare(work: Any, others: list[str], rounds: int, peer_python: str) -> dict[str, Any]:
+        measured.append(others)
+        return {"parties": {}}
+
+    script.get_backend = lambda device: SimpleNamespace(has_bfloat16=lambda: False)
+    script.compare = compare
+    script.steps_table = script.losses_table = script.products_table = script.memory_table = lambda results: ""
+    assert script.main(["step", "--size", "L1,H64", "--peers"]) == 0
+    assert measured == [[]]
+    assert "minibert-bfloat16 is left out, because it is slow on this machine" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(default_threads() < 2, reason="this process may use one core only")
@@ -156,31 +175,3 @@ def test_the_busy_loops_end_when_the_measurement_is_killed():
                 break  # ended, and nobody has asked for its exit status
         assert time.monotonic() < deadline, "the loop still runs"
         time.sleep(0.05)
-
-
-def test_sentence_embeddings_are_compared_in_the_other_interpreter(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """The other interpreter is a script here, which fails unless it finds the module in the folder it runs in."""
-    peer, figures = tmp_path / "python", tmp_path / "x.json"
-    peer.write_text(
-        """#!/bin/sh
-        test "$1" = -c && exit 0
-        test -f "$(echo "$2" | tr . /).py" || exit 1
-        echo "asked for $3, $4 rounds"
-        echo '{"ratios": [2.0]}'
-        """,
-        encoding="utf-8",
-    )
-    peer.chmod(0o755)
-    words = ["throughput", "--peer-python", str(peer), "--rounds", "3", "--json", str(figures)]
-    assert load_script().main(words) == 0
-    output = capsys.readouterr().out
-    assert "asked for throughput, 3 rounds" in output
-    assert "ratios" not in output
-    assert json.loads(figures.read_text(encoding="utf-8"))["throughput"] == {"ratios": [2.0]}
-
-
-def test_without_torch_sentence_embeddings_are_refused_with_the_remedy(capsys: pytest.CaptureFixture[str]):
-    script = load_script()
-    script.has_peers = lambda peer_python: False
-    assert script.main(["start"]) == 1
-    assert "name an interpreter that has them with --peer-python" in capsys.readouterr().err
