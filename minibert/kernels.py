@@ -28,8 +28,8 @@ class Kernels:
     Args:
         backend: where the arrays live, and whose twins are used.
         choice: "auto" takes the backend's twin of an operation where it has one, "reference" always takes the
-            definition. Where the twins of linear layers and attention lack the backend's precision, "auto" takes the
-            definitions of these.
+            definition. Where the twins lack the backend's precision, "auto" takes the definitions of linear layers and,
+            unless the precision is "int8", of attention.
 
     Attributes:
         choice: as given.
@@ -44,7 +44,8 @@ class Kernels:
             raise ValueError(f"kernels must be one of {', '.join(CHOICES)}, not {choice!r}")
         twins = backend.twins if choice == "auto" else {}
         if not backend.twins_have_precision:
-            twins = {name: twin for name, twin in twins.items() if name not in ops.PRODUCTS}
+            lacking = ops.LINEAR if backend.precision == "int8" else ops.PRODUCTS
+            twins = {name: twin for name, twin in twins.items() if name not in lacking}
         if unknown := set(twins) - set(ops.DEFINITIONS):
             raise ValueError(f"{backend.name} has twins of operations that minibert.ops lacks: {sorted(unknown)}")
         self.choice = choice

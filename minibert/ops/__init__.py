@@ -72,19 +72,13 @@ __all__ = [
 DEFINITIONS: dict[str, Callable[..., Any]] = {name: globals()[name] for name in __all__}
 """Name -> definition of every operation that a backend may have a twin of."""
 
-PRODUCTS = (
-    "attention_backward",
-    "attention_forward",
-    "attention_weights",
-    "linear_backward",
-    "linear_backward_input",
-    "linear_backward_weight",
-    "linear_forward",
-)
-"""The operations that multiply matrices, in the backend's precision."""
+LINEAR = ("linear_backward", "linear_backward_input", "linear_backward_weight", "linear_forward")
+PRODUCTS = ("attention_backward", "attention_forward", "attention_weights", *LINEAR)
+"""The operations that multiply matrices, in the backend's precision; only LINEAR in the precision "int8"."""
 
 __all__ += [
     "DEFINITIONS",
+    "LINEAR",
     "PRODUCTS",
     "AttentionLayout",
     "Dropout",

@@ -193,7 +193,7 @@ def test_slow_int8_products_are_warned_of(monkeypatch: pytest.MonkeyPatch):
     _warn_of_slow_products.cache_clear()
     with pytest.warns(PrecisionWarning, match="no fast int8 products on cpu for float32 parameters"):
         _, found = random_encodings(precision="int8")
-    assert cosines(found, expected).min() > 0.9995
+    np.testing.assert_array_equal(found, expected)  # attention keeps its twins, and int8 products are exact
 
 
 # --- the choice -----------------------------------------------------------------------------------------------

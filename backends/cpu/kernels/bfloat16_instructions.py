@@ -33,6 +33,7 @@ from backends.cpu.kernels.vector_instructions import (
     pointer,
     shuffle,
     store,
+    transpose,
     write_with,
 )
 
@@ -108,16 +109,8 @@ def pair_columns(typingctx, source, stride, rows, count, target, target_stride):
             x = load(b, address, b.select(exists, low, NO_LANES))
             y = load(b, b.add(address, constant(VECTOR_BYTES)), b.select(exists, high, NO_LANES))
             vectors.append(b.bitcast(_rounded(b, x, y), WORDS))
-        # A transposition exchanges each bit of the row number with the same bit of the lane number.
-        for bit in (1, 2, 4, 8):
-            upper = [LANES + (lane ^ bit) if lane & bit else lane for lane in range(LANES)]
-            lower = [LANES + lane if lane & bit else lane ^ bit for lane in range(LANES)]
-            for row in range(LANES):
-                if not row & bit:
-                    x, y = vectors[row], vectors[row | bit]
-                    vectors[row], vectors[row | bit] = shuffle(b, x, y, upper), shuffle(b, x, y, lower)
-        for row in range(LANES):
-            b.store(vectors[row], pointer(b, offset(b, target, row, target_stride), WORDS), align=VECTOR_BYTES)
+        for row, vector in enumerate(transpose(b, vectors)):
+            b.store(vector, pointer(b, offset(b, target, row, target_stride), WORDS), align=VECTOR_BYTES)
 
     return write_with(write, [source, stride, rows, count, target, target_stride], _NEEDED)
 

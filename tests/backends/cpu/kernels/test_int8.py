@@ -164,12 +164,12 @@ from numba.core.errors import TypingError
 from backends import get_backend
 from backends.cpu.kernels.blas import multiply
 from minibert import MiniBERT, MiniBERTConfig
-from minibert.ops import PRODUCTS
+from minibert.ops import LINEAR
 config = MiniBERTConfig.preset("tiny", vocab_size=50)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     asked = [MiniBERT(config, precision="int8") for _ in range(2)]
-print(asked[0].precision, len(caught), bool(set(PRODUCTS) & set(asked[0].kernels.twins)))
+print(asked[0].precision, len(caught), bool(set(LINEAR) & set(asked[0].kernels.twins)))
 backend, x = asked[0].backend, np.ones((2, 2), dtype=np.float32)
 try:
     multiply(backend, x, x, x.copy(), transpose_b=True)
