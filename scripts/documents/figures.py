@@ -15,6 +15,8 @@ from benchmarks.report import (
     embeddings_table,
     memory_table,
     operations_table,
+    pretraining_notes,
+    pretraining_table,
     products_table,
     scaling_table,
     scatter_table,
@@ -140,6 +142,12 @@ def scaling() -> str:
 def embeddings() -> str:
     """Return the times of sentence embeddings, many texts and one from a cold start."""
     return embeddings_table({what: RECORD[what][what] for what in ("throughput", "start")})
+
+
+def pretraining() -> str:
+    """Return the times from a text to a trained model, the losses, and which times each ratio compares."""
+    result = RECORD["pretraining"]["pretraining"]
+    return f"{pretraining_table(result)}\n\n{pretraining_notes(result)}"
 
 
 def gpu_estimate() -> str:
