@@ -262,6 +262,7 @@ def run_party(party: str, settings: Settings, texts: Texts, threads: int, peer_p
     Raises:
         WorkerError: the process failed.
     """
+    folder.mkdir(exist_ok=True)
     output = folder / "output"
     if party in PRECISIONS:
         python, module = sys.executable, "train"
