@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -221,16 +222,12 @@ def _documents(split: TokenSplit) -> Iterator[list[list[int]]]:
 def held_out_sequences(text: Path, tokenizer: Tokenizer, seq_length: int) -> PackedSequences:
     """Return the sequences of a JSON lines file of held-out text, as an evaluation of Mini-BERT makes them."""
     tokens: list[int] = []
-    documents, sentences = [0], [0]
     for document in open_corpus([str(text)]):
-        encoded = [ids for ids in tokenizer.encode_batch(list(split_sentences(document.text))) if ids]
-        for ids in encoded:
+        for ids in tokenizer.encode_batch(list(split_sentences(document.text))):
             tokens += ids
-            sentences.append(len(tokens))
         tokens.append(tokenizer.sep_id)
-        sentences[-1] = len(tokens)
-        documents.append(len(tokens))
-    split = TokenSplit(np.array(tokens, dtype=np.uint32), np.array(documents), np.array(sentences))
+    bounds = np.array([0, len(tokens)])  # packed sequences do not look at documents and sentences
+    split = TokenSplit(np.array(tokens, dtype=np.uint32), bounds, bounds)
     return PackedSequences(split, tokenizer, seq_length)
 
 
@@ -256,8 +253,8 @@ def run_party(party: str, settings: Settings, texts: Texts, threads: int, peer_p
         folder: a new or empty folder for everything that is written.
 
     Returns:
-        "seconds" of the whole process, "seconds_before_training", the "curve", the final "loss", the number of
-        "predictions" that this is the mean of, and a "description" of what computed.
+        "seconds" and "processor_seconds" of the whole process, "seconds_before_training", the "curve", the final
+        "loss", the number of "predictions" that this is the mean of, and a "description" of what computed.
 
     Raises:
         WorkerError: the process failed.
@@ -272,10 +269,12 @@ def run_party(party: str, settings: Settings, texts: Texts, threads: int, peer_p
         bfloat16 = party.endswith("-bfloat16")
         words = [json.dumps(transformers_task(settings, texts, output, bfloat16=bfloat16, threads=threads))]
     with open(folder / "errors", "w+", encoding="utf-8") as errors:
+        processor = processor_seconds()
         started, clock = time.time(), time.perf_counter()
         worker = start_worker(python, module, *words, stderr=errors.fileno())
         printed, _ = worker.communicate()
         seconds = time.perf_counter() - clock
+        processor = processor_seconds() - processor
         errors.seek(0)
         last = errors.read().strip().splitlines()[-1:] or ["no message"]
     if worker.returncode:
@@ -294,12 +293,19 @@ def run_party(party: str, settings: Settings, texts: Texts, threads: int, peer_p
         ]
     return {
         "seconds": seconds,
+        "processor_seconds": processor,
         "seconds_before_training": began - started,
         "curve": [(when - started, loss) for when, loss in curve],
         "loss": end.loss,
         "predictions": end.predictions,
         "description": description,
     }
+
+
+def processor_seconds() -> float:
+    """Return the processor time of all processes that this one started and that have ended, summed over threads."""
+    used = os.times()
+    return used.children_user + used.children_system
 
 
 def read_minibert_log(output: Path, loss: float) -> tuple[float, Curve, str]:
@@ -430,6 +436,7 @@ def compare_pretraining(
         "parties": {
             party: {
                 "seconds": statistics.median(run["seconds"] for run in runs[party]),
+                "processor_seconds": statistics.median(run["processor_seconds"] for run in runs[party]),
                 "seconds_before_training": statistics.median(run["seconds_before_training"] for run in runs[party]),
                 "loss": statistics.fmean(run["loss"] for run in runs[party]),
                 **compare_runs(runs[OURS], runs[party]),
