@@ -6,9 +6,11 @@ number of steps, batch, learning rates, optimizer, dropout and share of predicte
 (initial weights, order, masks) differs.
 
 Mini-BERT holds out a part of the text by itself. transformers is given the same two parts as two files. All models,
-and all checkpoints of transformers, are evaluated afterwards by the same code, which is not timed: float32, the
-held-out part, and Mini-BERT's fixed masks (15% of the tokens). Each party has a vocabulary of its own, trained by
-the same algorithm on the same text, so the tokens of the held-out part can differ a little.
+and all checkpoints of transformers, are evaluated afterwards by the same code, which is not timed, in float32 and on
+the same tokens of the held-out part with the same masks: those of Mini-BERT's own evaluations (15% of the tokens).
+With other masks the loss would differ by as much as between good and bad trainings. Each party
+trains a vocabulary of its own on the same text. The two differ in a few word pieces of thousands, so the tokens are
+translated from one to the other by their names, and a piece that transformers' vocabulary lacks is not predicted.
 
 If the losses at the end agree within `TOLERANCE`, the parties are compared by the times of the whole processes.
 Otherwise they are compared by the times at which each reached the higher of their two losses.
@@ -28,19 +30,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from backends.cpu.threads import set_threads
 from benchmarks.comparison import OURS, Result, WorkerError, start_worker
 from benchmarks.work import Work
 from minibert.config import PRESETS, MiniBERTConfig
+from minibert.data.batch_source import Batch
 from minibert.data.corpus import Corpus, open_corpus, split_sentences
-from minibert.data.sequences import PackedSequences
 from minibert.data.token_file import TokenizedCorpus, TokenSplit
 from minibert.data.tokenizer import Tokenizer
 from minibert.model import MiniBERT
 from minibert.training.evaluation import Evaluation, evaluate
 from minibert.training.log import METRICS_FILE, read_history
-from minibert.training.preparation import frozen_batches, prepare_data
+from minibert.training.preparation import Data, prepare_data
 from minibert.training.session import BETAS
 from minibert.training.settings import Settings
 
@@ -56,6 +59,7 @@ EVALUATIONS = 10
 """How often each party evaluates and saves in training; the number of steps must be a multiple of it."""
 
 _EPSILON = 1e-6  # of Mini-BERT's AdamW
+_LARGEST_MISSING = 0.01  # the share of the text whose tokens the other vocabulary may lack
 _NOT_IN_BERT_CONFIG = ("labels", "problem_type", "classifier_dropout")
 
 Curve = list[tuple[float, float]]
@@ -156,13 +160,16 @@ def transformers_task(settings: Settings, texts: Texts, output: Path, *, bfloat1
     }
 
 
-def write_texts(corpus: Corpus, settings: Settings, folder: Path) -> Texts:
+def write_texts(corpus: Corpus, settings: Settings, folder: Path) -> tuple[Texts, Data]:
     """Write a corpus as the files of `Texts`, divided as Mini-BERT's command divides it.
 
     Args:
         corpus: the text.
         settings: how the text will be tokenized; the division depends on the number of tokens.
         folder: where the files are written.
+
+    Returns:
+        The files, and the text as Mini-BERT's command will prepare it.
     """
     texts = Texts(*(folder / f"{name}.jsonl" for name in ("whole", "train", "held_out")))
     with open(texts.whole, "w", encoding="utf-8") as file:
@@ -172,7 +179,7 @@ def write_texts(corpus: Corpus, settings: Settings, folder: Path) -> Texts:
     with open(texts.train, "w", encoding="utf-8") as train, open(texts.held_out, "w", encoding="utf-8") as held_out:
         for text, is_held_out in divide(open_corpus(whole.corpus), data.tokenizer, data.tokenized):
             (held_out if is_held_out else train).write(json.dumps({"text": text}) + "\n")
-    return texts
+    return texts, data
 
 
 def divide(corpus: Corpus, tokenizer: Tokenizer, tokenized: TokenizedCorpus) -> Iterator[tuple[str, bool]]:
@@ -219,35 +226,72 @@ def _documents(split: TokenSplit) -> Iterator[list[list[int]]]:
         yield [split.tokens[begin:end].tolist() for begin, end in itertools.pairwise(bounds)]
 
 
-def held_out_sequences(text: Path, tokenizer: Tokenizer, seq_length: int) -> PackedSequences:
-    """Return the sequences of a JSON lines file of held-out text, as an evaluation of Mini-BERT makes them."""
-    tokens: list[int] = []
-    for document in open_corpus([str(text)]):
-        for ids in tokenizer.encode_batch(list(split_sentences(document.text))):
-            tokens += ids
-        tokens.append(tokenizer.sep_id)
-    bounds = np.array([0, len(tokens)])  # packed sequences do not look at documents and sentences
-    split = TokenSplit(np.array(tokens, dtype=np.uint32), bounds, bounds)
-    return PackedSequences(split, tokenizer, seq_length)
+def translated(batch: Batch, ids: npt.NDArray[np.int64], unknown: int) -> Batch:
+    """Return a batch in the ids of another vocabulary.
 
-
-def evaluate_model(folder: Path, tokenizer: Tokenizer, sequences: PackedSequences) -> Evaluation:
-    """Return the figures of a model in Hugging Face's format on held-out sequences, computed in float32.
-
-    The loss of the unigram baseline means nothing here, because no token was counted.
+    Args:
+        batch: the batch.
+        ids: (V,) the id that each token has in the other vocabulary; -1 if it has none.
+        unknown: the id there of [UNK]. It replaces tokens without an id, which are not predicted.
     """
-    model = MiniBERT.from_pretrained(folder, heads=("mlm",))
+    known = ids[batch.labels] >= 0
+    inputs = ids[batch.input_ids]
+    return dataclasses.replace(
+        batch,
+        input_ids=np.where(inputs >= 0, inputs, unknown).astype(np.int32),
+        prediction_positions=batch.prediction_positions[known],
+        labels=ids[batch.labels][known].astype(np.int32),
+    )
+
+
+def translation(ours: Tokenizer, theirs: Tokenizer, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the id that each of our tokens has in the other vocabulary, (V,) int64; -1 if it has none.
+
+    Args:
+        ours: the vocabulary to translate from.
+        theirs: the vocabulary to translate to.
+        counts: (V,) how often each of our tokens occurs in the text.
+
+    Raises:
+        WorkerError: the other vocabulary lacks tokens that make up more than 1% of the text.
+    """
+    known = {token: id_ for id_, token in enumerate(theirs.tokens())}
+    ids = np.array([known.get(token, -1) for token in ours.tokens()])
+    missing = counts[ids < 0].sum() / counts.sum()
+    if missing > _LARGEST_MISSING:
+        raise WorkerError(
+            f"the vocabularies differ too much to compare losses: the other one lacks {missing:.1%} of the tokens"
+        )
+    return ids
+
+
+def evaluate_model(folder: Path, tokenizer: Tokenizer, data: Data) -> Evaluation:
+    """Return the figures of a model in Hugging Face's format on the held-out part of some data, computed in float32.
+
+    Args:
+        folder: the folder of the model.
+        tokenizer: the model's vocabulary.
+        data: the held-out part, in another vocabulary.
+
+    Returns:
+        The figures. The loss of the unigram baseline means nothing, because the counts are not translated.
+    """
+    ids = translation(data.tokenizer, tokenizer, data.tokenized.unigram_counts)
+    batches = (translated(batch, ids, tokenizer.unk_id) for batch in data.evaluation_batches())
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
-    return evaluate(model, frozen_batches(sequences, tokenizer), counts)
+    return evaluate(MiniBERT.from_pretrained(folder, heads=("mlm",)), batches, counts)
 
 
-def run_party(party: str, settings: Settings, texts: Texts, threads: int, peer_python: str, folder: Path) -> Result:
+def run_party(
+    party: str, settings: Settings, texts: Texts, data: Data, threads: int, peer_python: str, folder: Path
+) -> Result:
     """Pretrain once in a fresh process, then evaluate what it saved.
 
     Args:
         party: one of `PRECISIONS` or `PEERS`.
         settings: how to train.
         texts: what to train on.
+        data: what to evaluate on: the same text, as `write_texts` divided it.
         threads: how many threads compute.
         peer_python: the interpreter that has torch, transformers and accelerate.
         folder: a new or empty folder for everything that is written.
@@ -280,16 +324,14 @@ def run_party(party: str, settings: Settings, texts: Texts, threads: int, peer_p
     if worker.returncode:
         raise WorkerError(f"{party} failed: {last[0]}")
     tokenizer = Tokenizer.load(output)
-    sequences = held_out_sequences(texts.held_out, tokenizer, settings.seq_length)
-    end = evaluate_model(output, tokenizer, sequences)
+    end = evaluate_model(output, tokenizer, data)
     if party in PRECISIONS:
         began, curve, description = read_minibert_log(output, end.loss)
     else:
         figures = json.loads(printed.strip().splitlines()[-1])
         began, description = figures["began"], figures["description"]
         curve = [
-            (saved, evaluate_model(checkpoint, tokenizer, sequences).loss)
-            for saved, checkpoint in list_checkpoints(output)
+            (saved, evaluate_model(checkpoint, tokenizer, data).loss) for saved, checkpoint in list_checkpoints(output)
         ]
     return {
         "seconds": seconds,
@@ -413,13 +455,13 @@ def compare_pretraining(
     runs: dict[str, list[Result]] = {party: [] for party in parties}
     set_threads(work.threads)
     with tempfile.TemporaryDirectory() as scratch:
-        texts = write_texts(corpus, settings_of(work, Path(), 0), Path(scratch))
+        texts, data = write_texts(corpus, settings_of(work, Path(), 0), Path(scratch))
         characters = sum(len(document.text) for document in corpus)
 
         def run(party: str, steps: int, seed: int) -> Result:
             settings = settings_of(dataclasses.replace(work, steps=steps), texts.whole, seed)
             with tempfile.TemporaryDirectory(dir=scratch) as folder:  # with it goes the cache of tokens
-                return run_party(party, settings, texts, work.threads, peer_python, Path(folder))
+                return run_party(party, settings, texts, data, work.threads, peer_python, Path(folder))
 
         for party in parties:
             run(party, EVALUATIONS, 0)

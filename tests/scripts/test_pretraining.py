@@ -15,7 +15,8 @@ from benchmarks.work import Work
 from documents import figures
 
 from minibert.data.corpus import open_corpus
-from minibert.training.preparation import prepare_data
+from minibert.data.tokenizer import Tokenizer, build_wordpiece
+from minibert.training.preparation import Data, prepare_data
 from minibert.training.settings import Settings
 
 from .test_benchmark import load_script
@@ -102,19 +103,40 @@ def test_with_different_losses_the_times_to_the_higher_one_are_compared(ours: fl
     assert compared["ratios"] == pytest.approx([expected])
 
 
-def test_the_held_out_part_for_transformers_is_the_one_that_minibert_holds_out(text: Path, tmp_path: Path):
-    settings = pretraining.settings_of(WORK, text, 0)
-    texts = pretraining.write_texts(open_corpus([str(text)]), settings, tmp_path)
-    data = prepare_data(dataclasses.replace(settings, corpus=(str(texts.whole),)), tmp_path / "cache")
-    sequences = pretraining.held_out_sequences(texts.held_out, data.tokenizer, WORK.length)
-    assert len(sequences) == len(data.evaluation_sequences) > 10
-    every = np.arange(len(sequences))
-    np.testing.assert_array_equal(sequences.read_rows(every), data.evaluation_sequences.read_rows(every))
+def test_transformers_trains_on_exactly_what_minibert_trains_on(text: Path, tmp_path: Path):
+    texts, data = pretraining.write_texts(open_corpus([str(text)]), pretraining.settings_of(WORK, text, 0), tmp_path)
 
-    def count(path: Path) -> int:
-        return sum(len(document.text.split()) for document in open_corpus([str(path)]))
+    def tokens(path: Path) -> list[int]:
+        found: list[int] = []
+        for document in open_corpus([str(path)]):
+            found += [*data.tokenizer.encode(document.text), data.tokenizer.sep_id]
+        return found
 
-    assert count(texts.train) + count(texts.held_out) == count(text) == count(texts.whole)
+    assert tokens(texts.held_out) == data.tokenized.evaluation.tokens.tolist()
+    assert sorted(tokens(texts.train)) == sorted(data.tokenized.train.tokens.tolist())
+    assert tokens(texts.whole) == tokens(text)
+
+
+def test_the_same_masked_tokens_are_evaluated_in_another_vocabulary(text: Path, tmp_path: Path):
+    data = prepare_data(pretraining.settings_of(WORK, text, 0), tmp_path / "cache")
+    ours = data.tokenizer
+    absent = ours.tokens()[-1]
+    names = [token for token in reversed(ours.tokens()) if token != absent]
+    theirs = Tokenizer(build_wordpiece({token: id_ for id_, token in enumerate(names)}, {"do_lower_case": True}))
+    counts = np.full(ours.vocab_size, 10)
+    counts[-1] = 1
+    ids = pretraining.translation(ours, theirs, counts)
+    for batch in data.evaluation_batches():
+        other = pretraining.translated(batch, ids, theirs.unk_id)
+        seen = [ours.id_to_token(id_) for id_ in batch.input_ids.reshape(-1)]
+        expected = ["[UNK]" if token == absent else token for token in seen]
+        assert [theirs.id_to_token(id_) for id_ in other.input_ids.reshape(-1)] == expected
+        predicted = zip(batch.prediction_positions, map(ours.id_to_token, batch.labels), strict=True)
+        found = zip(other.prediction_positions, map(theirs.id_to_token, other.labels), strict=True)
+        assert list(found) == [(place, token) for place, token in predicted if token != absent]
+    counts[-1] = 100
+    with pytest.raises(WorkerError, match="the vocabularies differ too much"):
+        pretraining.translation(ours, theirs, counts)
 
 
 def test_a_text_that_changed_meanwhile_is_not_divided(text: Path, tmp_path: Path):
@@ -136,9 +158,9 @@ def test_transformers_gets_the_settings_of_the_command(text: Path, tmp_path: Pat
 
 def test_a_process_is_measured_from_the_text_to_the_evaluated_model(text: Path, tmp_path: Path):
     settings = pretraining.settings_of(WORK, text, 0)
-    texts = pretraining.write_texts(open_corpus([str(text)]), settings, tmp_path)
+    texts, data = pretraining.write_texts(open_corpus([str(text)]), settings, tmp_path)
     settings = dataclasses.replace(settings, corpus=(str(texts.whole),))
-    figures = pretraining.run_party("minibert-float32", settings, texts, 1, "no peer", tmp_path / "run")
+    figures = pretraining.run_party("minibert-float32", settings, texts, data, 1, "no peer", tmp_path / "run")
     seconds, losses = zip(*figures["curve"], strict=True)
     assert len(losses) == pretraining.EVALUATIONS
     assert losses[-1] == pytest.approx(figures["loss"], abs=1e-5)
@@ -154,8 +176,9 @@ def test_every_party_warms_up_and_then_takes_turns_with_another_seed_in_every_ro
 ):
     calls = []
 
-    def run_party(party: str, settings: Settings, texts: pretraining.Texts, threads: int, *_: Any) -> dict[str, Any]:
+    def run_party(party: str, settings: Settings, texts: pretraining.Texts, data: Data, threads: int, *_: Any) -> Any:
         assert texts.held_out.is_file()
+        assert data.tokenized.evaluation.number_of_tokens > 0
         calls.append((party.removeprefix("minibert-"), settings.steps, settings.seed, threads))
         return run({OURS: 99.0, "transformers": 399.0}.get(party, 199.0), 5.0)
 
@@ -194,9 +217,9 @@ def test_a_party_that_fails_is_named_with_its_last_line(text: Path, tmp_path: Pa
     peer.write_text("#!/bin/sh\necho first >&2; echo 'no module named accelerate' >&2; exit 1\n", encoding="utf-8")
     peer.chmod(0o755)
     settings = pretraining.settings_of(WORK, text, 0)
-    texts = pretraining.Texts(text, text, text)
+    texts, data = pretraining.write_texts(open_corpus([str(text)]), settings, tmp_path)
     with pytest.raises(WorkerError, match=r"^transformers failed: no module named accelerate$"):
-        pretraining.run_party("transformers", settings, texts, 1, str(peer), tmp_path)
+        pretraining.run_party("transformers", settings, texts, data, 1, str(peer), tmp_path)
 
 
 @pytest.mark.parametrize(
