@@ -120,11 +120,12 @@ def test_transformers_trains_on_exactly_what_minibert_trains_on(text: Path, tmp_
 def test_the_same_masked_tokens_are_evaluated_in_another_vocabulary(text: Path, tmp_path: Path):
     data = prepare_data(pretraining.settings_of(WORK, text, 0), tmp_path / "cache")
     ours = data.tokenizer
-    absent = ours.tokens()[-1]
+    frequent = int(data.tokenized.unigram_counts.argmax())
+    absent = ours.id_to_token(frequent)
     names = [token for token in reversed(ours.tokens()) if token != absent]
     theirs = Tokenizer(build_wordpiece({token: id_ for id_, token in enumerate(names)}, {"do_lower_case": True}))
     counts = np.full(ours.vocab_size, 10)
-    counts[-1] = 1
+    counts[frequent] = 1
     ids = pretraining.translation(ours, theirs, counts)
     for batch in data.evaluation_batches():
         other = pretraining.translated(batch, ids, theirs.unk_id)
@@ -134,7 +135,7 @@ def test_the_same_masked_tokens_are_evaluated_in_another_vocabulary(text: Path, 
         predicted = zip(batch.prediction_positions, map(ours.id_to_token, batch.labels), strict=True)
         found = zip(other.prediction_positions, map(theirs.id_to_token, other.labels), strict=True)
         assert list(found) == [(place, token) for place, token in predicted if token != absent]
-    counts[-1] = 100
+    counts[frequent] = 100
     with pytest.raises(WorkerError, match="the vocabularies differ too much"):
         pretraining.translation(ours, theirs, counts)
 
