@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks import pretraining, report
+from benchmarks import held_out, pretraining, report
 from benchmarks.comparison import OURS, WorkerError
 from benchmarks.work import Work
 from documents import figures
@@ -104,7 +104,7 @@ def test_with_different_losses_the_times_to_the_higher_one_are_compared(ours: fl
 
 
 def test_transformers_trains_on_exactly_what_minibert_trains_on(text: Path, tmp_path: Path):
-    texts, data = pretraining.write_texts(open_corpus([str(text)]), pretraining.settings_of(WORK, text, 0), tmp_path)
+    texts, data = held_out.write_texts(open_corpus([str(text)]), pretraining.settings_of(WORK, text, 0), tmp_path)
 
     def tokens(path: Path) -> list[int]:
         found: list[int] = []
@@ -126,9 +126,9 @@ def test_the_same_masked_tokens_are_evaluated_in_another_vocabulary(text: Path, 
     theirs = Tokenizer(build_wordpiece({token: id_ for id_, token in enumerate(names)}, {"do_lower_case": True}))
     counts = np.full(ours.vocab_size, 10)
     counts[frequent] = 1
-    ids = pretraining.translation(ours, theirs, counts)
+    ids = held_out.translation(ours, theirs, counts)
     for batch in data.evaluation_batches():
-        other = pretraining.translated(batch, ids, theirs.unk_id)
+        other = held_out.translated(batch, ids, theirs.unk_id)
         seen = [ours.id_to_token(id_) for id_ in batch.input_ids.reshape(-1)]
         expected = ["[UNK]" if token == absent else token for token in seen]
         assert [theirs.id_to_token(id_) for id_ in other.input_ids.reshape(-1)] == expected
@@ -137,19 +137,19 @@ def test_the_same_masked_tokens_are_evaluated_in_another_vocabulary(text: Path, 
         assert list(found) == [(place, token) for place, token in predicted if token != absent]
     counts[frequent] = 100
     with pytest.raises(WorkerError, match="the vocabularies differ too much"):
-        pretraining.translation(ours, theirs, counts)
+        held_out.translation(ours, theirs, counts)
 
 
 def test_a_text_that_changed_meanwhile_is_not_divided(text: Path, tmp_path: Path):
     data = prepare_data(pretraining.settings_of(WORK, text, 0), tmp_path / "cache")
     text.write_text("Another text.", encoding="utf-8")
     with pytest.raises(WorkerError, match="has changed meanwhile"):
-        list(pretraining.divide(open_corpus([str(text)]), data.tokenizer, data.tokenized))
+        list(held_out.divide(open_corpus([str(text)]), data.tokenizer, data.tokenized))
 
 
 def test_transformers_gets_the_settings_of_the_command(text: Path, tmp_path: Path):
     settings = pretraining.settings_of(dataclasses.replace(WORK, steps=200), text, 3)
-    texts = pretraining.Texts(text, text, text)
+    texts = held_out.Texts(text, text, text)
     task = pretraining.transformers_task(settings, texts, tmp_path, bfloat16=True, threads=1)
     assert json.loads(json.dumps(task))["config"]["hidden_size"] == 128
     shared = ("seed", "steps", "batch_size", "learning_rate", "weight_decay", "clip_norm", "mask_probability")
@@ -159,7 +159,7 @@ def test_transformers_gets_the_settings_of_the_command(text: Path, tmp_path: Pat
 
 def test_a_process_is_measured_from_the_text_to_the_evaluated_model(text: Path, tmp_path: Path):
     settings = pretraining.settings_of(WORK, text, 0)
-    texts, data = pretraining.write_texts(open_corpus([str(text)]), settings, tmp_path)
+    texts, data = held_out.write_texts(open_corpus([str(text)]), settings, tmp_path)
     settings = dataclasses.replace(settings, corpus=(str(texts.whole),))
     figures = pretraining.run_party("minibert-float32", settings, texts, data, 1, "no peer", tmp_path / "run")
     seconds, losses = zip(*figures["curve"], strict=True)
@@ -177,7 +177,7 @@ def test_every_party_warms_up_and_then_takes_turns_with_another_seed_in_every_ro
 ):
     calls = []
 
-    def run_party(party: str, settings: Settings, texts: pretraining.Texts, data: Data, threads: int, *_: Any) -> Any:
+    def run_party(party: str, settings: Settings, texts: held_out.Texts, data: Data, threads: int, *_: Any) -> Any:
         assert texts.held_out.is_file()
         assert data.tokenized.evaluation.number_of_tokens > 0
         calls.append((party.removeprefix("minibert-"), settings.steps, settings.seed, threads))
@@ -218,7 +218,7 @@ def test_a_party_that_fails_is_named_with_its_last_line(text: Path, tmp_path: Pa
     peer.write_text("#!/bin/sh\necho first >&2; echo 'no module named accelerate' >&2; exit 1\n", encoding="utf-8")
     peer.chmod(0o755)
     settings = pretraining.settings_of(WORK, text, 0)
-    texts, data = pretraining.write_texts(open_corpus([str(text)]), settings, tmp_path)
+    texts, data = held_out.write_texts(open_corpus([str(text)]), settings, tmp_path)
     with pytest.raises(WorkerError, match=r"^transformers failed: no module named accelerate$"):
         pretraining.run_party("transformers", settings, texts, data, 1, str(peer), tmp_path)
 
