@@ -60,6 +60,7 @@ def main() -> None:
             eval_strategy="steps",
             eval_steps=task["every"],
             save_steps=task["every"],
+            save_only_model=True,  # no optimizer state: ten checkpoints of BERT-base would take 13 GB
             use_cpu=True,
             bf16=task["bfloat16"],
             seed=task["seed"],
