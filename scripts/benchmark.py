@@ -7,6 +7,7 @@
     python scripts/benchmark.py crowded      # a training step with many threads and with one, while all cores are busy
     python scripts/benchmark.py throughput   # sentence embeddings of many texts, in every precision, with peers
     python scripts/benchmark.py start        # one sentence from a cold start, and the installed size, with peers
+    python scripts/benchmark.py pretraining  # from a text to a trained model, compared with transformers' Trainer
 
 Peers are other programs that do the same work: transformers in PyTorch, onnxruntime and OpenVINO. They run in the
 interpreter of --peer-python, and a peer that is not installed there is left out. `make benchmark-peers` installs them
@@ -31,12 +32,17 @@ from benchmarks import cold_start, throughput
 from benchmarks.comparison import OURS_BFLOAT16, WorkerError, compare, machine, run_worker
 from benchmarks.crowded import compare_crowded
 from benchmarks.embeddings import installed_packages, packaged_minilm
+from benchmarks.pretraining import EVALUATIONS, compare_pretraining, preset_of
+from benchmarks.pretraining import PEERS as PRETRAINING_PEERS
 from benchmarks.report import (
     chart,
     crowded_table,
     losses_table,
     memory_table,
     operations_table,
+    pretraining_chart,
+    pretraining_notes,
+    pretraining_table,
     products_table,
     scaling_table,
     scatter_table,
@@ -51,6 +57,7 @@ from backends import get_backend
 from backends.cpu.threads import default_threads, set_threads
 from minibert.commands.parser import Parser
 from minibert.commands.process import FAILURE, SUCCESS, run_command
+from minibert.data.corpus import open_corpus
 from minibert.files import write_text
 
 SIZES = (
@@ -62,6 +69,8 @@ SIZES = (
 )
 CROWDED_SIZES = tuple(f"{preset},V8192,B8,T64" for preset in ("L2,H128", "L4,H256", "L4,H512", "L12,H768"))
 """The presets tiny, mini, small and base, with the batch and the length of a default training."""
+PRETRAINING_SIZE = "L2,H128,V4096,B8,T64"
+"""The sizes of a default training."""
 _LETTERS = {"L": "layers", "H": "hidden", "V": "vocabulary", "B": "batch", "T": "length"}
 _SCALED_VALUES = {
     "layers": (2, 4, 8),
@@ -90,9 +99,9 @@ def size(text: str) -> Work:
     return work
 
 
-def has_peers(peer_python: str) -> bool:
-    """Return True if that interpreter has PyTorch and transformers."""
-    check = "import importlib.util as u, sys; sys.exit(not (u.find_spec('torch') and u.find_spec('transformers')))"
+def has_peers(peer_python: str, packages: Sequence[str] = ("torch", "transformers")) -> bool:
+    """Return True if that interpreter has these packages."""
+    check = f"import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, {list(packages)})))"
     return subprocess.run([peer_python, "-c", check], check=False).returncode == 0
 
 
@@ -203,6 +212,25 @@ def start(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"start": result}
 
 
+def pretraining(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Compare whole pretrainings of Mini-BERT and transformers, and print the table."""
+    peers = arguments.peers
+    if peers and not has_peers(arguments.peer_python, ("torch", "transformers", "accelerate")):
+        print(
+            f"{arguments.peer_python} lacks torch, transformers or accelerate, so only Mini-BERT is measured; "
+            "install them with `make benchmark-peers`, or name an interpreter that has them with --peer-python"
+        )
+        peers = []
+    (work,) = arguments.size
+    work = dataclasses.replace(work, threads=arguments.threads, steps=arguments.steps, dropout=arguments.dropout)
+    corpus = open_corpus(arguments.corpus)
+    result = compare_pretraining(work, corpus, peers, arguments.rounds, arguments.peer_python)
+    print("\n" + pretraining_table(result) + "\n\n" + pretraining_notes(result))
+    for party, figures in result["parties"].items():
+        print(f"{party}: {figures['runs'][-1]['description']}")
+    return {"pretraining": result}
+
+
 COMMANDS = {
     "step": step,
     "scatter": scatter,
@@ -210,9 +238,13 @@ COMMANDS = {
     "crowded": crowded,
     "throughput": compare_many_texts,
     "start": start,
+    "pretraining": pretraining,
 }
-CHARTED = ("step", "throughput")
+CHARTED = ("step", "throughput", "pretraining")
 """The commands that draw a chart."""
+DEFAULTS = {"rounds": 5, "steps": 5, "dropout": Work.dropout, "peers": list(PEERS)}
+PRETRAINING_DEFAULTS = {"rounds": 3, "steps": 4000, "dropout": 0.0, "peers": list(PRETRAINING_PEERS)}
+"""Dropout is 0 because that is the default of scripts/train.py."""
 
 
 def unwritable(path: Path) -> str | None:
@@ -229,7 +261,7 @@ def unwritable(path: Path) -> str | None:
 def unusable_chart(path: Path, what: str) -> str | None:
     """Return why no chart can be drawn; None if it seems possible."""
     if what not in CHARTED:
-        return f"only {' and '.join(CHARTED)} draw a chart, not {what}"
+        return f"{what} draws no chart; these commands do: {', '.join(CHARTED)}"
     if importlib.util.find_spec("matplotlib") is None:
         return "Matplotlib, which draws the chart, is not installed: pip install '.[plot]', or leave --chart out"
     from matplotlib.backend_bases import FigureCanvasBase
@@ -240,6 +272,19 @@ def unusable_chart(path: Path, what: str) -> str | None:
     return unwritable(path)
 
 
+def unusable_pretraining(arguments: argparse.Namespace) -> str | None:
+    """Return why a pretraining cannot be measured as the command line says; None if it seems possible."""
+    if len(arguments.size) > 1:
+        return "pretraining measures one --size at a time"
+    if arguments.steps % EVALUATIONS:
+        return f"--steps must be a multiple of {EVALUATIONS} for pretraining, which evaluates {EVALUATIONS} times"
+    try:
+        preset_of(arguments.size[0])
+    except ValueError as error:
+        return f"--size: {error}"
+    return None
+
+
 def build_parser() -> Parser:
     """Return the parser of the command line."""
     parser = Parser(prog="benchmark.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -248,11 +293,16 @@ def build_parser() -> Parser:
         "--size",
         type=size,
         action="append",
-        help="for step and crowded, repeatable: layers, hidden size, vocabulary, sequences in the batch, tokens in a "
-        f"sequence (default for step: {' '.join(SIZES)}; for crowded: {' '.join(CROWDED_SIZES)})",
+        help="for step and crowded, repeatable, and once for pretraining: layers, hidden size, vocabulary, sequences "
+        f"in the batch, tokens in a sequence (default for step: {' '.join(SIZES)}; for crowded: "
+        f"{' '.join(CROWDED_SIZES)}; for pretraining: {PRETRAINING_SIZE}, as in train.py)",
     )
     parser.add_argument(
-        "--peers", nargs="*", choices=PEERS, default=list(PEERS), help="for step: what to compare with (default: all)"
+        "--peers",
+        nargs="*",
+        choices=sorted({*PEERS, *PRETRAINING_PEERS}),
+        help=f"for step and pretraining: what to compare with (default: all; for pretraining "
+        f"{' and '.join(PRETRAINING_PEERS)} are possible)",
     )
     parser.add_argument(
         "--peer-python",
@@ -260,10 +310,31 @@ def build_parser() -> Parser:
         metavar="PYTHON",
         help="an interpreter that has the peers' packages, such as torch and transformers (default: this one)",
     )
-    parser.add_argument("--rounds", type=int, default=5, help="processes for every party, in turn (default: 5)")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps in each process (default: 5)")
+    of_step, of_pretraining = DEFAULTS, PRETRAINING_DEFAULTS
     parser.add_argument(
-        "--dropout", type=float, default=Work.dropout, help="for step and crowded (default: %(default)s)"
+        "--rounds",
+        type=int,
+        help=f"processes for every party, in turn (default: {of_step['rounds']}; for pretraining "
+        f"{of_pretraining['rounds']})",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help=f"timed steps in each process (default: {of_step['steps']}); for pretraining: the steps of the training, "
+        f"a multiple of {EVALUATIONS} (default: {of_pretraining['steps']})",
+    )
+    parser.add_argument(
+        "--dropout",
+        type=float,
+        help=f"for step and crowded (default: {of_step['dropout']}) and for pretraining (default: "
+        f"{of_pretraining['dropout']})",
+    )
+    parser.add_argument(
+        "--corpus",
+        nargs="+",
+        metavar="TEXT",
+        default=["stdlib"],
+        help="for pretraining: the text, as for train.py (default: stdlib)",
     )
     parser.add_argument(
         "--threads",
@@ -285,7 +356,7 @@ def build_parser() -> Parser:
         "--chart",
         type=Path,
         metavar="FILE",
-        help=f"for {' and '.join(CHARTED)}: draw the comparison (needs Matplotlib)",
+        help=f"for {', '.join(CHARTED)}: draw the comparison (needs Matplotlib)",
     )
     return parser
 
@@ -294,6 +365,9 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line, and check first whatever would spoil the result of a long measurement."""
     parser = build_parser()
     arguments = parser.parse_args(words)
+    for name, value in (PRETRAINING_DEFAULTS if arguments.what == "pretraining" else DEFAULTS).items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
     cores = machine()["cores"]
     if arguments.rounds < 1 or arguments.steps < 1:
         parser.error("--rounds and --steps must be at least 1")
@@ -307,8 +381,13 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--json: {problem}")
     if arguments.chart and (problem := unusable_chart(arguments.chart, arguments.what)):
         parser.error(f"--chart: {problem}")
-    sizes = CROWDED_SIZES if arguments.what == "crowded" else SIZES
+    sizes = {"crowded": CROWDED_SIZES, "pretraining": (PRETRAINING_SIZE,)}.get(arguments.what, SIZES)
     arguments.size = arguments.size or [size(text) for text in sizes]
+    possible = PRETRAINING_PEERS if arguments.what == "pretraining" else PEERS
+    if impossible := [peer for peer in arguments.peers if peer not in possible]:
+        parser.error(f"--peers: {arguments.what} cannot compare with {' '.join(impossible)}")
+    if arguments.what == "pretraining" and (problem := unusable_pretraining(arguments)):
+        parser.error(problem)
     return arguments
 
 
@@ -327,6 +406,8 @@ def benchmark(words: Sequence[str] | None) -> int:
     if arguments.chart:
         if arguments.what == "throughput":
             throughput_chart(figures["throughput"], arguments.chart)
+        elif arguments.what == "pretraining":
+            pretraining_chart(figures["pretraining"], arguments.chart)
         else:
             chart(figures["steps"], arguments.chart)
     return SUCCESS

@@ -210,6 +210,70 @@ def scaling_table(series: dict[str, list[Result]]) -> str:
     return table(header, rows)
 
 
+def pretraining_table(result: Result) -> str:
+    """Return the time of a whole pretraining for every party, its final loss, and the ratio to Mini-BERT's time."""
+    rows = [
+        (
+            party,
+            f"{figures['seconds']:.0f}",
+            f"{figures['processor_seconds']:.0f}",
+            f"{figures['seconds_before_training']:.1f}",
+            f"{figures['loss']:.3f}",
+            "" if party == OURS else f"{min(figures['ratios']):.2f}x",
+            "" if party == OURS else spread(figures["ratios"]),
+        )
+        for party, figures in result["parties"].items()
+    ]
+    header = (
+        result["name"],
+        "seconds",
+        "processor seconds",
+        "seconds before the first step",
+        "evaluation loss, nats",
+        "lowest time / Mini-BERT's",
+        "median (lowest to highest)",
+    )
+    return table(header, rows)
+
+
+def pretraining_notes(result: Result) -> str:
+    """Return a list that says for every party which times its ratio compares."""
+    lines = []
+    for party, figures in result["parties"].items():
+        if party == OURS:
+            continue
+        difference = figures["loss_difference"]
+        side = "above" if difference > 0 else "below"
+        if figures["same_loss"]:
+            times = f"within {result['tolerance']} nats, so the whole processes are compared"
+        else:
+            times = "so the times to the higher of the two losses are compared"
+        lines.append(f"- `{party}` ended {abs(difference):.3f} nats {side} `{OURS}`, {times}.")
+    return "\n".join(lines)
+
+
+def pretraining_chart(result: Result, path: Path) -> None:
+    """Draw the evaluation loss of every party over the time since the start of its process, a line for each run.
+
+    Raises:
+        ImportError: Matplotlib is not installed.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for number, (party, figures) in enumerate(result["parties"].items()):
+        for run in figures["runs"]:
+            label = party if run is figures["runs"][0] else None
+            axes.plot(*zip(*run["curve"], strict=True), color=f"C{number}", marker=".", linewidth=1, label=label)
+    axes.set_xlabel("seconds since the start of the process")
+    axes.set_ylabel("evaluation loss, nats")
+    axes.legend(fontsize=8)
+    figure.savefig(path)
+
+
 def chart(results: Sequence[Result], path: Path) -> None:
     """Draw the step time of every party, divided by Mini-BERT's: a group of bars per size.
 

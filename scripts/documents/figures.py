@@ -15,6 +15,8 @@ from benchmarks.report import (
     lowest_first,
     memory_table,
     operations_table,
+    pretraining_notes,
+    pretraining_table,
     products_table,
     ratios_to,
     scaling_table,
@@ -158,6 +160,12 @@ def throughput(run: str = "throughput") -> str:
 def start(run: str = "start") -> str:
     """Return the time of one sentence from a cold start in a recorded run, and what each party takes on the disk."""
     return start_table(RECORD[run]["start"])
+
+
+def pretraining() -> str:
+    """Return the times from a text to a trained model, the losses, and which times each ratio compares."""
+    result = RECORD["pretraining"]["pretraining"]
+    return f"{pretraining_table(result)}\n\n{pretraining_notes(result)}"
 
 
 def gpu_estimate() -> str:

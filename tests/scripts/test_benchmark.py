@@ -51,7 +51,7 @@ def benchmark() -> ModuleType:
         (["scatter", "--json", "."], "is no file"),
         (["step", "--chart", "nowhere/x.png"], "--chart: there is no folder"),
         (["step", "--chart", "x.doc"], "must be one of"),
-        (["scatter", "--chart", "x.png"], "only step and throughput draw a chart, not scatter"),
+        (["scatter", "--chart", "x.png"], "scatter draws no chart; these commands do: step, throughput, pretraining"),
         (["scatter", "--rounds", "0"], "--rounds and --steps must be at least 1"),
         (["throughput", "--texts", "0"], "--texts must be at least 1"),
         (["step", "--size", "Q4"], "'Q4' is none of L, H, V, B, T"),
