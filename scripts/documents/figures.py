@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from benchmarks.comparison import OURS, OURS_BFLOAT16
@@ -30,116 +29,95 @@ from documents.files import ROOT
 
 RECORD: dict[str, Any] = json.loads((ROOT / "docs" / "benchmark.json").read_text(encoding="utf-8"))
 
-SLOWER, FASTER = ("step, Zen 4", "step, Zen 4, another run"), ("step",)
-"""The recorded runs of the two machines."""
-
 SMALL, BASE = "L4 H256 V8192 B32 T128", "L12 H768 V30522 B8 T128"
 """The two sizes that the README shows."""
 
 _PARTIES = {
     OURS: "Mini-BERT in float32",
-    OURS_BFLOAT16: "Mini-BERT in bfloat16",
-    "torch": "PyTorch, tuned by hand",
-    "torch-pruned": "the same, with the last layer pruned as in Mini-BERT",
     "torch-bfloat16": "PyTorch, tuned by hand, in bfloat16",
+    "torch": "PyTorch, tuned by hand",
     "transformers": "`transformers`, as most people run it",
 }
 
 
-def _steps(*runs: str) -> list[dict[str, Any]]:
-    return [result for run in runs for result in RECORD[run]["steps"]]
+def _steps() -> list[dict[str, Any]]:
+    steps: list[dict[str, Any]] = RECORD["step"]["steps"]
+    return steps
 
 
-def _results(runs: tuple[str, ...], size: str) -> list[dict[str, Any]]:
-    return [result for result in _steps(*runs) if result["name"] == size]
+def _result(size: str) -> dict[str, Any]:
+    (result,) = (result for result in _steps() if result["name"] == size)
+    return result
 
 
-def speed(reference: str = OURS) -> str:
-    """Return how many times as long as Mini-BERT's step the step of each party takes: two sizes, two machines.
+def speed() -> str:
+    """Return how many times as long as Mini-BERT's step the steps of other parties take, at two sizes.
 
-    A cell has the lowest ratio over all rounds of all runs, then the median and the highest.
-
-    Args:
-        reference: Mini-BERT in float32 or in bfloat16.
+    A cell has the lowest ratio over all rounds, then the median and the highest, for Mini-BERT in bfloat16.
     """
-    columns = [(size, runs) for size in (SMALL, BASE) for runs in (SLOWER, FASTER)]
-    header = ["step time / Mini-BERT's" + (" in bfloat16" if reference == OURS_BFLOAT16 else "")]
-    for size, runs in columns:
-        name = "small BERT" if size == SMALL else "BERT-base"
-        header.append(f"{name}, {'slower' if runs is SLOWER else 'faster'} machine")
+    results = [_result(size) for size in (SMALL, BASE)]
     rows = []
     for party, name in _PARTIES.items():
-        cells = []
-        for size, runs in columns:
-            found = [result for result in _results(runs, size) if {party, reference} <= set(result["parties"])]
-            ratios = [ratio for result in found for ratio in ratios_to(reference, party, result)]
-            cells.append(lowest_first(ratios, "{:.2f}") if ratios else "not measured")
-        if party != reference and set(cells) != {"not measured"}:
-            rows.append((name, *cells))
-    return table(header, rows)
+        ratios = [ratios_to(OURS_BFLOAT16, party, result) for result in results]
+        rows.append((name, *(lowest_first(found, "{:.2f}") for found in ratios)))
+    return table(("step time / Mini-BERT's in bfloat16", "small BERT", "BERT-base"), rows)
 
 
 def own_figures() -> str:
     """Return a list of what stands behind `speed`: the time of Mini-BERT's own step, and the ratios of memory."""
+    small, base = (_result(size)["parties"] for size in (SMALL, BASE))
 
-    def both(figure: Callable[[dict[str, Any]], str]) -> str:
-        cells = [figure(_results(runs, size)[0]["parties"]) for size in (SMALL, BASE) for runs in (SLOWER, FASTER)]
-        return "small BERT {} (slower machine) and {} (faster machine), BERT-base {} and {}.".format(*cells)
+    def times(party: str) -> str:
+        return f"{1e3 * small[party]['seconds']:,.0f} ms and {1e3 * base[party]['seconds']:,.0f} ms"
 
-    times = both(lambda parties: f"{1e3 * parties[OURS]['seconds']:,.0f} ms")
-    memory = both(lambda parties: f"{parties['torch']['peak_bytes'] / parties[OURS]['peak_bytes']:.1f}")
-    return f"- Mini-BERT's own step: {times}\n- Peak memory of PyTorch, tuned by hand, divided by Mini-BERT's: {memory}"
+    memory = [parties["torch"]["peak_bytes"] / parties[OURS]["peak_bytes"] for parties in (small, base)]
+    return (
+        f"- Mini-BERT's own step of the small BERT and of BERT-base: {times(OURS_BFLOAT16)} in bfloat16, {times(OURS)} in "
+        f"float32\n- Peak memory of PyTorch, tuned by hand, divided by Mini-BERT's: {memory[0]:.1f} and {memory[1]:.1f}"
+    )
 
 
-def machines() -> str:
-    """Return the two machines: processor, cores, speed of matrix products, load before each run."""
-    rows = []
-    for name, runs in (("slower", SLOWER), ("faster", FASTER)):
-        found = [RECORD[run]["machine"] for run in runs]
-        best = max(result["sgemm_gflops"]["best"] for result in RECORD[runs[0]]["steps"])
-        loads = ", ".join(f"{machine['load_before']:.1f}" for machine in found)
-        rows.append((name, found[0]["processor"], found[0]["cores"], f"{best:.0f}", loads))
-    return table(
-        ("machine", "processor", "cores", "fastest float32 matrix product, GFLOP/s", "load average before each run"),
-        rows,
+def machine() -> str:
+    """Return the machine of the record: processor, cores, the speed of its products, and the load before each run."""
+    found = {name: record["machine"] for name, record in RECORD.items()}
+    first = found["step"]
+    best = max(result["sgemm_gflops"]["best"] for result in _steps())
+    loads = ", ".join(f"{name} {machine['load_before']:.1f}" for name, machine in found.items())
+    return (
+        f"- {first['processor']}, {first['cores']} cores; its fastest float32 product in NumPy: {best:.0f} GFLOP/s\n"
+        f"- load average before each run: {loads}"
     )
 
 
 def software() -> str:
     """Return the libraries that computed the training steps of the record, one line for each combination."""
-    found = dict.fromkeys(
-        figures["description"]
-        for run in (*FASTER, *SLOWER)
-        for result in RECORD[run]["steps"]
-        for figures in result["parties"].values()
-    )
+    found = dict.fromkeys(figures["description"] for result in _steps() for figures in result["parties"].values())
     return "\n".join(f"- {description}" for description in found)
 
 
-def steps(*runs: str) -> str:
-    """Return the table of training steps of some recorded runs."""
-    return steps_table(_steps(*runs))
+def steps() -> str:
+    """Return the table of the recorded training steps."""
+    return steps_table(_steps())
 
 
-def products(run: str) -> str:
-    """Return the share that matrix products have in Mini-BERT's steps of a recorded run."""
-    return products_table(_steps(run))
+def products() -> str:
+    """Return the share that matrix products have in Mini-BERT's recorded steps in float32."""
+    return products_table(_steps())
 
 
-def losses(run: str) -> str:
-    """Return how far the losses in bfloat16 were from those in float32 in a recorded run."""
-    return losses_table(_steps(run))
+def losses() -> str:
+    """Return how far the losses in bfloat16 were from those in float32."""
+    return losses_table(_steps())
 
 
-def operations(run: str, size: str = SMALL, party: str = OURS) -> str:
+def operations(size: str = SMALL, party: str = OURS) -> str:
     """Return the time of every operation in Mini-BERT's step of one size, in float32 or in bfloat16."""
-    (result,) = _results((run,), size)
-    return operations_table(result, party)
+    return operations_table(_result(size), party)
 
 
-def memory(run: str) -> str:
-    """Return the peak memory of every party in a recorded run."""
-    return memory_table(_steps(run))
+def memory() -> str:
+    """Return the peak memory of every party."""
+    return memory_table(_steps())
 
 
 def scatter() -> str:
@@ -152,14 +130,14 @@ def scaling() -> str:
     return scaling_table(RECORD["scaling"]["scaling"])
 
 
-def throughput(run: str = "throughput") -> str:
-    """Return the speed of sentence embeddings of many texts in a recorded run, with the cosine of each party."""
-    return throughput_table(RECORD[run]["throughput"])
+def throughput() -> str:
+    """Return the speed of sentence embeddings of many texts, with the cosine of each party."""
+    return throughput_table(RECORD["throughput"]["throughput"])
 
 
-def start(run: str = "start") -> str:
-    """Return the time of one sentence from a cold start in a recorded run, and what each party takes on the disk."""
-    return start_table(RECORD[run]["start"])
+def start() -> str:
+    """Return the time of one sentence from a cold start, and what each party takes on the disk."""
+    return start_table(RECORD["start"]["start"])
 
 
 def pretraining() -> str:

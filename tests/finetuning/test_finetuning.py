@@ -78,6 +78,26 @@ def test_a_classifier_is_trained_saved_and_used_again(base, tmp_path, capsys):
     assert finetune_command.main(more) == 0
 
 
+@pytest.mark.filterwarnings("ignore::minibert.model.PrecisionWarning")  # where there are no instructions
+def test_a_classifier_may_be_trained_in_bfloat16_and_used_in_every_precision(base, tmp_path, capsys):
+    data, output = write_csv(tmp_path / "data.csv", sentences(120)), tmp_path / "classifier"
+    settings = ["--epochs", "12", "--patience", "5", "--precision", "bfloat16"]
+    assert finetune_command.main(command(base, data, output, *settings)) == 0
+    capsys.readouterr()
+    probabilities = {}
+    for precision in ("float32", "bfloat16", "int8"):
+        assert classify_command.main(["--model", str(output), "--precision", precision, "the old owl", "a saw"]) == 0
+        predicted = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [entry["label"] for entry in predicted] == ["animal", "tool"]
+        probabilities[precision] = [list(entry["probabilities"].values()) for entry in predicted]
+    for precision in ("bfloat16", "int8"):
+        assert probabilities[precision] != probabilities["float32"]
+        np.testing.assert_allclose(probabilities[precision], probabilities["float32"], atol=0.05)
+    status = finetune_command.main(command(base, data, tmp_path / "no", "--precision", "int8"))
+    assert status != 0
+    assert "--precision" in capsys.readouterr().err
+
+
 def test_one_seed_gives_one_classifier(base, tmp_path, capsys):
     data = write_csv(tmp_path / "data.csv", sentences(40))
     folders = [tmp_path / name for name in ("one", "again", "other")]

@@ -102,6 +102,21 @@ def test_every_text_gets_its_own_vector_however_it_is_batched(folder, pooling, n
     np.testing.assert_allclose(vectors[1], vectors[5], rtol=1e-6, atol=1e-7)  # the same text
 
 
+@pytest.mark.filterwarnings("ignore::minibert.model.PrecisionWarning")  # where there are no instructions
+def test_vectors_in_other_precisions_are_near_to_those_in_float32(folder, tmp_path, capsys):
+    found = {}
+    for precision in ("float32", "bfloat16", "int8"):
+        output = tmp_path / f"{precision}.npy"
+        (tmp_path / "lines.txt").write_text("\n".join(filter(None, TEXTS)))
+        words = [str(tmp_path / "lines.txt"), "--model", str(folder), "--precision", precision, "--output", str(output)]
+        assert main(words) == 0
+        found[precision] = np.load(output)
+        np.testing.assert_allclose(np.linalg.norm(found[precision], axis=1), 1.0, rtol=1e-5)
+    for precision, least in (("bfloat16", 0.9995), ("int8", 0.995)):
+        assert not np.array_equal(found[precision], found["float32"])
+        assert (found[precision] * found["float32"]).sum(axis=1).min() > least
+
+
 def test_padding_is_neither_computed_nor_batched_with_long_texts(folder, monkeypatch):
     embedder = SentenceEmbedder.load(folder, batch_tokens=12)
     rows: list[int] = []
