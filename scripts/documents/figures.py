@@ -72,8 +72,9 @@ def own_figures() -> str:
 
     memory = [parties["torch"]["peak_bytes"] / parties[OURS]["peak_bytes"] for parties in (small, base)]
     return (
-        f"- Mini-BERT's own step of the small BERT and of BERT-base: {times(OURS_BFLOAT16)} in bfloat16, {times(OURS)} in "
-        f"float32\n- Peak memory of PyTorch, tuned by hand, divided by Mini-BERT's: {memory[0]:.1f} and {memory[1]:.1f}"
+        f"- Mini-BERT's own step of the small BERT and of BERT-base: {times(OURS_BFLOAT16)} in bfloat16, {times(OURS)} "
+        "in float32\n- Peak memory of PyTorch, tuned by hand, divided by Mini-BERT's: "
+        f"{memory[0]:.1f} and {memory[1]:.1f}"
     )
 
 
