@@ -164,8 +164,9 @@ class Backend(ABC):
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         if precision == "auto":
             precision = "bfloat16" if dtype == "float32" and self.has_bfloat16() else "float32"
-        fast = dtype == "float32" and (self.has_int8() if precision == "int8" else self.has_bfloat16())
-        twins_have_precision = fast or precision == "float32"
+        twins_have_precision = precision == "float32" or (
+            dtype == "float32" and (self.has_int8() if precision == "int8" else self.has_bfloat16())
+        )
         if (precision, twins_have_precision) == (self.precision, self.twins_have_precision):
             return self
         changed = copy.copy(self)

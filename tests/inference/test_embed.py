@@ -103,6 +103,7 @@ def test_every_text_gets_its_own_vector_however_it_is_batched(folder, pooling, n
 
 
 @pytest.mark.filterwarnings("ignore::minibert.model.PrecisionWarning")  # where there are no instructions
+@pytest.mark.filterwarnings("ignore::minibert.inference.embedding.EmbeddingWarning")  # one text is cut
 def test_vectors_in_other_precisions_are_near_to_those_in_float32(folder, tmp_path, capsys):
     found = {}
     for precision in ("float32", "bfloat16", "int8"):
