@@ -22,14 +22,14 @@ Array = Any
 
 
 PRECISIONS = ("float32", "bfloat16", "int8", "auto")
-"""What the operands of matrix products are rounded to; see `Backend.with_precision`."""
+"""The names of the precisions, which say how matrix products round their operands; see `Backend.with_precision`."""
 
 LONGEST_INT8_ROW = (2**31 - 1) // (255 * 127)
 """The most products of quantised numbers whose sum surely fits 32 bits: the most inputs of a linear layer in int8."""
 
 
 NO_INT8_GRADIENTS = "int8 is a precision for inference, without gradients: train in bfloat16 or float32"
-"""What every attempt to train in int8 is answered."""
+"""The message of the error that every attempt to train in int8 raises."""
 
 
 class BackendError(RuntimeError):

@@ -88,7 +88,7 @@ REQUIREMENTS = {
     "onnxruntime": ("onnxruntime", "tokenizers"),
     "openvino": ("openvino", "tokenizers"),
 }
-"""What a user installs to embed sentences with each party."""
+"""The packages that a user installs to embed sentences with each party."""
 
 
 def available_peers(packages: frozenset[str]) -> list[str]:

@@ -42,7 +42,7 @@ CALIBRATION_TEXTS = 300
 
 @dataclass(frozen=True)
 class Job:
-    """What every party does: embed the same texts with the same model.
+    """The work of every party: embed the same texts with the same model.
 
     Attributes:
         model: the folder of the model.

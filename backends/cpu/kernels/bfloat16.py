@@ -22,8 +22,6 @@ from backends.cpu.kernels.bfloat16_instructions import (
     DEPTH,
     PANEL_ROW,
     ROW_BYTES,
-    TILE_COLUMNS,
-    TILE_ROWS,
     UNROLLED,
     has_bfloat16,
     pair_columns,
@@ -33,7 +31,7 @@ from backends.cpu.kernels.bfloat16_instructions import (
     tile_of_rows,
 )
 from backends.cpu.kernels.jit import elementwise, parallel
-from backends.cpu.kernels.vector_instructions import VECTOR_BYTES
+from backends.cpu.kernels.vector_instructions import TILE_COLUMNS, TILE_ROWS, VECTOR_BYTES, aligned
 
 __all__ = ["Workspace", "has_bfloat16", "multiply", "multiply_on_this_thread", "workspace"]
 
@@ -224,7 +222,7 @@ multiply_on_this_thread = _multiply_on_this_thread if has_bfloat16() else _multi
 
 
 class Workspace(NamedTuple):
-    """What a kernel needs for `multiply_on_this_thread`.
+    """Memory for `multiply_on_this_thread`, for all threads.
 
     Attributes:
         memory: keeps the memory alive.
@@ -249,7 +247,7 @@ def workspace(backend: Backend, dtype: Any) -> Workspace:
         return Workspace(_ZEROS, 0, 0, 0)
     check_rounding(dtype)
     memory = backend.empty((get_num_threads() * _WORK_BYTES + VECTOR_BYTES,), "uint8")
-    return Workspace(memory, _aligned(memory), _WORK_BYTES, _ZEROS.ctypes.data)
+    return Workspace(memory, aligned(memory), _WORK_BYTES, _ZEROS.ctypes.data)
 
 
 def check_rounding(dtype: Any) -> None:
@@ -264,14 +262,22 @@ def check_rounding(dtype: Any) -> None:
         raise TypeError("the processor that Numba compiles for lacks avx512bf16; use the precision float32")
 
 
-def _aligned(memory: Array) -> int:
-    """Return the first address in an array at which a vector may be stored."""
-    address: int = memory.ctypes.data
-    return address + -address % VECTOR_BYTES
-
-
 # Two kernels, not two loops of one: Numba may fuse neighbouring loops, since it cannot see through addresses that the
 # product reads what the packing of another thread writes.
+
+
+@elementwise
+def share_of_tiles(part, parts, m, n):
+    """Return the first and last row, and the first and last panel, of one part of C (m, n) in whole tiles.
+
+    The longer side of C is divided. The division decides no bit of the result.
+    """
+    panels = (n + TILE_COLUMNS - 1) // TILE_COLUMNS
+    if m >= n:
+        rows = ((m + TILE_ROWS - 1) // TILE_ROWS + parts - 1) // parts * TILE_ROWS
+        return part * rows, min(m, (part + 1) * rows), 0, panels
+    each = (panels + parts - 1) // parts
+    return 0, m, part * each, min(panels, (part + 1) * each)
 
 
 @parallel
@@ -288,15 +294,8 @@ def _divided_product(
     transpose_a, transpose_b, m, n, k, a, lda, b, ldb, packed, start, start_strides, c, ldc, work, parts
 ):
     """Compute C = start + A B with the longer side of C (m, n) divided among the threads."""
-    panels = (n + TILE_COLUMNS - 1) // TILE_COLUMNS
-    each_panels = (panels + parts - 1) // parts
-    each_rows = ((m + TILE_ROWS - 1) // TILE_ROWS + parts - 1) // parts * TILE_ROWS
-    by_rows = m >= n
     for part in prange(parts):
-        first_row, last_row = (part * each_rows, min(m, (part + 1) * each_rows)) if by_rows else (0, m)
-        first_panel, last_panel = (
-            (0, panels) if by_rows else (part * each_panels, min(panels, (part + 1) * each_panels))
-        )
+        first_row, last_row, first_panel, last_panel = share_of_tiles(part, parts, m, n)
         _multiply_share(
             transpose_a,
             transpose_b,
@@ -371,7 +370,7 @@ def multiply(
     packed = (m > _BLOCK_ROWS and m * n * k > _SMALL) or (not transpose_b and k > DEPTH)
     packed_bytes = -(-n // TILE_COLUMNS) * -(-k // DEPTH) * _panel_bytes(k) if packed else 0
     memory = backend.empty((packed_bytes + parts * _WORK_BYTES + VECTOR_BYTES,), "uint8")
-    work = _aligned(memory)
+    work = aligned(memory)
     packed_b = work + parts * _WORK_BYTES
     if packed:
         _pack(transpose_b, n, k, b, 4 * ldb, packed_b, parts)

@@ -21,6 +21,9 @@ from backends.cpu.kernels.vector_instructions import (
     I64,
     LANES,
     NO_LANES,
+    TILE_COLUMNS,
+    TILE_ROWS,
+    TILE_VECTORS,
     VECTOR_BYTES,
     WORDS,
     broadcast,
@@ -37,9 +40,6 @@ from backends.cpu.kernels.vector_instructions import (
     write_with,
 )
 
-TILE_ROWS = 14
-_VECTORS = 2  # vectors in a row of a tile; 14 x 2 sums fill 28 of the processor's 32 vector registers
-TILE_COLUMNS = LANES * _VECTORS
 UNROLLED = 2  # pairs in one pass of the tile's loop
 
 PANEL_ROW = 4 * TILE_COLUMNS
@@ -122,10 +122,10 @@ def _tile_product(row_stride: int, pair_stride: int) -> Callable[..., None]:
         row_stride: bytes from one row of packed A to the next.
         pair_stride: bytes from one pair of packed A to the next.
     """
-    tile = [(row, vector) for row in range(TILE_ROWS) for vector in range(_VECTORS)]
+    tile = [(row, vector) for row in range(TILE_ROWS) for vector in range(TILE_VECTORS)]
 
     def write(b, a, panel, pairs, start, start_stride, c, stride, rows, columns):
-        masks = [first_lanes(b, b.sub(columns, constant(LANES * vector))) for vector in range(_VECTORS)]
+        masks = [first_lanes(b, b.sub(columns, constant(LANES * vector))) for vector in range(TILE_VECTORS)]
         exists = [b.icmp_signed("<", constant(row), rows) for row in range(TILE_ROWS)]
         # Rows that do not exist read the last one that does, and are not written.
         last = b.sub(rows, constant(1))
@@ -150,14 +150,14 @@ def _tile_product(row_stride: int, pair_stride: int) -> Callable[..., None]:
         new = list(sums)
         for step in range(UNROLLED):
             columns_of_b = []
-            for vector in range(_VECTORS):
+            for vector in range(TILE_VECTORS):
                 address = b.add(panel_here, constant(step * PANEL_ROW + vector * VECTOR_BYTES))
                 columns_of_b.append(b.load(pointer(b, address, WORDS), align=VECTOR_BYTES))
             for row in range(TILE_ROWS):
                 address = b.add(a_here, constant(step * pair_stride + row * row_stride))
                 pair = broadcast(b, b.load(pointer(b, address, I32), align=4))
-                for vector in range(_VECTORS):
-                    n = row * _VECTORS + vector
+                for vector in range(TILE_VECTORS):
+                    n = row * TILE_VECTORS + vector
                     name = "llvm.x86.avx512bf16.dpbf16ps.512"
                     new[n] = call(b, name, FLOATS, new[n], pair, columns_of_b[vector])
         a_next = b.add(a_here, constant(UNROLLED * pair_stride))

@@ -16,11 +16,10 @@ from __future__ import annotations
 from numba import get_num_threads, prange
 
 from backends.base import LONGEST_INT8_ROW, Array, Backend
+from backends.cpu.kernels.bfloat16 import share_of_tiles
 from backends.cpu.kernels.int8_instructions import (
     PANEL_ROW,
     STEP,
-    TILE_COLUMNS,
-    TILE_ROWS,
     TILE_STEP,
     has_int8,
     quantise_channels,
@@ -28,7 +27,7 @@ from backends.cpu.kernels.int8_instructions import (
     tile_product,
 )
 from backends.cpu.kernels.jit import parallel, unfused
-from backends.cpu.kernels.vector_instructions import VECTOR_BYTES
+from backends.cpu.kernels.vector_instructions import TILE_COLUMNS, TILE_ROWS, VECTOR_BYTES, aligned
 
 __all__ = ["has_int8", "multiply"]
 
@@ -105,15 +104,8 @@ def _pack(n, k, b, ldb, target, scales, sums, parts):
 @parallel
 def _divided_product(m, n, k, a, lda, packed_b, scales_b, sums, bias, c, block_rows, work, work_bytes, parts):
     """Compute C = A B + bias with the longer side of C (m, n) divided among the threads; B is packed."""
-    panels = (n + TILE_COLUMNS - 1) // TILE_COLUMNS
-    each_panels = (panels + parts - 1) // parts
-    each_rows = ((m + TILE_ROWS - 1) // TILE_ROWS + parts - 1) // parts * TILE_ROWS
-    by_rows = m >= n
     for part in prange(parts):
-        first_row, last_row = (part * each_rows, min(m, (part + 1) * each_rows)) if by_rows else (0, m)
-        first_panel, last_panel = (
-            (0, panels) if by_rows else (part * each_panels, min(panels, (part + 1) * each_panels))
-        )
+        first_row, last_row, first_panel, last_panel = share_of_tiles(part, parts, m, n)
         _multiply_share(
             a,
             lda,
@@ -177,7 +169,7 @@ def multiply(
     work_bytes = tiles * tile_bytes + block_rows * 8 + -(block_rows * 8) % VECTOR_BYTES
     packed_bytes = panels * _panel_bytes(k)
     memory = backend.empty((packed_bytes + columns * 8 + parts * work_bytes + VECTOR_BYTES,), "uint8")
-    target = memory.ctypes.data + -memory.ctypes.data % VECTOR_BYTES  # vectors are stored at multiples of their size
+    target = aligned(memory)
     scales = target + packed_bytes
     sums = scales + columns * 4
     work = sums + columns * 4

@@ -23,6 +23,9 @@ from backends.cpu.kernels.vector_instructions import (
     I32,
     LANES,
     NO_LANES,
+    TILE_COLUMNS,
+    TILE_ROWS,
+    TILE_VECTORS,
     VECTOR_BYTES,
     WORDS,
     broadcast,
@@ -40,10 +43,6 @@ from backends.cpu.kernels.vector_instructions import (
     transpose,
     write_with,
 )
-
-TILE_ROWS = 14
-_VECTORS = 2  # vectors in a row of a tile; 14 x 2 sums fill 28 of the processor's 32 vector registers
-TILE_COLUMNS = LANES * _VECTORS
 
 PANEL_ROW = 4 * TILE_COLUMNS
 """Bytes of one quad of every column of a tile."""
@@ -279,7 +278,7 @@ def tile_product(typingctx, a, scales_a, lowest, panel, steps, scales_b, sums, b
     """
 
     def write(b, a, scales_a, lowest, panel, steps, scales_b, sums, bias, c, stride, rows, columns):
-        tile = [(row, vector) for row in range(TILE_ROWS) for vector in range(_VECTORS)]
+        tile = [(row, vector) for row in range(TILE_ROWS) for vector in range(TILE_VECTORS)]
 
         def vector_at(base: Any, vector: int) -> Any:
             return b.add(base, constant(VECTOR_BYTES * vector))
@@ -297,18 +296,18 @@ def tile_product(typingctx, a, scales_a, lowest, panel, steps, scales_b, sums, b
                 in_panel = b.add(panel_here, constant(quad * PANEL_ROW))
                 columns_of_b = [
                     b.load(pointer(b, vector_at(in_panel, vector), WORDS), align=VECTOR_BYTES)
-                    for vector in range(_VECTORS)
+                    for vector in range(TILE_VECTORS)
                 ]
                 for row in range(TILE_ROWS):
                     address = b.add(a_here, constant(row * STEP + quad * 4))
                     row_of_a = broadcast(b, b.load(pointer(b, address, I32), align=4))
-                    for vector in range(_VECTORS):
-                        n = row * _VECTORS + vector
+                    for vector in range(TILE_VECTORS):
+                        n = row * TILE_VECTORS + vector
                         totals[n] = _multiplied(b, totals[n], row_of_a, columns_of_b[vector])
             return totals
 
         totals = loop(b, constant(0), steps, 1, [_words(0)] * len(tile), multiply)
-        masks = [first_lanes(b, b.sub(columns, constant(LANES * vector))) for vector in range(_VECTORS)]
+        masks = [first_lanes(b, b.sub(columns, constant(LANES * vector))) for vector in range(TILE_VECTORS)]
         for n, (row, vector) in enumerate(tile):
 
             def numbers_of(base: Any, kind: Any, row: int = row) -> Any:

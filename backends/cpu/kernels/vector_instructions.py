@@ -17,10 +17,16 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.core.registry import cpu_target
 
+from backends.base import Array
+
 LANES = 16
 """Numbers of 32 bits in a vector of 512 bits."""
 
 VECTOR_BYTES = 4 * LANES
+
+TILE_ROWS = 14
+TILE_VECTORS = 2  # vectors in a row of a tile; 14 x 2 sums fill 28 of the processor's 32 vector registers
+TILE_COLUMNS = LANES * TILE_VECTORS
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 FLOATS = ir.VectorType(ir.FloatType(), LANES)
@@ -37,6 +43,12 @@ def has_features(*names: str) -> bool:
     """
     _, _, features = cpu_target.target_context.codegen().magic_tuple()
     return {f"+{name}" for name in names} <= set(features.split(","))
+
+
+def aligned(memory: Array) -> int:
+    """Return the first address in an array at which a vector may be stored."""
+    address: int = memory.ctypes.data
+    return address + -address % VECTOR_BYTES
 
 
 def write_with(
