@@ -7,6 +7,7 @@ NumPy's BLAS is called, no kernel is running, and the BLAS has the cores to itse
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import sys
@@ -17,6 +18,12 @@ from backends.base import BackendError
 
 _BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Environment variables by which users set the threads of NumPy's BLAS."""
+
+_NUMBAS_PRIORITY = ["tbb", "omp", "workqueue"]
+"""The order in which Numba tries its layers unless someone has chosen another."""
+
+_TBB = "libtbb.so.12"
+"""The library that Numba's "tbb" layer needs, on Linux."""
 
 _threads_were_set = False  # by set_threads, whose number stands against the CPU quota
 
@@ -84,20 +91,46 @@ def _words(path: Path, separator: str | None = None) -> list[str]:
 def configure_numba() -> None:
     """Choose how Numba runs its threads. Call this before anything starts these threads; later it changes nothing.
 
-    Kernels run on Numba's "workqueue" layer, whose threads sleep between kernels. Threads of OpenMP, which Numba would
-    prefer, spin instead, and take cores away from the next kernel and from other programs. Numba starts
-    `default_threads()` of them.
+    Kernels run on Numba's "tbb" layer, or on "workqueue" where the library TBB is missing or too old. A kernel's
+    caller and the threads of TBB share its parts, and who comes first takes the next part. So a kernel does not wait
+    for a thread that the system lets sleep, or that another program keeps from a core. "workqueue" hands every part to
+    a sleeping thread, and wakes them one by one. Threads of OpenMP spin instead of sleeping, and take cores away from
+    the next kernel and from other programs. Numba starts `default_threads()` threads.
 
-    What the user chose stands: NUMBA_THREADING_LAYER, NUMBA_NUM_THREADS, and the same two in Numba's own config.
+    What the user chose stands: NUMBA_THREADING_LAYER, NUMBA_THREADING_LAYER_PRIORITY, NUMBA_NUM_THREADS, and the same
+    in Numba's own config.
     """
     from numba import config
 
     if _numba_threads_run():
         return
-    if "NUMBA_THREADING_LAYER" not in os.environ and config.THREADING_LAYER == "default":
-        config.THREADING_LAYER = "workqueue"
+    if config.THREADING_LAYER == "default" and config.THREADING_LAYER_PRIORITY == _NUMBAS_PRIORITY:
+        if "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
+            config.THREADING_LAYER_PRIORITY = ["tbb", "workqueue", "omp"]
+        _load_tbb()
     if "NUMBA_NUM_THREADS" not in os.environ and config.NUMBA_NUM_THREADS == config.NUMBA_DEFAULT_NUM_THREADS:
         _plan_numba_threads(min(config.NUMBA_NUM_THREADS, default_threads()))
+
+
+def _load_tbb() -> None:
+    """Load TBB from where pip puts it, which the system's loader does not search; otherwise Numba would not find it.
+
+    Numba itself looks for TBB by the name of the library only, and takes one that is already loaded.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    import importlib.metadata  # here, because it takes longer to import than all of this file
+
+    try:
+        files = importlib.metadata.files("tbb") or []
+    except importlib.metadata.PackageNotFoundError:  # TBB may still come from conda or from the system
+        return
+    for file in files:
+        if file.name == _TBB:
+            try:
+                ctypes.CDLL(str(file.locate()), mode=ctypes.RTLD_GLOBAL)
+            except OSError:  # for another processor, say; Numba goes on to the next layer
+                return
 
 
 def _plan_numba_threads(number: int) -> None:

@@ -1,7 +1,8 @@
-"""Every way into the kernels runs on the "workqueue" layer; the default number of threads heeds cores and CPU quota."""
+"""Every way into the kernels runs on threads that sleep; the default number of threads heeds cores and CPU quota."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -15,6 +16,17 @@ from backends.cpu import threads
 SCRIPTS = Path(__file__).parents[3] / "scripts"
 
 # --- the threading layer --------------------------------------------------------------------------------------
+
+
+def has_tbb() -> bool:
+    """True if this environment has TBB from pip, as `.[fast]` installs it on Linux on x86-64."""
+    try:
+        return any(file.name == threads._TBB for file in importlib.metadata.files("tbb") or [])
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+LAYER = "tbb" if has_tbb() else "workqueue"
 
 _KERNEL = """
 import numba
@@ -55,7 +67,7 @@ def run_python(program: str, *arguments: str, **variables: str) -> str:
 @pytest.mark.parametrize("way", _WAYS_IN)
 def test_kernels_run_on_threads_that_sleep_while_they_wait(way: str):
     layer, number = run_python(_WAYS_IN[way] + _KERNEL).split()
-    assert layer == "workqueue"
+    assert layer == LAYER
     assert number == ("1" if "set_threads" in _WAYS_IN[way] else str(threads.default_threads()))
 
 
@@ -84,7 +96,7 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 
 def test_training_with_threads_runs_on_threads_that_sleep(trained: tuple[Path, str]):
-    assert "layer workqueue 1" in trained[1]
+    assert f"layer {LAYER} 1" in trained[1]
 
 
 @pytest.mark.parametrize(
@@ -118,10 +130,10 @@ def test_commands_with_threads_run_on_threads_that_sleep(
     names = {"CORPUS": str(corpus), "LABELLED": str(labelled), "NEW": str(tmp_path / "classifier")}
     words = [names.get(word, word) for word in words]
     output = run_python(_COMMAND, str(SCRIPTS / script), "--model", str(trained[0]), *words, "--threads", "1")
-    assert "layer workqueue 1" in output
+    assert f"layer {LAYER} 1" in output
     if script == "finetune.py":
         words = ["--model", names["NEW"], "warm cat", "--threads", "1"]
-        assert "layer workqueue 1" in run_python(_COMMAND, str(SCRIPTS / "classify.py"), *words)
+        assert f"layer {LAYER} 1" in run_python(_COMMAND, str(SCRIPTS / "classify.py"), *words)
 
 
 _WORKER = """
@@ -136,7 +148,34 @@ print(numba.threading_layer())
 
 
 def test_benchmark_workers_run_on_threads_that_sleep():
-    assert run_python(_WORKER).splitlines()[-1] == "workqueue"
+    assert run_python(_WORKER).splitlines()[-1] == LAYER
+
+
+_WITHOUT_TBB = """
+import importlib.metadata
+def files(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+importlib.metadata.files = files
+"""
+
+
+def test_without_tbb_kernels_run_on_threads_that_sleep():
+    program = "import ctypes\ntry:\n    print(ctypes.CDLL('libtbb.so.12'))\nexcept OSError:\n    print('missing')"
+    if "missing" not in run_python(program):
+        pytest.skip("this system has a TBB that Numba finds by itself")
+    assert run_python(_WITHOUT_TBB + _KERNEL).split()[0] == "workqueue"
+
+
+@pytest.mark.skipif(not has_tbb(), reason="TBB is not installed here (pip install '.[fast]' on Linux on x86-64)")
+def test_a_tbb_that_cannot_be_loaded_is_not_used(tmp_path: Path):
+    (tmp_path / threads._TBB).write_text("not a library")
+    program = f"""
+import importlib.metadata, pathlib
+file = importlib.metadata.PackagePath("{threads._TBB}")
+file.dist = type("Distribution", (), {{"locate_file": lambda self, name: pathlib.Path({str(tmp_path)!r}) / name}})()
+importlib.metadata.files = lambda name: [file]
+"""
+    assert run_python(program + _KERNEL).split()[0] == "workqueue"
 
 
 def test_the_layer_that_the_user_chose_stands():
@@ -145,6 +184,7 @@ def test_the_layer_that_the_user_chose_stands():
     if "omp" not in run_python("from numba.np.ufunc import omppool; print('omp')"):
         pytest.skip("this Numba has no OpenMP layer")
     assert run_python(program, NUMBA_THREADING_LAYER="omp").split()[0] == "omp"
+    assert run_python(program, NUMBA_THREADING_LAYER_PRIORITY="omp workqueue tbb").split()[0] == "omp"
     assert run_python(omp).split()[0] == "omp"
 
 
@@ -263,7 +303,7 @@ worker.join()
 def test_kernels_and_blas_heed_the_quota_in_every_python_thread():
     blas = "print(threads.describe_threads())"
     first, other, described = run_python(_WITH_QUOTA + _KERNEL + _IN_ANOTHER_THREAD + blas).splitlines()
-    assert first == "workqueue 1"
+    assert first == f"{LAYER} 1"
     assert other == "1 of another Python thread"
     assert described.endswith(", 1 thread")
 

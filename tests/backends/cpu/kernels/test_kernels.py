@@ -276,7 +276,7 @@ def test_the_model_with_twins_has_the_gradients_of_the_model_without():
 
 
 def test_kernels_may_be_called_from_several_python_threads():
-    """Numba's "workqueue" ends the process when two threads enter it at once."""
+    """Numba's "workqueue" layer, the one without TBB, ends the process when two threads enter it at once."""
     expected = gradient_bits()
     results: list[np.ndarray] = []
     workers = [threading.Thread(target=lambda: results.append(gradient_bits())) for _ in range(4)]
