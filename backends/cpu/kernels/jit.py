@@ -3,9 +3,9 @@
 Numba compiles a kernel when it is first called with a dtype. It keeps the machine code beside the source (or in
 NUMBA_CACHE_DIR), so that only the first process waits for the compiler.
 
-Threads: `backends/cpu/threads.py` chooses Numba's "tbb" layer, or "workqueue" where TBB is missing. "workqueue" ends the
-process when two Python threads enter it at once, and a parallel loop releases Python's global lock. So a lock of our own
-admits one thread at a time.
+Threads: `backends/cpu/threads.py` chooses Numba's "tbb" layer, or "workqueue" where TBB is missing. "workqueue" ends
+the process when two Python threads enter it at once, and a parallel loop releases Python's global lock. So a lock of
+our own admits one thread at a time.
 """
 
 from __future__ import annotations
