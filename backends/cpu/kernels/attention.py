@@ -32,25 +32,44 @@ from backends.cpu.kernels.softmax import clip, row_maximum
 _BLOCK = 1 << 16  # scores in one block of query rows: 256 KiB of float32, which fit a core's second-level cache
 
 
+# Functions of a block treat all its scores as one row, because a loop ends with up to 63 elements that are computed one
+# by one, without vector instructions. At the end of every row of 30 keys, say, this would double the time.
+
+
 @elementwise
-def _mask_row(scores, score_scale, mask, bound):
-    """Turn a row of qk into scores: scale, clip to the bound, add the mask, and clip again."""
-    if mask.shape[0]:
-        for j in range(scores.shape[0]):
-            scores[j] = clip(clip(scores[j] * score_scale, bound) + mask[j], bound)
-    else:
-        for j in range(scores.shape[0]):
-            scores[j] = clip(scores[j] * score_scale, bound)
+def _scale_block(scores, score_scale, bound):
+    """Turn a block of qk into scores without their mask: scale, and clip to the bound."""
+    for j in range(scores.shape[0]):
+        scores[j] = clip(scores[j] * score_scale, bound)
+
+
+@elementwise
+def _mask_row(scores, mask, bound):
+    """Add the mask, if there is one, to the scores of a row, and clip again."""
+    for j in range(mask.shape[0]):
+        scores[j] = clip(scores[j] + mask[j], bound)
+
+
+@elementwise
+def _subtract(scores, maximum):
+    """Subtract the row's maximum from its scores, so that no exponential overflows."""
+    for j in range(scores.shape[0]):
+        scores[j] -= maximum
+
+
+@elementwise
+def _exponential_block(scores):
+    """Turn a block of scores into exponentials."""
+    for j in range(scores.shape[0]):
+        scores[j] = exponential(scores[j])
 
 
 @summing
-def _exponential_row(scores, maximum):
-    """Turn the scores of a row into exponentials; return exponential_sum."""
-    exponential_sum = type_of(scores, 0.0)
-    for j in range(scores.shape[0]):
-        e = exponential(scores[j] - maximum)
-        scores[j] = e
-        exponential_sum += e
+def _sum_row(exponentials):
+    """Return exponential_sum of a row."""
+    exponential_sum = type_of(exponentials, 0.0)
+    for j in range(exponentials.shape[0]):
+        exponential_sum += exponentials[j]
     return exponential_sum
 
 
@@ -67,26 +86,26 @@ def _weigh_row(exponentials, inverse_sum, row_word, column_words, threshold, kee
 
 
 @summing
-def _weights_again(scores, dweights, maximum, inverse_sum, row_word, column_words, threshold, keep_scale):
-    """Turn the scores of a row into weights, and ddropped_weights into dweights; return dweights_weights_sum.
+def _weights_again(exponentials, dweights, inverse_sum, row_word, column_words, threshold, keep_scale):
+    """Turn the exponentials of a row into weights, and ddropped_weights into dweights; return dweights_weights_sum.
 
     Weights that dropout drops are made negative, as a mark for `_query_key_gradient`.
     """
-    dweights_weights_sum = type_of(scores, 0.0)
+    dweights_weights_sum = type_of(exponentials, 0.0)
     if column_words.shape[0]:
-        for j in range(scores.shape[0]):
-            weight = exponential(scores[j] - maximum) * inverse_sum
+        for j in range(exponentials.shape[0]):
+            weight = exponentials[j] * inverse_sum
             keep = kept(row_word, column_words[j], threshold)
             # dropped_weights = weights * weights_dropout_mask
-            dweight = dweights[j] * keep_scale if keep else type_of(scores, 0.0)
+            dweight = dweights[j] * keep_scale if keep else type_of(exponentials, 0.0)
             dweights_weights_sum += dweight * weight
-            scores[j] = weight if keep else -weight
+            exponentials[j] = weight if keep else -weight
             dweights[j] = dweight
     else:
-        for j in range(scores.shape[0]):
-            weight = exponential(scores[j] - maximum) * inverse_sum
+        for j in range(exponentials.shape[0]):
+            weight = exponentials[j] * inverse_sum
             dweights_weights_sum += dweights[j] * weight
-            scores[j] = weight
+            exponentials[j] = weight
     return dweights_weights_sum
 
 
@@ -146,15 +165,21 @@ def _forward(scalars, thread_spaces, inputs, sequences, mask, dropout, row_numbe
                 q + first * ldq * size + column, ldq, k + first_key * ldk * size + column, ldk,
                 False, scores.ctypes.data, keys,
             )  # fmt: skip
+            _scale_block(scores[: rows * keys], score_scale, bound)
             for i in range(rows):
                 row = scores[i * keys : (i + 1) * keys]
-                _mask_row(row, score_scale, mask[first_key : first_key + keys], bound)
+                _mask_row(row, mask[first_key : first_key + keys], bound)
                 maximum = row_maximum(row)
-                exponential_sum = _exponential_row(row, maximum)
-                masked = maximum == -bound  # a fully masked row attends to nothing
+                saved[0, head, first + i] = maximum
+                _subtract(row, maximum)
+            _exponential_block(scores[: rows * keys])
+            for i in range(rows):
+                row = scores[i * keys : (i + 1) * keys]
+                exponential_sum = _sum_row(row)
+                masked = saved[0, head, first + i] == -bound  # a fully masked row attends to nothing
                 zero, one = type_of(exponential_sum, 0.0), type_of(exponential_sum, 1.0)
                 inverse_sum = zero if masked else one / exponential_sum
-                saved[0, head, first + i], saved[1, head, first + i] = maximum, inverse_sum
+                saved[1, head, first + i] = inverse_sum
                 row_word = np.uint32(0)
                 if column_words.shape[0]:
                     number = np.uint32(np.uint32(row_numbers[first + i] * np.uint32(attention_heads)) + np.uint32(head))
@@ -200,17 +225,22 @@ def _backward(scalars, thread_spaces, inputs, sequences, mask, dropout, row_numb
             _product(scalars, space, False, True, rows, keys, width, q_at, ldq, k_at, ldk, False, weights_at, keys)
             # c = dropped_weights @ v: ddropped_weights = dc @ v.T: (rows, D), (keys, D) -> (rows, keys)
             _product(scalars, space, False, True, rows, keys, width, dc_at, lddc, v_at, ldv, False, dweights_at, keys)
+            _scale_block(weights[: rows * keys], score_scale, bound)
+            for i in range(rows):
+                row = weights[i * keys : (i + 1) * keys]
+                _mask_row(row, mask[first_key : first_key + keys], bound)
+                _subtract(row, saved[0, head, first + i])
+            _exponential_block(weights[: rows * keys])
             for i in range(rows):
                 row, drow = weights[i * keys : (i + 1) * keys], dweights[i * keys : (i + 1) * keys]
-                _mask_row(row, score_scale, mask[first_key : first_key + keys], bound)
                 row_word = np.uint32(0)
                 if column_words.shape[0]:
                     number = np.uint32(np.uint32(row_numbers[first + i] * np.uint32(attention_heads)) + np.uint32(head))
                     row_word = counter_word(number, row_key)
                 key_words = column_words[first_key : first_key + keys]
-                maximum, inverse_sum = saved[0, head, first + i], saved[1, head, first + i]
+                inverse_sum = saved[1, head, first + i]
                 dweights_weights_sum = _weights_again(
-                    row, drow, maximum, inverse_sum, row_word, key_words, threshold, keep_scale
+                    row, drow, inverse_sum, row_word, key_words, threshold, keep_scale
                 )
                 _query_key_gradient(row, drow, dweights_weights_sum, keep_scale, score_scale)
             dropped_weights_at, dqk_at = weights_at, dweights_at
@@ -238,7 +268,7 @@ def _sequences(keys: Array, layout: Any) -> tuple[tuple[Array, Array, Array, Any
 
     Returns:
         first query and first key of each sequence, slot of each key, `score_bound` and score_scale = 1 / sqrt(D);
-        the mask of every key (N,), or (0,) for none; the most keys that a sequence has.
+        the mask of every key (N,), or (0,) if it masks no key; the most keys that a sequence has.
 
     Raises:
         ValueError: the keys lack rows of some slots, and there is no mask.
@@ -248,6 +278,7 @@ def _sequences(keys: Array, layout: Any) -> tuple[tuple[Array, Array, Array, Any
         raise ValueError("attention: the keys lack the rows of some slots, so the layout needs a mask for these slots")
     slots = np.arange(keys.shape[0]) if rows.slot_of_row is None else rows.slot_of_row
     mask = np.empty(0, dtype=dtype) if layout.mask is None else layout.mask.reshape(-1)[slots]
+    mask = mask if mask.any() else mask[:0]  # as in a batch without padding, where only the missing slots are masked
     key_starts = _starts(rows)
     bound = dtype.type(score_bound(np, dtype))
     longest = int(np.diff(key_starts).max())
