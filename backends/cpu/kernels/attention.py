@@ -26,7 +26,7 @@ from backends.cpu.kernels.bits import counter_word, kept
 from backends.cpu.kernels.blas import matrix, product, scalars
 from backends.cpu.kernels.dropout import DropoutPlan, plan
 from backends.cpu.kernels.elementary import exponential, type_of
-from backends.cpu.kernels.jit import elementwise, parallel, summing
+from backends.cpu.kernels.jit import called, elementwise, parallel, summing
 from backends.cpu.kernels.softmax import clip, row_maximum
 
 _BLOCK = 1 << 16  # scores in one block of query rows: 256 KiB of float32, which fit a core's second-level cache
@@ -128,7 +128,7 @@ def _key_words(slots, column_key, dropped):
     return column_words
 
 
-@elementwise
+@called
 def _product(scalars, space, transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc):
     """Compute C = A B or C += A B: in bfloat16 if this thread has a workspace, otherwise with BLAS.
 

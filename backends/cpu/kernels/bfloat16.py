@@ -30,7 +30,7 @@ from backends.cpu.kernels.bfloat16_instructions import (
     tile_of_pairs,
     tile_of_rows,
 )
-from backends.cpu.kernels.jit import elementwise, parallel
+from backends.cpu.kernels.jit import called, parallel
 from backends.cpu.kernels.vector_instructions import TILE_COLUMNS, TILE_ROWS, VECTOR_BYTES, aligned
 
 __all__ = ["Workspace", "has_bfloat16", "multiply", "multiply_on_this_thread", "workspace"]
@@ -48,13 +48,13 @@ _ZEROS = np.zeros(TILE_COLUMNS, dtype=np.float32)
 """The numbers that the products of a tile's row are added to, if there are no others."""
 
 
-@elementwise
+@called
 def _panel_bytes(k):
     """Return the bytes of a packed panel of B (k, n) in one block of k."""
     return (min(k, DEPTH) + _STEP - 1) // _STEP * (_STEP // 2) * PANEL_ROW
 
 
-@elementwise
+@called
 def _pack_rows(b, ldb, n, panel, first_row, rows, existing, target):
     """Pack some rows of one panel of B (k, n); the first `existing` of them exist, the others are zeros."""
     for row in range(0, rows, 2):
@@ -66,7 +66,7 @@ def _pack_rows(b, ldb, n, panel, first_row, rows, existing, target):
             pair_rows(source, first, source + ldb, second, target + row // 2 * PANEL_ROW + column * 4)
 
 
-@elementwise
+@called
 def _pack_panel(transposed, b, ldb, n, panel, k0, depth, target):
     """Pack one panel of one block of k; B is stored as (n, k) if `transposed`, otherwise as (k, n)."""
     if not transposed:
@@ -79,7 +79,7 @@ def _pack_panel(transposed, b, ldb, n, panel, k0, depth, target):
             pair_columns(source, ldb, n - j, depth - kk, target + kk // 2 * PANEL_ROW + column * 4, PANEL_ROW)
 
 
-@elementwise
+@called
 def _pack_panels(transposed, b, ldb, k, n, first_panel, last_panel, panels, target):
     """Pack some panels of B, in all blocks of k."""
     size = _panel_bytes(k)
@@ -95,7 +95,7 @@ def _pack_panels(transposed, b, ldb, k, n, first_panel, last_panel, panels, targ
                     _pack_rows(b, ldb, n, panel, k0 + kk, _ROWS_AT_ONCE, depth - kk, here)
 
 
-@elementwise
+@called
 def _pack_block(transposed, a, lda, rows, depth, target):
     """Pack a block of A (rows, depth)."""
     if not transposed:
@@ -114,7 +114,7 @@ def _pack_block(transposed, a, lda, rows, depth, target):
             )
 
 
-@elementwise
+@called
 def _multiply_share(
     transpose_a,
     transpose_b,
@@ -168,7 +168,7 @@ def _multiply_share(
                         tile_of_rows(packed_a, panel, pairs, here, ld_base, to, ldc, count, columns)
 
 
-@elementwise
+@called
 def _multiply_on_this_thread(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc, work, zeros):
     """Compute C = A B, or C += A B, inside a kernel. The matrices are given as for `backends.cpu.kernels.blas.product`.
 
@@ -212,7 +212,7 @@ def _multiply_on_this_thread(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, 
     )
 
 
-@elementwise
+@called
 def _multiply_nowhere(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc, work, zeros):
     """Do nothing, and need no instructions; never called, since `workspace` raises an error first."""
 
@@ -266,7 +266,7 @@ def check_rounding(dtype: Any) -> None:
 # product reads what the packing of another thread writes.
 
 
-@elementwise
+@called
 def share_of_tiles(part, parts, m, n):
     """Return the first and last row, and the first and last panel, of one part of C (m, n) in whole tiles.
 

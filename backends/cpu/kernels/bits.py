@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.cpu.kernels.jit import elementwise, inlined
+from backends.cpu.kernels.jit import elementwise
 
 _GOLDEN = np.uint32(0x9E3779B9)
 _FIRST_MULTIPLIER, _SECOND_MULTIPLIER = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 
 
-@inlined
+@elementwise
 def mix(word):
     """Mix a word with `lowbias32`: see `minibert.random_bits`."""
     word = np.uint32(word ^ (word >> np.uint32(16)))
@@ -24,7 +24,7 @@ def mix(word):
     return np.uint32(word ^ (word >> np.uint32(16)))
 
 
-@inlined
+@elementwise
 def counter_word(counter, key):
     """Return the word of a row (for `key` = row_key) or of a column (for `key` = column_key)."""
     return mix(np.uint32(np.uint32(counter * _GOLDEN) + key))
@@ -39,7 +39,7 @@ def counter_words(columns, column_key):
     return column_words
 
 
-@inlined
+@elementwise
 def kept(row_word, column_word, threshold):
     """Return True if dropout keeps the element of a row and a column: its 32 random bits are at least `threshold`."""
     return mix(np.uint32(row_word + column_word)) >= threshold

@@ -22,7 +22,7 @@ from numba.np.linalg import ensure_blas
 
 from backends.base import NO_INT8_GRADIENTS, Array, Backend
 from backends.cpu.kernels import bfloat16, int8
-from backends.cpu.kernels.jit import elementwise, parallel
+from backends.cpu.kernels.jit import called, elementwise, parallel
 from backends.cpu.threads import hold_kernel_blas
 
 _ADDRESS = types.intp
@@ -48,7 +48,7 @@ def _kind_of(like):
     return lambda like: kind
 
 
-@elementwise
+@called
 def product(scalars, transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc):
     """Compute C = s A B, or C += s A B. The matrices are row-major, given by address and leading dimension.
 
@@ -92,7 +92,7 @@ _SMALL = 1_000_000
 """OpenBLAS computes products of up to so many multiplications with other kernels, which add up in another order."""
 
 
-@elementwise
+@called
 def _chunk(length, multiplications, parts):
     """Return into how many chunks to divide a side of C among the threads, and the length of all chunks but the last.
 

@@ -13,7 +13,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from backends.cpu.kernels.jit import inlined
+from backends.cpu.kernels.jit import elementwise
 
 _OPTIONS = {"error_model": "numpy", "fastmath": {"contract", "nsz"}, "forceinline": True}
 _F = np.float32
@@ -36,7 +36,7 @@ TANH_SCALE, TANH_CUBIC = math.sqrt(2.0 / math.pi), 0.044715
 _DENSITY_SCALE = 1.0 / math.sqrt(2.0 * math.pi)
 
 
-@inlined
+@elementwise
 def exponential32(x):
     """Return exp(x) of a float32: exp(x) = 2**n * exp(r) with |r| <= ln 2 / 2 and a polynomial of degree 6.
 
@@ -57,7 +57,7 @@ def exponential32(x):
     return x if x != x else y
 
 
-@inlined
+@elementwise
 def normal_parts32(u):
     """Return cumulative = Phi(u) and gaussian = exp(-u**2 / 2) of a float32.
 
@@ -96,14 +96,14 @@ def _normal_parts(u):
     return lambda u: (0.5 * math.erfc(-u * math.sqrt(0.5)), math.exp(-0.5 * u * u))
 
 
-@inlined
+@elementwise
 def gelu(u):
     """Return y = u * cumulative, cumulative = Phi(u)."""
     cumulative, _ = normal_parts(u)
     return u * cumulative
 
 
-@inlined
+@elementwise
 def gelu_and_derivative(u):
     """Return y = u * cumulative, and derivative = cumulative + u * density."""
     cumulative, gaussian = normal_parts(u)
@@ -111,14 +111,14 @@ def gelu_and_derivative(u):
     return u * cumulative, cumulative + u * density
 
 
-@inlined
+@elementwise
 def gelu_new(u):
     """Return y = u * sigmoid(2 z), which is u * (1 + tanh(z)) / 2 and exact in the tail: GELU's tanh approximation."""
     cubic = type_of(u, TANH_SCALE * TANH_CUBIC) * u * u * u
     return u / (type_of(u, 1.0) + exponential(type_of(u, -2.0) * (type_of(u, TANH_SCALE) * u + cubic)))
 
 
-@inlined
+@elementwise
 def gelu_new_and_derivative(u):
     """Return y = u * s and its derivative, with s = sigmoid(2 z) = (1 + t) / 2 and t = tanh(z).
 
@@ -132,13 +132,13 @@ def gelu_new_and_derivative(u):
     return u * s, derivative
 
 
-@inlined
+@elementwise
 def relu(u):
     """Return y = max(u, 0); NaN stays NaN."""
     return type_of(u, 0.0) if u <= type_of(u, 0.0) else u
 
 
-@inlined
+@elementwise
 def relu_and_derivative(u):
     """Return y = max(u, 0) and its derivative, 1 where u > 0 (and where u is NaN, as in the definition)."""
     off = u <= type_of(u, 0.0)

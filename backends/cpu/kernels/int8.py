@@ -26,7 +26,7 @@ from backends.cpu.kernels.int8_instructions import (
     quantise_row,
     tile_product,
 )
-from backends.cpu.kernels.jit import parallel, unfused
+from backends.cpu.kernels.jit import called, parallel
 from backends.cpu.kernels.vector_instructions import TILE_COLUMNS, TILE_ROWS, VECTOR_BYTES, aligned
 
 __all__ = ["has_int8", "multiply"]
@@ -35,19 +35,19 @@ _BLOCK_BYTES = 128 << 10  # of a block of A, an eighth of the second-level cache
 _MOST_TILES = 16  # tiles of rows in a block of A
 
 
-@unfused
+@called
 def _steps(k):
     """Return how many steps of packed numbers a row of A or B has."""
     return (k + STEP - 1) // STEP
 
 
-@unfused
+@called
 def _panel_bytes(k):
     """Return the bytes of a packed panel of B."""
     return _steps(k) * (STEP // 4) * PANEL_ROW
 
 
-@unfused
+@called
 def _pack_panels(b, ldb, n, k, first_panel, last_panel, target, scales, sums):
     """Quantise and pack some panels of B, which is stored as (n, k)."""
     for panel in range(first_panel, last_panel):
@@ -57,7 +57,7 @@ def _pack_panels(b, ldb, n, k, first_panel, last_panel, target, scales, sums):
             quantise_channels(b + j * ldb, ldb, n - j, k, to, PANEL_ROW, scales + j * 4, sums + j * 4)
 
 
-@unfused
+@called
 def _multiply_share(
     a, lda, packed_b, scales_b, sums, bias, c, ldc, first_row, last_row, first_panel, last_panel, n, k, block_rows, work
 ):

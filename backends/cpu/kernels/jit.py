@@ -45,18 +45,21 @@ def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 EXACT = {"contract", "nsz"}  # a * b + c may be one instruction, rounded once; the sign of a zero may change
 _ANY_ORDER = {*EXACT, "reassoc"}
 
-elementwise = _compiled(fastmath=EXACT)
+elementwise = _compiled(fastmath=EXACT, forceinline=True)
 """For functions whose order of operations matters."""
 
-unfused = _compiled(fastmath=False)  # without the argument, Numba would take the option of the caller
-"""For functions that must round after every operation, as NumPy does."""
-
-inlined = _compiled(fastmath=EXACT, forceinline=True)
-"""For functions of single elements. A loop over such a function becomes vector instructions only if the compiler puts
-the function's code into the loop; by itself the compiler does so for some loops and not for others."""
-
-summing = _compiled(fastmath=_ANY_ORDER)
+summing = _compiled(fastmath=_ANY_ORDER, forceinline=True)
 """For functions with sums. Their order is free (but always the same), so that they can use vector instructions."""
+
+called = _compiled(fastmath=False)  # without the argument, Numba would take the option of the caller
+"""For long functions that only move numbers, or leave the arithmetic to BLAS and to intrinsics.
+
+All other functions are put into the code of their callers, for two reasons. A loop over a function of single elements
+then becomes vector instructions. And a function that is called exists twice: compiled by itself, and as part of the
+kernel that calls it, where the compiler optimises it again and may order a sum differently. The process that compiles a
+kernel runs the first of the two, a process that reads it from the on-disk cache the second. So the bits of a first run
+would not be those of later ones.
+"""
 
 _IN_PARALLEL = threading.Lock()
 

@@ -6,10 +6,10 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from backends.cpu.kernels.jit import elementwise, inlined, summing
+from backends.cpu.kernels.jit import elementwise, summing
 
 
-@inlined
+@elementwise
 def clip(x, bound):
     """Clip x to the range from -bound to bound; NaN stays NaN."""
     x = -bound if x < -bound else x

@@ -190,16 +190,16 @@ def test_the_layer_that_the_user_chose_stands():
 
 # --- bits -----------------------------------------------------------------------------------------------------
 
-_STEPS = """
+_TRAIN = """
 import sys
 import numba
 import numpy as np
 import backends.cpu.kernels
 from minibert import AdamW, MiniBERT, MiniBERTConfig, MiniBERTGradients
 
-def train(precision, threads, batch, length):
+def train(precision, threads, batch, length, dtype="float32"):
     numba.set_num_threads(threads)
-    model = MiniBERT(MiniBERTConfig.preset("tiny", vocab_size=1003), precision=precision)
+    model = MiniBERT(MiniBERTConfig.preset("tiny", vocab_size=1003), precision=precision, dtype=dtype)
     gradients, optimizer, rng = MiniBERTGradients(model), AdamW(model), np.random.default_rng(0)
     for step in range(3):
         ids = rng.integers(5, 1003, (batch, length))
@@ -211,11 +211,15 @@ def train(precision, threads, batch, length):
         gradients.backward(cache, ids.reshape(-1)[positions], rng.integers(0, 2, batch))
         optimizer.step(gradients.gradients, 1e-3)
     return b"".join(np.ascontiguousarray(view).tobytes() for view in model.parameters.values())
-
+"""
+_WITH_ANY_NUMBER = (
+    _TRAIN
+    + """
 for precision in sys.argv[1:]:
     for batch, length in ((3, 20), (8, 64), (1, 17)):
         assert len({train(precision, threads, batch, length) for threads in (1, 2, 3, 4)}) == 1, (precision, batch)
 """
+)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -223,7 +227,28 @@ def test_any_number_of_threads_computes_the_same_bits(precision: str):
     """The sizes lie on both sides of what OpenBLAS takes for a small product, and divide unevenly among threads."""
     if not get_backend("cpu").with_precision(precision, "float32").twins_have_precision:
         pytest.skip(f"no twin computes in {precision} on this processor; NumPy divides its products by itself")
-    run_python(_STEPS, precision, NUMBA_NUM_THREADS="4")
+    run_python(_WITH_ANY_NUMBER, precision, NUMBA_NUM_THREADS="4")
+
+
+_DIGESTS = (
+    _TRAIN
+    + """
+import hashlib
+for words in sys.argv[1:]:
+    precision, dtype = words.split()
+    print(words, hashlib.sha256(train(precision, 1, 3, 20, dtype)).hexdigest())
+"""
+)
+
+
+def test_kernels_compiled_just_now_compute_the_same_bits_as_kernels_from_the_cache(tmp_path: Path):
+    """A function that a kernel calls exists in two versions; see `called` in backends/cpu/kernels/jit.py."""
+    kinds = ["float32 float32", "float32 float64"]
+    if get_backend("cpu").has_bfloat16():
+        kinds.append("bfloat16 float32")
+    compiled = run_python(_DIGESTS, *kinds, NUMBA_CACHE_DIR=str(tmp_path))
+    assert any(tmp_path.rglob("*.nbc"))
+    assert run_python(_DIGESTS, *kinds, NUMBA_CACHE_DIR=str(tmp_path)) == compiled
 
 
 # --- the number of threads ------------------------------------------------------------------------------------
