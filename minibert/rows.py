@@ -15,6 +15,8 @@ from array_api_compat import device
 
 from backends import Array, Backend, get_backend
 
+_HOST = get_backend("cpu").xp
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -47,13 +49,12 @@ class Rows:
     @staticmethod
     def index_arrays(sequences: int, slots: int, slot_of_row: Array) -> dict[str, Array]:
         """Return both index arrays by attribute name, on the host; {} if row i is slot i. Arguments: see `at`."""
-        host = get_backend("cpu").xp
         number, total = slot_of_row.shape[0], sequences * slots
         if number == total:
             return {}
-        row_of_slot = host.full(total, number, dtype=host.int32)
-        row_of_slot[slot_of_row] = host.arange(number, dtype=host.int32)
-        return {"slot_of_row": host.astype(slot_of_row, host.int32), "row_of_slot": row_of_slot}
+        row_of_slot = _HOST.full(total, number, dtype=_HOST.int32)
+        row_of_slot[slot_of_row] = _HOST.arange(number, dtype=_HOST.int32)
+        return {"slot_of_row": _HOST.astype(slot_of_row, _HOST.int32), "row_of_slot": row_of_slot}
 
 
 def to_slots(xp: Any, x: Array, rows: Rows) -> Array:

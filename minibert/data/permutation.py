@@ -12,6 +12,8 @@ outside `range(n)` is enciphered again until it lies inside: the "cycle walking"
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 
@@ -54,12 +56,15 @@ def _encipher(words: npt.NDArray[np.uint64], bits: int, key: Key) -> npt.NDArray
     left = (words >> np.uint64(right_bits)).astype(np.uint32)
     right = (words & ((1 << right_bits) - 1)).astype(np.uint32)
     left_mask, right_mask = (1 << (bits // 2)) - 1, (1 << right_bits) - 1
-    seed = key[0] | key[1] << 32
-    for step in range(_ROUNDS):
+    for step, round_key in enumerate(_round_keys(key)):
         # The halves may differ in length by one bit, so they are changed in turn instead of being swapped.
-        round_key = derive_key(seed, Stream.ORDER, step)
         if step % 2:
             left ^= random_bits(right, round_key) & left_mask
         else:
             right ^= random_bits(left, round_key) & right_mask
     return left.astype(np.uint64) << np.uint64(right_bits) | right
+
+
+@lru_cache(maxsize=8)  # every batch of an epoch needs the same keys
+def _round_keys(key: Key) -> tuple[Key, ...]:
+    return tuple(derive_key(key[0] | key[1] << 32, Stream.ORDER, step) for step in range(_ROUNDS))
