@@ -38,6 +38,10 @@ class NonFiniteError(TrainingError):
         self.step = step
 
 
+class SavingError(TrainingError):
+    """A training ended because its checkpoint or its model could not be written; the message says how to go on."""
+
+
 class InferenceError(ValueError):
     """A model folder or a text cannot be used for sentence embeddings; the message says why."""
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from backends import Array
@@ -50,7 +52,7 @@ def write_tensors_and_text(
     """
     kept = before_save(text_path)
     with (
-        _written_beside(tensors_path, lambda path: save_file(dict(tensors), path, dict(metadata))) as new_tensors,
+        _written_beside(tensors_path, lambda path: save_tensors(path, tensors, metadata)) as new_tensors,
         _written_beside(text_path, lambda path: path.write_text(text, encoding="utf-8", newline="")) as new_text,
     ):
         changed = not text_path.exists() or text_path.read_bytes() != text.encode()
@@ -68,6 +70,25 @@ def write_tensors_and_text(
             new_text.replace(text_path)
             flush(text_path.parent)
     kept.unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file.
+
+    Args:
+        path: the file to write.
+        tensors: host arrays, by name.
+        metadata: for the header of the file.
+
+    Raises:
+        OSError: the file cannot be written. The library reports this as an error of its own.
+    """
+    try:
+        save_file(dict(tensors), path, None if metadata is None else dict(metadata))
+    except SafetensorError as error:
+        if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def before_save(path: Path) -> Path:

@@ -16,7 +16,7 @@ from minibert.commands.parser import (
     add_settings,
     given_settings,
 )
-from minibert.commands.process import INTERRUPTED, SUCCESS, polite_interrupts, run_command
+from minibert.commands.process import INTERRUPTED, SUCCESS, polite_interrupts, run_command, tell
 from minibert.errors import TrainingError
 from minibert.finetuning.finetune import Epoch, FineTuning, FineTuningResult, check_labels, finetune
 from minibert.finetuning.labelled_texts import LabelledText, hold_out, labels_of, read_labelled_texts
@@ -151,6 +151,8 @@ def _train_and_save(
             _save(classifier, output, best)
     finally:
         log.close()
+        if log.failure is not None:
+            tell(f"the last lines of {output / METRICS_FILE} could not be written: {log.failure}")
         if not (output / CONFIG_FILE).exists():  # without a classifier, the folder is left as it was
             (output / METRICS_FILE).unlink()
             if created and not any(output.iterdir()):

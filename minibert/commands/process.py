@@ -15,7 +15,7 @@ from types import FrameType
 
 from backends import BackendError
 from minibert.commands.standard_output import discard_output
-from minibert.errors import DataError, NonFiniteError, TrainingError
+from minibert.errors import DataError, NonFiniteError, SavingError, TrainingError
 
 SUCCESS, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -41,7 +41,7 @@ def run_command(command: Callable[[], int]) -> int:
         warnings.showwarning = show_warning
         try:
             return command()
-        except NonFiniteError as error:
+        except (NonFiniteError, SavingError) as error:
             return _fail(error, FAILURE)
         except (TrainingError, DataError, BackendError) as error:
             return _fail(error, BAD_INPUT)

@@ -128,13 +128,17 @@ def _train(arguments: Sequence[str] | None) -> int:
 
 def show_end(run: Run, outcome: Outcome, screen: Screen) -> None:
     """Draw the loss curve of a finished run, show its results and examples, and say what to try next."""
-    drawn = draw_loss_curve(read_history(run.output / METRICS_FILE), run.output / PLOT_FILE)
+    reason = "Matplotlib is not installed (pip install '.[plot]')"
+    try:
+        drawn = draw_loss_curve(read_history(run.output / METRICS_FILE), run.output / PLOT_FILE)
+    except OSError as error:
+        drawn, reason = False, error.strerror or str(error)
     show_results(screen.console, outcome)
     examples = fill_mask_examples(run.model, run.data.tokenizer, run.data.tokenized.evaluation)
     show_examples(screen.console, examples)
     contents = "The model, its vocabulary, the metrics and the loss curve are"
     if not drawn:
-        screen.message(f"{PLOT_FILE} was not drawn: Matplotlib is not installed (pip install '.[plot]')")
+        screen.message(f"{PLOT_FILE} was not drawn: {reason}")
         contents = "The model, its vocabulary and the metrics are"
     screen.message(f"{contents} in {run.output}. Try next:")
     folder = shlex.quote(str(run.output))

@@ -127,6 +127,11 @@ def prepare_tokens(
             description |= {"fingerprint": fingerprint, "text": corpus.description}
             (beside / _DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
             _rename(beside, final)
+        except OSError as error:
+            raise DataError(
+                f"the tokens of {corpus.description} cannot be written to {folder}: {error.strerror or error}; make it "
+                "possible to write there, or name another folder for the cache"
+            ) from error
         finally:
             shutil.rmtree(beside, ignore_errors=True)
     return _open_tokens(final, tokenizer.vocab_size)
@@ -183,8 +188,8 @@ def _tokenize(
     whole_tokens, whole_sentences = folder / "whole.tokens", folder / "whole.sentences"
     with open(whole_tokens, "wb") as token_file, open(whole_sentences, "wb") as sentence_file:
         for tokens, sentences in _encode_corpus(corpus, tokenizer, dtype):
-            tokens.tofile(token_file)
-            sentences.tofile(sentence_file)
+            token_file.write(tokens.data)  # `tofile` would not say why it failed
+            sentence_file.write(sentences.data)
             total += tokens.size
             progress("tokenizing", total)
     if not total:

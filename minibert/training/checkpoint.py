@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from minibert.errors import TrainingError
-from minibert.files import rename_folder
+from minibert.files import rename_folder, save_tensors
 from minibert.model import MiniBERT
 from minibert.optimizer import AdamW
 from minibert.parameters import NamedArrays
@@ -76,13 +75,26 @@ def save_checkpoint(folder: Path, model: MiniBERT, optimizer: AdamW, state: RunS
         shutil.rmtree(leftover)
     temporary = folder / f"{_UNFINISHED}{state.step}"
     temporary.mkdir()
+    try:
+        _write(temporary, model, optimizer, state)
+        final = _put_in_place(temporary, folder / f"{_PREFIX}{state.step:08d}")
+    except BaseException:  # what was written is of no use, and the disk may be full
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in list_checkpoints(folder)[:-KEPT]:
+        shutil.rmtree(old)
+    return final
+
+
+def _write(folder: Path, model: MiniBERT, optimizer: AdamW, state: RunState) -> None:
+    """Write the files of a checkpoint."""
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     for group, arrays in _tensor_groups(model, optimizer).items():
         flat = model.backend.to_numpy(arrays.flat)  # one transfer for each group
         for name, offset in arrays.layout.offsets.items():
             shape = arrays.layout.shapes[name]
             tensors[f"{group}/{name}"] = flat[offset : offset + int(np.prod(shape))].reshape(shape)
-    save_file(tensors, temporary / _TENSORS_FILE)
+    save_tensors(folder / _TENSORS_FILE, tensors)
     content = {
         "format": FORMAT,
         "step": state.step,
@@ -91,15 +103,16 @@ def save_checkpoint(folder: Path, model: MiniBERT, optimizer: AdamW, state: RunS
         "model": model.config.to_dict(),
         "tokenizer": state.tokenizer,
         "corpus": state.corpus,
-        "sha256": _checksum(temporary / _TENSORS_FILE),
+        "sha256": _checksum(folder / _TENSORS_FILE),
     }
-    (temporary / _STATE_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    final = folder / f"{_PREFIX}{state.step:08d}"
+    (folder / _STATE_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _put_in_place(temporary: Path, final: Path) -> Path:
+    """Give a finished checkpoint its name; return that."""
     if final.exists():  # the run was resumed from an older checkpoint and has come here for the second time
         shutil.rmtree(final)
     rename_folder(temporary, final)
-    for old in list_checkpoints(folder)[:-KEPT]:
-        shutil.rmtree(old)
     return final
 
 

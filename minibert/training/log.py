@@ -38,7 +38,11 @@ class RunLog:
 
     Windows and some network disks have no locks. There, nothing keeps two processes from writing to one log.
 
-    Each line has left this process before `write` returns, so a crash of the process loses no line.
+    Each line has left this process before `write` returns, so a crash of the process loses no line. The exception is a
+    full disk: then the lines stay in memory, and every later `write` and `close` try again to write them all.
+
+    Attributes:
+        failure: why lines are waiting in memory; None if all lines are in the file.
 
     Args:
         path: the file; created if it does not exist. A last line that a crash cut short is removed.
@@ -48,7 +52,9 @@ class RunLog:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+        self.failure: str | None = None
+        self._waiting = b""  # what is not in the file yet; may begin in the middle of a line
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open as long as the run
         try:
             _lock_patiently(self._file)
         except BlockingIOError:
@@ -68,11 +74,22 @@ class RunLog:
         Raises:
             ValueError: a number is NaN or infinite; JSON has neither.
         """
-        self._file.write(json.dumps({"kind": kind, **fields}, allow_nan=False) + "\n")
-        self._file.flush()
+        self._waiting += (json.dumps({"kind": kind, **fields}, allow_nan=False) + "\n").encode()
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        """Write as much as the disk takes."""
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            self.failure = error.strerror or str(error)
+        else:
+            self.failure = None
 
     def close(self) -> None:
-        """Close the file and release its lock."""
+        """Try once more to write all lines, close the file, and release its lock."""
+        self._write_waiting()
         self._file.close()
 
 
@@ -91,7 +108,7 @@ def is_in_use(path: Path) -> bool | None:
         True or False; None if this system or disk has no locks and cannot tell.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, "rb") as file:
             return False if _lock(file, shared=True) else None
     except BlockingIOError:
         return True
@@ -159,7 +176,7 @@ def read_run_description(folder: Path) -> dict[str, Any]:
     return entry if isinstance(entry, dict) else {}
 
 
-def _lock_patiently(file: IO[str]) -> None:
+def _lock_patiently(file: IO[bytes]) -> None:
     """Lock a file as `_lock` does, but try again for a moment.
 
     `is_in_use` of another process holds a shared lock for some microseconds. It must not look like a run.
@@ -174,7 +191,7 @@ def _lock_patiently(file: IO[str]) -> None:
     _lock(file)
 
 
-def _lock(file: IO[str], shared: bool = False) -> bool:
+def _lock(file: IO[bytes], shared: bool = False) -> bool:
     """Lock a file until it is closed.
 
     Args:

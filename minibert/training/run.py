@@ -11,17 +11,19 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from minibert.data.prefetch import prefetch
-from minibert.errors import NonFiniteError
+from minibert.errors import NonFiniteError, SavingError
 from minibert.model import MiniBERT
 from minibert.optimizer import AdamW, linear_schedule
 from minibert.training.budget import Budget
-from minibert.training.checkpoint import CHECKPOINTS_FOLDER, RunState, list_checkpoints, save_checkpoint
+from minibert.training.checkpoint import CHECKPOINTS_FOLDER, RunState, list_checkpoints
 from minibert.training.display import Display
 from minibert.training.evaluation import Evaluation, evaluate
-from minibert.training.log import RunLog
+from minibert.training.log import METRICS_FILE, RunLog
 from minibert.training.preparation import Data
+from minibert.training.saver import CheckpointSaver
 from minibert.training.settings import Settings
 from minibert.training.trainer import Trainer
 
@@ -89,7 +91,8 @@ class Run:
         self.budget = Budget(settings.steps, None if settings.minutes is None else 60.0 * settings.minutes)
         self.trainer = Trainer(model, optimizer, accumulate=settings.accumulate, dropout=settings.dropout > 0.0)
         self._checkpoints = output / CHECKPOINTS_FOLDER
-        self._saved_step = optimizer.steps if list_checkpoints(self._checkpoints) else None
+        saved_step = optimizer.steps if list_checkpoints(self._checkpoints) else None
+        self._saver = CheckpointSaver(self._checkpoints, settings.checkpoint_every, display.message, saved_step)
         self._elapsed_before = elapsed
         self._began = time.monotonic()
         self._interval_began = time.monotonic()  # the interval from one report to the next
@@ -119,6 +122,7 @@ class Run:
         Raises:
             NonFiniteError: the loss, a gradient or a parameter is NaN or infinite. No such value was saved. The
                 message names the step and the remedy.
+            SavingError: checkpoints or the model cannot be written. The checkpoints written before are complete.
         """
         self._introduce()
         try:
@@ -128,16 +132,16 @@ class Run:
             self.display.begin(self.budget, self.step, self.elapsed)
             finished = self._take_steps(interrupted)
             evaluation = self._evaluate() if finished else None
-            self._save_checkpoint()
+            self._save_checkpoint(last=True)
         except NonFiniteError as error:
-            self.log.write("stopped", step=error.step, reason=str(error))
+            self._log("stopped", step=error.step, reason=str(error))
             raise NonFiniteError(f"{error}. {self._remedy()}", error.step) from None
         finally:
             self.display.end()
         speed = self._tokens / self._seconds_of_steps if self._tokens else 0.0
         outcome = Outcome(self.step, self.elapsed, speed, self.model.backend.memory().peak, evaluation)
         if evaluation is not None:
-            self.log.write(
+            self._log(
                 "result",
                 step=outcome.step,
                 elapsed=outcome.elapsed,
@@ -145,7 +149,7 @@ class Run:
                 peak_memory=outcome.peak_memory,
                 **evaluation.to_dict(),
             )
-            self.model.save_pretrained(self.output)
+            self._save_model()
         return outcome
 
     def _introduce(self) -> None:
@@ -181,7 +185,7 @@ class Run:
                 is_last = self.budget.exhausted(self.step, self.elapsed)
                 if self.step % settings.evaluate_every == 0 and not is_last:
                     self._evaluate()
-                if self.step % settings.checkpoint_every == 0 and not is_last:
+                if self._saver.is_due(self.step) and not is_last:
                     self._save_checkpoint()
         return True
 
@@ -195,7 +199,7 @@ class Run:
         self._tokens += figures.tokens
         self._seconds_of_steps += seconds
         loss, speed = float(figures.losses.mean()), figures.tokens / seconds
-        self.log.write(
+        self._log(
             "train",
             step=self.step,
             loss=loss,
@@ -212,15 +216,19 @@ class Run:
         self._report()
         self.trainer.check_parameters()
         evaluation = evaluate(self.model, self.data.evaluation_batches(), self.data.tokenized.unigram_counts)
-        self.log.write("evaluation", step=self.step, elapsed=self.elapsed, **evaluation.to_dict())
+        self._log("evaluation", step=self.step, elapsed=self.elapsed, **evaluation.to_dict())
         self.display.evaluated(self.step, evaluation)
         self._interval_began = time.monotonic()
         return evaluation
 
-    def _save_checkpoint(self) -> None:
-        """Write a checkpoint, unless there is one of this step already."""
+    def _save_checkpoint(self, *, last: bool = False) -> None:
+        """Write a checkpoint, unless there is one of this step already.
+
+        Args:
+            last: True if no training follows, so that the checkpoint must be written now.
+        """
         self._report()
-        if self.step == self._saved_step:
+        if self._saver.is_saved(self.step):
             return
         self.trainer.check_parameters()
         state = RunState(
@@ -230,9 +238,31 @@ class Run:
             tokenizer=self.data.tokenizer.fingerprint(),
             corpus=self.data.tokenized.fingerprint,
         )
-        save_checkpoint(self._checkpoints, self.model, self.optimizer, state)
-        self._saved_step = self.step
+        self._saver.save(self.model, self.optimizer, state, last=last)
         self._interval_began = time.monotonic()
+
+    def _save_model(self) -> None:
+        """Write the trained model."""
+        try:
+            self.model.save_pretrained(self.output)
+        except OSError as error:
+            raise SavingError(
+                f"the model cannot be written to {self.output}: {error.strerror or error}. Its last checkpoint is "
+                f"complete: make it possible to write there, and --output {shlex.quote(str(self.output))} --resume "
+                "writes the model"
+            ) from error
+
+    def _log(self, kind: str, **fields: Any) -> None:
+        """Add a line to the log, and say it if lines cannot be written any more, or again."""
+        before = self.log.failure
+        self.log.write(kind, **fields)
+        if self.log.failure is not None and before is None:
+            self.display.message(
+                f"{METRICS_FILE} cannot be written ({self.log.failure}): the training goes on, and keeps the lines in "
+                "memory until they can be written"
+            )
+        if self.log.failure is None and before is not None:
+            self.display.message(f"{METRICS_FILE} can be written again, and has all its lines")
 
     def _remedy(self) -> str:
         """Say how to go on after a loss, a gradient or a parameter that is not finite."""

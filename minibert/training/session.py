@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -76,7 +76,7 @@ def start(settings: Settings, output: Path, display: Display, *, cache: Path | N
         )
         optimizer = _make_optimizer(model, settings)
     output.mkdir(parents=True, exist_ok=True)
-    with closing(RunLog(output / METRICS_FILE)) as log:
+    with _opened_log(output, display) as log:
         state = folder_state(output, own_log_open=True)  # another process may have trained here since the first check
         _check_may_start(state, output)
         if state is FolderState.BEGUN:
@@ -147,9 +147,21 @@ def resume(given: Mapping[str, Any], output: Path, display: Display, *, cache: P
             f"so far its matrix products were computed in {precision}, now in {model.precision}: the losses will be "
             "about the same, not bit for bit"
         )
-    with closing(RunLog(output / METRICS_FILE)) as log:
+    with _opened_log(output, display) as log:
         log.write("resumed", step=state.step, started=_now(), **_description(settings, model, data))
         yield Run(settings, output, model, optimizer, data, log, display, state.elapsed)
+
+
+@contextmanager
+def _opened_log(output: Path, display: Display) -> Iterator[RunLog]:
+    """Open the log of a run; at the end, say it if lines could not be written."""
+    log = RunLog(output / METRICS_FILE)
+    try:
+        yield log
+    finally:
+        log.close()
+        if log.failure is not None:
+            display.message(f"the last lines of {output / METRICS_FILE} could not be written: {log.failure}")
 
 
 def _check_may_start(state: FolderState, output: Path) -> None:
