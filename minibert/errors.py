@@ -14,6 +14,10 @@ class DataError(ValueError):
     """A text, a vocabulary or a file of tokens cannot be used; the message names the file and the line or byte."""
 
 
+class CacheWarning(UserWarning):
+    """A file in the cache folder was damaged, and is made again."""
+
+
 class PretrainedError(ValueError):
     """A folder holds no BERT checkpoint, a damaged one, or a model that Mini-BERT cannot compute exactly."""
 

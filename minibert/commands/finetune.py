@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from minibert.checksums import MODEL_FILES, write_checksums
 from minibert.commands.confusion_matrix import confusion_table, draw_confusion_matrix
 from minibert.commands.parser import (
     Parser,
@@ -164,6 +165,7 @@ def _save(classifier: TextClassifier, output: Path, best: Epoch) -> None:
     """Save the classifier in Hugging Face's format, and its confusion matrix as text and picture."""
     classifier.model.save_pretrained(output)
     classifier.tokenizer.save(output, model_max_length=classifier.max_length)
+    write_checksums(output, MODEL_FILES)
     table = confusion_table(best.evaluation)
     (output / TABLE_FILE).write_text(table + "\n", encoding="utf-8")
     print(f"\nbest epoch: {best.number}\n\n{table}\n")

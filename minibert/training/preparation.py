@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
 
+from minibert.checksums import find_damage, write_checksums
 from minibert.data.batch_source import Batch, BatchSource, build_batch_source, evaluation_batches
 from minibert.data.corpus import Corpus, open_corpus
 from minibert.data.masking import MaskingRule
@@ -21,8 +22,8 @@ from minibert.data.sequences import Sequences
 from minibert.data.token_file import Progress, TokenizedCorpus, prepare_tokens
 from minibert.data.tokenizer import Tokenizer
 from minibert.data.vocabulary import train_tokenizer
-from minibert.errors import DataError
-from minibert.files import rename_folder
+from minibert.errors import CacheWarning
+from minibert.files import folder_in_the_making, rename_folder
 from minibert.training.settings import Settings
 
 CACHE_FOLDER = ".minibert-cache"
@@ -37,12 +38,14 @@ class Data:
     """The data of a run.
 
     Attributes:
+        corpus: the text.
         tokenizer: the vocabulary.
         tokenized: the tokens of the training text and of the evaluation text.
         source: the training batches.
         evaluation_sequences: the sequences to evaluate on.
     """
 
+    corpus: Corpus
     tokenizer: Tokenizer
     tokenized: TokenizedCorpus
     source: BatchSource
@@ -75,7 +78,7 @@ def prepare_data(
         progress: called with the name of the current work and the number of tokens done.
 
     Raises:
-        DataError: the text cannot be read, or it is too short.
+        DataError: the text cannot be read, changes while it is read, or is too short.
     """
     corpus = open_corpus(settings.corpus)
     if tokenizer is None:
@@ -90,7 +93,7 @@ def prepare_data(
         seed=settings.seed,
         rule=settings.masking_rule(),
     )
-    return Data(tokenizer, tokenized, source, evaluation_sequences)
+    return Data(corpus, tokenizer, tokenized, source, evaluation_sequences)
 
 
 def cached_tokenizer(
@@ -106,23 +109,26 @@ def cached_tokenizer(
         progress: called with the name of the current work and 0.
 
     Raises:
-        DataError: the text cannot be read, it makes no vocabulary, or the cached vocabulary is damaged.
+        DataError: the text cannot be read, changes while it is read, or makes no vocabulary.
+
+    Warns:
+        CacheWarning: the vocabulary in the cache is damaged. It is made again.
     """
-    identity = (corpus.fingerprint(), vocab_size, cased, tokenizers.__version__)
+    status = corpus.status()
+    identity = (corpus.fingerprint(cache), vocab_size, cased, tokenizers.__version__)
     folder = cache / f"vocabulary-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}"
-    if not folder.is_dir():
-        if progress is not None:
-            progress("making a vocabulary", 0)
-        made = train_tokenizer((document.text for document in corpus), vocab_size, lowercase=not cased)
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".making-vocabulary-", dir=cache))
-        try:
-            made.save(temporary)
-            if not folder.is_dir():  # another run may have made it meanwhile
-                rename_folder(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        return Tokenizer.load(folder)
-    except DataError as error:
-        raise DataError(f"{error}; the cache is damaged: delete {folder} and start again") from error
+    if folder.is_dir():
+        if (damage := find_damage(folder, required=True)) is None:
+            return Tokenizer.load(folder)
+        warnings.warn(f"{damage}: the vocabulary is made again", CacheWarning, stacklevel=2)
+        shutil.rmtree(folder)
+    if progress is not None:
+        progress("making a vocabulary", 0)
+    made = train_tokenizer((document.text for document in corpus), vocab_size, lowercase=not cased)
+    with folder_in_the_making(cache, "vocabulary") as beside:
+        made.save(beside)
+        write_checksums(beside, sorted(path.name for path in beside.iterdir()))
+        corpus.check_unchanged(status)
+        if not folder.is_dir():  # another run may have made it meanwhile
+            rename_folder(beside, folder)
+    return Tokenizer.load(folder)

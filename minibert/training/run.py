@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minibert.checksums import MODEL_FILES, write_checksums
 from minibert.data.prefetch import prefetch
 from minibert.errors import NonFiniteError, SavingError
 from minibert.model import MiniBERT
@@ -237,6 +238,7 @@ class Run:
             settings=self.settings.to_dict(),
             tokenizer=self.data.tokenizer.fingerprint(),
             corpus=self.data.tokenized.fingerprint,
+            corpus_bytes=self.data.corpus.number_of_bytes(),
         )
         self._saver.save(self.model, self.optimizer, state, last=last)
         self._interval_began = time.monotonic()
@@ -245,6 +247,7 @@ class Run:
         """Write the trained model."""
         try:
             self.model.save_pretrained(self.output)
+            write_checksums(self.output, MODEL_FILES)
         except OSError as error:
             raise SavingError(
                 f"the model cannot be written to {self.output}: {error.strerror or error}. Its last checkpoint is "

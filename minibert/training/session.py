@@ -20,14 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from backends import get_backend
+from minibert.data.corpus import open_corpus
+from minibert.data.token_file import is_text_of
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import TrainingError, explained
 from minibert.model import MiniBERT
 from minibert.optimizer import AdamW
-from minibert.training.checkpoint import CHECKPOINTS_FOLDER, read_newest_state, restore
+from minibert.training.checkpoint import CHECKPOINTS_FOLDER, find_newest, restore, set_aside
 from minibert.training.display import Display, duration
-from minibert.training.log import METRICS_FILE, RunLog, in_use_error, read_history
-from minibert.training.output_folder import FolderState, folder_state
+from minibert.training.log import METRICS_FILE, RunLog, damaged_lines, in_use_error, read_history
+from minibert.training.output_folder import FolderState, folder_state, remove_leftovers
 from minibert.training.preparation import CACHE_FOLDER, Data, prepare_data
 from minibert.training.run import Run
 from minibert.training.settings import Settings
@@ -97,13 +99,16 @@ def resume(given: Mapping[str, Any], output: Path, display: Display, *, cache: P
         cache: the folder for vocabularies and tokens; None for a folder beside `output`.
 
     Raises:
-        TrainingError: there is no run to resume, its checkpoint is damaged, a given setting contradicts it, or the
-            corpus or the vocabulary has changed.
+        TrainingError: there is no run to resume, all its checkpoints are damaged, a given setting contradicts it, or
+            the corpus or the vocabulary has changed.
         DataError: the corpus or the vocabulary cannot be read.
         BackendError: the device does not exist.
     """
     _check_may_resume(folder_state(output), output)
-    path, state = read_newest_state(output / CHECKPOINTS_FOLDER)
+    found = find_newest(output / CHECKPOINTS_FOLDER)
+    path, state = found.path, found.state
+    for _, damage in found.damaged:
+        display.message(f"{damage}: going on from the checkpoint before it, of step {state.step}")
     settings = Settings.from_dict(state.settings).resumed_with(given)
     if settings.steps is not None and settings.steps < state.step:
         raise TrainingError(
@@ -118,12 +123,14 @@ def resume(given: Mapping[str, Any], output: Path, display: Display, *, cache: P
             f"the vocabulary in {output} ({tokenizer.vocab_size} tokens) is not the one that the checkpoint "
             f"{path} was trained with; put the run's own vocab.txt and tokenizer.json back"
         )
-    data = _prepare(settings, output, cache, display, tokenizer)
-    if data.tokenized.fingerprint != state.corpus:
+    corpus = open_corpus(settings.corpus)
+    if not is_text_of(corpus, tokenizer, cache or output.parent / CACHE_FOLDER, state.corpus):
         raise TrainingError(
-            f"the text in {' '.join(settings.corpus)} is not the one that the checkpoint {path} was trained on (a "
-            "file's path, size or modification time differs); put it back, or start another run in another --output"
+            f"the text in {' '.join(settings.corpus)} is not the one that the checkpoint {path} was trained on"
+            f"{_difference(state.corpus_bytes, corpus.number_of_bytes())}; put it back, or start another run in "
+            "another --output"
         )
+    data = _prepare(settings, output, cache, display, tokenizer)
     with explained():
         model = MiniBERT(
             settings.model_config(tokenizer.vocab_size),
@@ -137,7 +144,12 @@ def resume(given: Mapping[str, Any], output: Path, display: Display, *, cache: P
     optimizer = _make_optimizer(model, settings)
     restore(path, model, optimizer)
     display.message(f"resuming from {path} (step {state.step}, {duration(state.elapsed)} of training)")
-    last = _last_session(output)
+    history, bad = _history(output)
+    if bad:
+        numbers = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        display.message(f"{METRICS_FILE} has damaged lines, which do not count: {numbers}")
+    sessions = [line for line in history if line["kind"] in ("run", "resumed")]
+    last = sessions[-1] if sessions else {}
     before, now = last.get("device"), model.backend.description()
     if before not in (None, now):
         display.message(f"so far it was computed by {before}, now by {now}: equal up to rounding, not bit for bit")
@@ -148,15 +160,20 @@ def resume(given: Mapping[str, Any], output: Path, display: Display, *, cache: P
             "about the same, not bit for bit"
         )
     with _opened_log(output, display) as log:
+        for damaged, _ in found.damaged:
+            display.message(
+                f"the damaged checkpoint was renamed to {set_aside(damaged)}; delete it if you do not need it"
+            )
         log.write("resumed", step=state.step, started=_now(), **_description(settings, model, data))
         yield Run(settings, output, model, optimizer, data, log, display, state.elapsed)
 
 
 @contextmanager
 def _opened_log(output: Path, display: Display) -> Iterator[RunLog]:
-    """Open the log of a run; at the end, say it if lines could not be written."""
+    """Open the log of a run, and clear up what a killed session left. Say it if lines could not be written."""
     log = RunLog(output / METRICS_FILE)
     try:
+        remove_leftovers(output)
         yield log
     finally:
         log.close()
@@ -206,13 +223,19 @@ def _check_may_resume(state: FolderState, output: Path) -> None:
         )
 
 
-def _last_session(output: Path) -> Mapping[str, Any]:
-    """Read what the log says about the last session, as `_description` wrote it; nothing if the log is gone."""
-    try:
-        history = read_history(output / METRICS_FILE)
-    except OSError:
-        return {}
-    return next((line for line in reversed(history) if line["kind"] in ("run", "resumed")), {})
+def _difference(before: int | None, now: int) -> str:
+    """Describe in what way a text differs from the one before, from the sizes of both in bytes."""
+    if before is None:
+        return ""
+    if now == before:
+        return f": it still has {now:,} bytes, but other content"
+    return f": it has {'grown' if now > before else 'shrunk'} from {before:,} to {now:,} bytes"
+
+
+def _history(output: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """Read the log of a run and the numbers of its damaged lines; nothing if the log is gone."""
+    log = output / METRICS_FILE
+    return (read_history(log), damaged_lines(log)) if log.exists() else ([], [])
 
 
 def _prepare(

@@ -60,6 +60,7 @@ class Settings:
         "text to train on: one or more files, folders or globs; stdlib is the documentation of Python's own library",
         metavar="TEXT",
         group=RUN,
+        may_change=True,  # the same text may lie in another place
     )
     steps: int | None = option(
         None,

@@ -146,7 +146,7 @@ def test_a_run_that_still_goes_on_is_neither_started_again_nor_resumed(corpus: P
 def test_where_it_cannot_be_told_whether_a_run_goes_on_it_is_not_started_again(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("minibert.training.log._lock", lambda *_, **__: False)
+    monkeypatch.setattr("minibert.training.log.lock_file", lambda *_, **__: False)
     output = tmp_path / "run"
     with pytest.raises(NonFiniteError):
         run(corpus, output, learning_rate=1e30)

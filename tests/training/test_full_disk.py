@@ -13,7 +13,7 @@ from minibert.commands import train as train_command
 from minibert.commands.screen import PlainScreen
 from minibert.errors import DataError, SavingError
 from minibert.options import flag
-from minibert.training.checkpoint import list_checkpoints, read_newest_state
+from minibert.training.checkpoint import find_newest, list_checkpoints
 from minibert.training.log import METRICS_FILE, RunLog, read_history
 from minibert.training.run import Run
 from minibert.training.session import start
@@ -87,7 +87,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_the_remedy_and_loses_no_checkp
     full_between(3, 100, monkeypatch)
     with pytest.raises(SavingError, match=r"step 7 cannot be written.*5 times in a row.*step-00000002.*--resume"):
         train(corpus, tmp_path / "run", steps=20, checkpoint_every=1)
-    assert read_newest_state(tmp_path / "run" / "checkpoints")[1].step == 2
+    assert find_newest(tmp_path / "run" / "checkpoints").state.step == 2
     monkeypatch.undo()
     assert of_kind(go_on(tmp_path / "run"), "result")[-1]["step"] == 20
 
