@@ -30,7 +30,7 @@ CACHE_FOLDER = ".minibert-cache"
 """The name of the cache folder. It lies beside the output folders, so that all runs there share it, and may be
 deleted."""
 
-_EVALUATION_TOKENS_PER_BATCH = 8192  # keeps the logits of an evaluation small, whatever the training's batch size
+_EVALUATION_TOKENS_PER_BATCH = 1024  # an evaluation needs less memory than a small step of training
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Data:
         tokenizer: the vocabulary.
         tokenized: the tokens of the training text and of the evaluation text.
         source: the training batches.
-        evaluation_sequences: the sequences to evaluate on.
+        evaluation_sequences: the held-out text as sequences.
+        evaluation_tokens: the largest number of held-out tokens to evaluate on.
     """
 
     corpus: Corpus
@@ -50,20 +51,37 @@ class Data:
     tokenized: TokenizedCorpus
     source: BatchSource
     evaluation_sequences: Sequences
+    evaluation_tokens: int
 
     def evaluation_batches(self) -> Iterator[Batch]:
         """Return the batches of an evaluation, the same ones every time."""
-        return frozen_batches(self.evaluation_sequences, self.tokenizer)
+        return frozen_batches(self.evaluation_sequences, self.tokenizer, self.evaluation_tokens)
+
+    def evaluated_sequences(self) -> int:
+        """Return the number of sequences in an evaluation."""
+        return evaluated_sequences(self.evaluation_sequences, self.evaluation_tokens)
 
 
-def frozen_batches(sequences: Sequences, tokenizer: Tokenizer) -> Iterator[Batch]:
+def frozen_batches(sequences: Sequences, tokenizer: Tokenizer, tokens: int) -> Iterator[Batch]:
     """Return evaluation batches whose masks depend on the text alone.
 
     The masks follow BERT's own rule (15% of the tokens) even if the training masks differently, so that runs can be
     compared.
+
+    Args:
+        sequences: the held-out text.
+        tokenizer: its tokenizer.
+        tokens: the largest number of tokens to evaluate on. They are spread evenly over the text.
     """
     batch_size = max(1, _EVALUATION_TOKENS_PER_BATCH // sequences.seq_length)
-    return evaluation_batches(sequences, tokenizer, MaskingRule(), batch_size)
+    return evaluation_batches(
+        sequences, tokenizer, MaskingRule(), batch_size, limit=evaluated_sequences(sequences, tokens)
+    )
+
+
+def evaluated_sequences(sequences: Sequences, tokens: int) -> int:
+    """Return how many sequences `frozen_batches` has: all of them, or as many as the tokens allow, at least one."""
+    return min(len(sequences), max(1, tokens // sequences.seq_length))
 
 
 def prepare_data(
@@ -93,7 +111,7 @@ def prepare_data(
         seed=settings.seed,
         rule=settings.masking_rule(),
     )
-    return Data(corpus, tokenizer, tokenized, source, evaluation_sequences)
+    return Data(corpus, tokenizer, tokenized, source, evaluation_sequences, settings.evaluation_tokens)
 
 
 def cached_tokenizer(

@@ -108,7 +108,7 @@ class Run:
 
     @property
     def elapsed(self) -> float:
-        """Seconds of training so far, without preparation and without the time between sessions."""
+        """Seconds of training so far, without preparation, evaluations and the time between sessions."""
         return self._elapsed_before + time.monotonic() - self._began
 
     def train(self, interrupted: Callable[[], bool] = lambda: False) -> Outcome:
@@ -163,9 +163,17 @@ class Run:
         )
         self.display.message(
             f"{' '.join(settings.corpus)}: {tokenized.train.number_of_tokens:,} tokens to train on, "
-            f"{tokenized.evaluation.number_of_tokens:,} held out; {settings.batch_size} x {settings.seq_length} "
-            f"tokens a step, {self.data.source.steps_per_epoch:,.0f} steps an epoch"
+            f"{tokenized.evaluation.number_of_tokens:,} held out{self._share_evaluated()}; "
+            f"{settings.batch_size} x {settings.seq_length} tokens a step, "
+            f"{self.data.source.steps_per_epoch:,.0f} steps an epoch"
         )
+
+    def _share_evaluated(self) -> str:
+        """Say how much of the held-out text is evaluated; nothing if it is all of it."""
+        sequences, measured = self.data.evaluation_sequences, self.data.evaluated_sequences()
+        if measured == len(sequences):
+            return ""
+        return f" (evaluations measure {measured * sequences.seq_length:,} of them)"
 
     def _take_steps(self, interrupted: Callable[[], bool]) -> bool:
         """Take steps until the budget is exhausted (return True) or until an interruption (return False)."""
@@ -216,7 +224,14 @@ class Run:
         """Evaluate the parameters on the held-out text, log and show the figures."""
         self._report()
         self.trainer.check_parameters()
-        evaluation = evaluate(self.model, self.data.evaluation_batches(), self.data.tokenized.unigram_counts)
+        began, total = time.monotonic(), self.data.evaluated_sequences()
+        evaluation = evaluate(
+            self.model,
+            self.data.evaluation_batches(),
+            self.data.tokenized.unigram_counts,
+            lambda sequences: self.display.evaluating(self.step, sequences / total),
+        )
+        self._began += time.monotonic() - began  # an evaluation does not count as training
         self._log("evaluation", step=self.step, elapsed=self.elapsed, **evaluation.to_dict())
         self.display.evaluated(self.step, evaluation)
         self._interval_began = time.monotonic()

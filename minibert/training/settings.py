@@ -73,7 +73,7 @@ class Settings:
     )
     minutes: float | None = option(
         None,
-        "train for M minutes, evaluations included",
+        "train for M minutes, evaluations not counted",
         metavar="M",
         default_text=f"{_DEFAULT_MINUTES:g}, unless --steps is given",
         check=POSITIVE,
@@ -141,6 +141,15 @@ class Settings:
         group=TASK,
     )
     whole_word_masking: bool = option(False, "mask whole words instead of word pieces", group=TASK)
+
+    evaluation_tokens: int = option(
+        65_536,
+        "evaluate on at most N tokens of the held-out text, spread evenly over it",
+        metavar="N",
+        check=at_least(1),
+        group=TASK,
+        may_change=True,
+    )
 
     # the optimizer
     batch_size: int = option(

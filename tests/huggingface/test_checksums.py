@@ -74,6 +74,13 @@ def test_the_format_that_transformers_looks_for_is_still_there(folder: Path):
         assert file.metadata()["format"] == "pt"
 
 
+def test_equal_models_are_equal_files(folder: Path, tmp_path: Path):
+    """The library writes metadata in random order."""
+    for number in range(8):
+        small_bert().save_pretrained(tmp_path / str(number))
+        assert (tmp_path / str(number) / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
+
+
 # --- the files beside the weights ------------------------------------------------------------------------------
 
 
