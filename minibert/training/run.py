@@ -18,7 +18,6 @@ from minibert.data.prefetch import prefetch
 from minibert.errors import NonFiniteError, SavingError
 from minibert.model import MiniBERT
 from minibert.optimizer import AdamW, linear_schedule
-from minibert.training.budget import Budget
 from minibert.training.checkpoint import CHECKPOINTS_FOLDER, RunState, list_checkpoints
 from minibert.training.display import Display
 from minibert.training.evaluation import Evaluation, evaluate
@@ -89,7 +88,7 @@ class Run:
         self.data = data
         self.log = log
         self.display = display
-        self.budget = Budget(settings.steps, None if settings.minutes is None else 60.0 * settings.minutes)
+        self.budget = settings.budget()
         self.trainer = Trainer(model, optimizer, accumulate=settings.accumulate, dropout=settings.dropout > 0.0)
         self._checkpoints = output / CHECKPOINTS_FOLDER
         saved_step = optimizer.steps if list_checkpoints(self._checkpoints) else None

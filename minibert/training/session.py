@@ -26,9 +26,17 @@ from minibert.data.tokenizer import Tokenizer
 from minibert.errors import TrainingError, explained
 from minibert.model import MiniBERT
 from minibert.optimizer import AdamW
+from minibert.options import flag
 from minibert.training.checkpoint import CHECKPOINTS_FOLDER, find_newest, restore, set_aside
 from minibert.training.display import Display, duration
-from minibert.training.log import METRICS_FILE, RunLog, damaged_lines, in_use_error, read_history
+from minibert.training.log import (
+    METRICS_FILE,
+    RunLog,
+    damaged_lines,
+    in_use_error,
+    read_history,
+    read_run_description,
+)
 from minibert.training.output_folder import FolderState, folder_state, remove_leftovers
 from minibert.training.preparation import CACHE_FOLDER, Data, prepare_data
 from minibert.training.run import Run
@@ -62,7 +70,7 @@ def start(settings: Settings, output: Path, display: Display, *, cache: Path | N
         DataError: the corpus cannot be read.
         BackendError: the device does not exist.
     """
-    _check_may_start(folder_state(output), output)
+    _check_may_start(folder_state(output), output, settings)
     with explained():
         backend = get_backend(settings.device)
     data = _prepare(settings, output, cache, display)
@@ -80,12 +88,32 @@ def start(settings: Settings, output: Path, display: Display, *, cache: Path | N
     output.mkdir(parents=True, exist_ok=True)
     with _opened_log(output, display) as log:
         state = folder_state(output, own_log_open=True)  # another process may have trained here since the first check
-        _check_may_start(state, output)
+        _check_may_start(state, output, settings)
         if state is FolderState.BEGUN:
             display.message(f"the run in {output} ended before its first checkpoint: starting again in its place")
         log.write("run", started=_now(), **_description(settings, model, data))
         data.tokenizer.save(output, model_max_length=config.max_position_embeddings)
         yield Run(settings, output, model, optimizer, data, log, display)
+
+
+def settings_to_start(given: Mapping[str, Any], output: Path) -> Settings | None:
+    """Return the settings of a run to start in place of a resume; None if there may be something to resume.
+
+    There is nothing to resume in a new folder, and where a run ended before its first checkpoint. The latter keeps its
+    settings, as a resumed run does.
+
+    Args:
+        given: the settings that the user gave explicitly.
+        output: the output folder.
+
+    Raises:
+        TrainingError: the given settings are not accepted, or contradict those of the run.
+    """
+    state = folder_state(output)
+    if state not in (FolderState.NEW, FolderState.BEGUN):
+        return None
+    written = read_run_description(output).get("settings")
+    return Settings(**given) if written is None else Settings.from_dict(written).resumed_with(given)
 
 
 @contextmanager
@@ -110,6 +138,12 @@ def resume(given: Mapping[str, Any], output: Path, display: Display, *, cache: P
     for _, damage in found.damaged:
         display.message(f"{damage}: going on from the checkpoint before it, of step {state.step}")
     settings = Settings.from_dict(state.settings).resumed_with(given)
+    minutes = settings.minutes
+    if minutes is not None and minutes != state.settings.get("minutes") and 60.0 * minutes < state.elapsed:
+        raise TrainingError(
+            f"the run in {output} has been trained for {duration(state.elapsed)} already, and --minutes {minutes:g} is "
+            "the total, the time before the resume included: give a larger number"
+        )
     if settings.steps is not None and settings.steps < state.step:
         raise TrainingError(
             f"the run in {output} has taken {state.step} steps already, and --steps {settings.steps} is the "
@@ -143,7 +177,13 @@ def resume(given: Mapping[str, Any], output: Path, display: Display, *, cache: P
         )
     optimizer = _make_optimizer(model, settings)
     restore(path, model, optimizer)
-    display.message(f"resuming from {path} (step {state.step}, {duration(state.elapsed)} of training)")
+    if settings.budget().exhausted(state.step, state.elapsed):
+        display.message(
+            f"the run in {output} has had all its training ({state.step} steps in {duration(state.elapsed)}). Its "
+            f"results are written again; a larger {'--minutes' if settings.steps is None else '--steps'} trains on"
+        )
+    else:
+        display.message(f"resuming from {path} (step {state.step}, {duration(state.elapsed)} of training)")
     history, bad = _history(output)
     if bad:
         numbers = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
@@ -181,7 +221,7 @@ def _opened_log(output: Path, display: Display) -> Iterator[RunLog]:
             display.message(f"the last lines of {output / METRICS_FILE} could not be written: {log.failure}")
 
 
-def _check_may_start(state: FolderState, output: Path) -> None:
+def _check_may_start(state: FolderState, output: Path, settings: Settings) -> None:
     """Refuse a folder in which a new run would overwrite something.
 
     Raises:
@@ -196,11 +236,21 @@ def _check_may_start(state: FolderState, output: Path) -> None:
         )
     if state in (FolderState.RESUMABLE, FolderState.FINISHED):
         raise TrainingError(
-            f"{output} holds another run, and nothing is overwritten: give another --output, or continue that run "
-            "with --resume"
+            f"{output} holds {_described(output, state, settings)}, and nothing is overwritten: give another --output, "
+            "or continue that run with --resume"
         )
     if state is FolderState.FOREIGN:
         raise TrainingError(f"{output} is not an empty folder, and nothing is overwritten: give another --output")
+
+
+def _described(output: Path, state: FolderState, settings: Settings) -> str:
+    """Describe the run in a folder, beside the settings of a run that was to be started there."""
+    written = read_run_description(output).get("settings", {})
+    new = settings.to_dict()
+    different = [flag(name) for name, value in new.items() if written.get(name, value) != value]
+    kind = "another run" if different or not written else "a run with the same settings"
+    end = "finished" if state is FolderState.FINISHED else "interrupted"
+    return f"{kind} ({end}{'; other ' + ', '.join(different) if different else ''})"
 
 
 def _check_may_resume(state: FolderState, output: Path) -> None:

@@ -32,6 +32,7 @@ from minibert.options import (
     options_of,
     shown,
 )
+from minibert.training.budget import Budget
 
 RUN, MODEL, TASK, OPTIMIZER = "the run", "the model", "the task", "the optimizer"
 INTERVALS = "intervals, in steps"
@@ -258,6 +259,10 @@ class Settings:
             hidden_dropout_prob=self.dropout,
             attention_probs_dropout_prob=self.dropout,
         )
+
+    def budget(self) -> Budget:
+        """Return the length of the run."""
+        return Budget(self.steps, None if self.minutes is None else 60.0 * self.minutes)
 
     def masking_rule(self) -> MaskingRule:
         """Return the rule by which training sequences are masked."""

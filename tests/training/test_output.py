@@ -147,7 +147,7 @@ def test_steps_done_twice_count_once_in_the_history(tmp_path):
 def test_an_output_folder_in_use_is_left_alone(corpus, trained, tmp_path):
     output, _ = trained
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
-    with pytest.raises(TrainingError, match=r"holds another run.*--resume"):
+    with pytest.raises(TrainingError, match=r"holds another run \(finished; other --steps, .*\).*--resume"):
         run(corpus, output)
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
     (tmp_path / "notes.txt").write_text("mine")
