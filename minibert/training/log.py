@@ -6,6 +6,8 @@ The field "kind" says what a line is about:
     train       mean loss and other figures of the steps since the line before
     evaluation  the figures of an evaluation
     resumed     the run goes on from a checkpoint; like "run", with the step of the checkpoint
+    skipped     a step was left out: its number and why
+    warning     the loss shows that the model learns nothing; the usual causes
     stopped     the run failed: at which step and why
     result      the last evaluation, time and memory of a finished run
 

@@ -22,11 +22,13 @@ from minibert.training.checkpoint import CHECKPOINTS_FOLDER, RunState, list_chec
 from minibert.training.display import Display
 from minibert.training.evaluation import Evaluation, evaluate
 from minibert.training.log import METRICS_FILE, RunLog
+from minibert.training.loss_check import LossWarning, diverged, learnt_nothing
 from minibert.training.preparation import Data
 from minibert.training.saver import CheckpointSaver
 from minibert.training.settings import Settings
 from minibert.training.trainer import Trainer
 
+_LATE = 0.5  # from this share of a run on, a model should know more than how frequent words are
 _BATCHES_AHEAD = 2  # prepared in the background while the model computes
 
 
@@ -40,6 +42,7 @@ class Outcome:
         tokens_per_second: speed of this session, without evaluations and checkpoints; 0.0 if it took no step.
         peak_memory: the most bytes in use at one time; None if the backend cannot tell.
         evaluation: of the final parameters; None if the run was interrupted.
+        warning: says that the model has learnt nothing, and the usual causes; None if it has learnt something.
     """
 
     step: int
@@ -47,6 +50,7 @@ class Outcome:
     tokens_per_second: float
     peak_memory: int | None
     evaluation: Evaluation | None
+    warning: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -89,7 +93,13 @@ class Run:
         self.log = log
         self.display = display
         self.budget = settings.budget()
-        self.trainer = Trainer(model, optimizer, accumulate=settings.accumulate, dropout=settings.dropout > 0.0)
+        self.trainer = Trainer(
+            model,
+            optimizer,
+            accumulate=settings.accumulate,
+            dropout=settings.dropout > 0.0,
+            skip_non_finite=settings.non_finite == "skip",
+        )
         self._checkpoints = output / CHECKPOINTS_FOLDER
         saved_step = optimizer.steps if list_checkpoints(self._checkpoints) else None
         self._saver = CheckpointSaver(self._checkpoints, settings.checkpoint_every, display.message, saved_step)
@@ -98,6 +108,7 @@ class Run:
         self._interval_began = time.monotonic()  # the interval from one report to the next
         self._learning_rate = 0.0
         self._tokens = 0  # processed in this session
+        self._warned: set[str] = set()  # the kinds of warnings that were shown
         self._seconds_of_steps = 0.0  # in this session, without evaluations and checkpoints
 
     @property
@@ -139,7 +150,17 @@ class Run:
         finally:
             self.display.end()
         speed = self._tokens / self._seconds_of_steps if self._tokens else 0.0
-        outcome = Outcome(self.step, self.elapsed, speed, self.model.backend.memory().peak, evaluation)
+        warning = None
+        if evaluation is not None:
+            warning = learnt_nothing(evaluation.loss, evaluation.unigram_loss, self.settings)
+        outcome = Outcome(
+            self.step,
+            self.elapsed,
+            speed,
+            self.model.backend.memory().peak,
+            evaluation,
+            None if warning is None else warning.text,
+        )
         if evaluation is not None:
             self._log(
                 "result",
@@ -148,6 +169,7 @@ class Run:
                 tokens_per_second=outcome.tokens_per_second,
                 peak_memory=outcome.peak_memory,
                 **evaluation.to_dict(),
+                **({} if outcome.warning is None else {"warning": outcome.warning}),
             )
             self._save_model()
         return outcome
@@ -199,6 +221,10 @@ class Run:
 
     def _report(self) -> None:
         """Fetch the figures of the steps since the last report, check that they are finite, log and show them."""
+        for skipped in self.trainer.skipped:
+            self._log("skipped", step=skipped.step, reason=skipped.reason)
+            self.display.message(f"step {skipped.step} was skipped: {skipped.reason}")
+        self.trainer.skipped.clear()
         if not self.trainer.pending:
             return
         figures = self.trainer.collect()
@@ -218,6 +244,7 @@ class Run:
             memory=self.model.backend.memory().used,
         )
         self.display.report(self.step, loss, speed)
+        self._warn(diverged(loss, self.model.config.vocab_size, self.settings))
 
     def _evaluate(self) -> Evaluation:
         """Evaluate the parameters on the held-out text, log and show the figures."""
@@ -233,8 +260,17 @@ class Run:
         self._began += time.monotonic() - began  # an evaluation does not count as training
         self._log("evaluation", step=self.step, elapsed=self.elapsed, **evaluation.to_dict())
         self.display.evaluated(self.step, evaluation)
+        if _LATE <= self.budget.share_done(self.step, self.elapsed) < 1.0:  # at the end, `Outcome` has it
+            self._warn(learnt_nothing(evaluation.loss, evaluation.unigram_loss, self.settings))
         self._interval_began = time.monotonic()
         return evaluation
+
+    def _warn(self, warning: LossWarning | None) -> None:
+        """Show and log a warning, unless there was one of its kind in this session."""
+        if warning is not None and warning.kind not in self._warned:
+            self._warned.add(warning.kind)
+            self._log("warning", step=self.step, text=warning.text)
+            self.display.message(f"step {self.step}: {warning.text}")
 
     def _save_checkpoint(self, *, last: bool = False) -> None:
         """Write a checkpoint, unless there is one of this step already.

@@ -199,6 +199,15 @@ class Settings:
         group=OPTIMIZER,
     )
 
+    non_finite: str = option(
+        "stop",
+        "at a loss or gradient that is NaN or infinite; stop: end the run; skip: leave this step out and go on, up to "
+        "ten times in a row; this waits for the device at every step",
+        choices=("stop", "skip"),
+        group=OPTIMIZER,
+        may_change=True,
+    )
+
     # intervals, in steps
     report_every: int = option(
         50, "write a line of metrics every N steps", metavar="N", check=at_least(1), group=INTERVALS, may_change=True
@@ -236,7 +245,7 @@ class Settings:
         if self.steps is None and self.minutes is None:
             object.__setattr__(self, "minutes", _DEFAULT_MINUTES)
         if self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", _TINY_LEARNING_RATE * _TINY_HIDDEN_SIZE / sizes.hidden_size)
+            object.__setattr__(self, "learning_rate", default_learning_rate(self.preset))
         if self.initializer_range is None:
             scaled = _BASE_INITIALIZER_RANGE * math.sqrt(_BASE_HIDDEN_SIZE / sizes.hidden_size)
             object.__setattr__(self, "initializer_range", scaled)
@@ -312,6 +321,11 @@ class Settings:
         elif "minutes" in changes:
             changes["steps"] = None
         return dataclasses.replace(self, **changes)
+
+
+def default_learning_rate(preset: str) -> float:
+    """Return the learning rate of a run that is given none; wide models get lower rates."""
+    return _TINY_LEARNING_RATE * _TINY_HIDDEN_SIZE / MiniBERTConfig.preset(preset).hidden_size
 
 
 FREE_TO_CHANGE = tuple(name for name, declared in options_of(Settings).items() if declared.may_change)

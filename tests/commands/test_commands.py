@@ -233,7 +233,8 @@ def test_a_corpus_that_cannot_be_used_is_one_line(tmp_path, capsys, content, wor
 
 def test_a_folder_in_use_and_a_run_that_is_not_there_are_one_line(trained, corpus, tmp_path, capsys):
     assert_one_error(capsys, train_command.main(options(corpus, trained)), str(trained), "--resume")
-    status = train_command.main(["--output", str(tmp_path / "nowhere"), "--resume"])
+    (tmp_path / "notes.txt").write_text("mine")
+    status = train_command.main(["--output", str(tmp_path), "--resume"])
     assert_one_error(capsys, status, "no run to resume")
     assert_one_error(capsys, train_command.main(["--resume"]), "--output")
     status = train_command.main(["--output", str(trained), "--resume", "--seed", "4"])

@@ -91,7 +91,7 @@ def test_every_setting_is_documented():
 
 def test_a_resumed_run_may_change_these_settings_only():
     assert set(FREE_TO_CHANGE) == {
-        *("corpus", "evaluation_tokens"),
+        *("corpus", "evaluation_tokens", "non_finite"),
         *("steps", "minutes", "learning_rate", "device", "kernels", "precision", "accumulate"),
         *("report_every", "evaluate_every", "checkpoint_every"),
     }
