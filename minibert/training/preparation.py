@@ -22,7 +22,7 @@ from minibert.data.sequences import Sequences
 from minibert.data.token_file import Progress, TokenizedCorpus, prepare_tokens
 from minibert.data.tokenizer import Tokenizer
 from minibert.data.vocabulary import train_tokenizer
-from minibert.errors import CacheWarning
+from minibert.errors import CacheWarning, DataError
 from minibert.files import folder_in_the_making, rename_folder
 from minibert.training.settings import Settings
 
@@ -111,7 +111,27 @@ def prepare_data(
         seed=settings.seed,
         rule=settings.masking_rule(),
     )
-    return Data(corpus, tokenizer, tokenized, source, evaluation_sequences, settings.evaluation_tokens)
+    data = Data(corpus, tokenizer, tokenized, source, evaluation_sequences, settings.evaluation_tokens)
+    _check_predictable(data)
+    return data
+
+
+def _check_predictable(data: Data) -> None:
+    """Refuse a text without a token to predict, before the training instead of at its first evaluation.
+
+    Raises:
+        DataError: the training text or the evaluation text has no such token.
+    """
+    if not data.tokenized.unigram_counts.any():
+        unknown = data.tokenizer.special_tokens["unk_token"]
+        raise DataError(
+            f"the vocabulary knows no word of {data.corpus.description}: every token is {unknown}, and nothing can be "
+            "predicted; give a text in words with spaces between them (a word has at most 100 characters)"
+        )
+    if not any(batch.labels.size for batch in data.evaluation_batches()):
+        raise DataError(
+            f"the held-out part of {data.corpus.description} is too short: it has no token to predict; give more text"
+        )
 
 
 def cached_tokenizer(

@@ -11,11 +11,9 @@ The log stays open, and the folder locked against other processes, until the end
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +37,7 @@ from minibert.training.log import (
 )
 from minibert.training.output_folder import FolderState, folder_state, remove_leftovers
 from minibert.training.preparation import CACHE_FOLDER, Data, prepare_data
+from minibert.training.provenance import changes, describe
 from minibert.training.run import Run
 from minibert.training.settings import Settings
 
@@ -91,7 +90,7 @@ def start(settings: Settings, output: Path, display: Display, *, cache: Path | N
         _check_may_start(state, output, settings)
         if state is FolderState.BEGUN:
             display.message(f"the run in {output} ended before its first checkpoint: starting again in its place")
-        log.write("run", started=_now(), **_description(settings, model, data))
+        log.write("run", **describe(settings, model, data))
         data.tokenizer.save(output, model_max_length=config.max_position_embeddings)
         yield Run(settings, output, model, optimizer, data, log, display)
 
@@ -189,22 +188,15 @@ def resume(given: Mapping[str, Any], output: Path, display: Display, *, cache: P
         numbers = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
         display.message(f"{METRICS_FILE} has damaged lines, which do not count: {numbers}")
     sessions = [line for line in history if line["kind"] in ("run", "resumed")]
-    last = sessions[-1] if sessions else {}
-    before, now = last.get("device"), model.backend.description()
-    if before not in (None, now):
-        display.message(f"so far it was computed by {before}, now by {now}: equal up to rounding, not bit for bit")
-    precision = last.get("precision", "float32")  # logs of versions before the setting do not name it
-    if precision != model.precision:
-        display.message(
-            f"so far its matrix products were computed in {precision}, now in {model.precision}: the losses will be "
-            "about the same, not bit for bit"
-        )
+    description = describe(settings, model, data)
+    for change in changes(sessions[-1] if sessions else {}, description):
+        display.message(change)
     with _opened_log(output, display) as log:
         for damaged, _ in found.damaged:
             display.message(
                 f"the damaged checkpoint was renamed to {set_aside(damaged)}; delete it if you do not need it"
             )
-        log.write("resumed", step=state.step, started=_now(), **_description(settings, model, data))
+        log.write("resumed", step=state.step, **description)
         yield Run(settings, output, model, optimizer, data, log, display, state.elapsed)
 
 
@@ -300,25 +292,3 @@ def _prepare(
 
 def _make_optimizer(model: MiniBERT, settings: Settings) -> AdamW:
     return AdamW(model, betas=BETAS, weight_decay=settings.weight_decay, max_norm=settings.clip_norm)
-
-
-def _now() -> str:
-    return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def _description(settings: Settings, model: MiniBERT, data: Data) -> dict[str, Any]:
-    """Describe the session for the log: everything that its bits depend on."""
-    return {
-        "minibert": version("minibert"),
-        "python": platform.python_version(),
-        "device": model.backend.description(),
-        "kernels": list(model.kernels.twins),
-        "precision": model.precision,
-        "settings": settings.to_dict(),
-        "model": model.config.to_dict(),
-        "parameters": model.parameters.layout.size,
-        "training_tokens": data.tokenized.train.number_of_tokens,
-        "evaluation_tokens": data.tokenized.evaluation.number_of_tokens,
-        "tokenizer": data.tokenizer.fingerprint(),
-        "corpus": data.tokenized.fingerprint,
-    }
