@@ -64,7 +64,9 @@ class RunState:
     corpus_bytes: int | None = None
 
 
-def save_checkpoint(folder: Path, model: MiniBERT, optimizer: AdamW, state: RunState) -> Path:
+def save_checkpoint(
+    folder: Path, model: MiniBERT, optimizer: AdamW, state: RunState, best: NamedArrays | None = None
+) -> Path:
     """Write a checkpoint, then delete all but the newest `KEPT`.
 
     Args:
@@ -72,6 +74,7 @@ def save_checkpoint(folder: Path, model: MiniBERT, optimizer: AdamW, state: RunS
         model: the model. The caller has checked that its parameters are finite.
         optimizer: the model's optimizer; its moments are saved as well.
         state: goes into `state.json`.
+        best: the best parameters so far, if they are to be saved as well.
 
     Returns:
         The folder of the new checkpoint.
@@ -85,7 +88,7 @@ def save_checkpoint(folder: Path, model: MiniBERT, optimizer: AdamW, state: RunS
     temporary = folder / f"{_UNFINISHED}{state.step}"
     temporary.mkdir()
     try:
-        _write(temporary, model, optimizer, state)
+        _write(temporary, model, optimizer, state, best)
         final = _put_in_place(temporary, folder / f"{_PREFIX}{state.step:08d}")
     except BaseException:  # what was written is of no use, and the disk may be full
         shutil.rmtree(temporary, ignore_errors=True)
@@ -95,10 +98,10 @@ def save_checkpoint(folder: Path, model: MiniBERT, optimizer: AdamW, state: RunS
     return final
 
 
-def _write(folder: Path, model: MiniBERT, optimizer: AdamW, state: RunState) -> None:
+def _write(folder: Path, model: MiniBERT, optimizer: AdamW, state: RunState, best: NamedArrays | None) -> None:
     """Write the files of a checkpoint."""
     tensors: dict[str, np.ndarray[Any, Any]] = {}
-    for group, arrays in _tensor_groups(model, optimizer).items():
+    for group, arrays in _tensor_groups(model, optimizer, best).items():
         flat = model.backend.to_numpy(arrays.flat)  # one transfer for each group
         for name, offset in arrays.layout.offsets.items():
             shape = arrays.layout.shapes[name]
@@ -182,13 +185,14 @@ def set_aside(path: Path) -> Path:
     return path.rename(renamed)
 
 
-def restore(path: Path, model: MiniBERT, optimizer: AdamW) -> None:
+def restore(path: Path, model: MiniBERT, optimizer: AdamW, best: NamedArrays | None = None) -> None:
     """Load the parameters, the moments and the step of a checkpoint into a model and its optimizer.
 
     Args:
         path: the checkpoint's folder, from `find_newest`.
         model: a model with the sizes and dtype of the checkpoint.
         optimizer: the optimizer of that model.
+        best: gets the best parameters, if they were saved as well.
 
     Raises:
         TrainingError: the checkpoint belongs to a model with another config.
@@ -199,18 +203,19 @@ def restore(path: Path, model: MiniBERT, optimizer: AdamW) -> None:
         different = sorted(name for name, value in config.items() if content["model"].get(name) != value)
         raise TrainingError(f"{path} is a checkpoint of another model: {', '.join(different)} differ")
     with safe_open(path / _TENSORS_FILE, framework="numpy") as file:
-        for group, arrays in _tensor_groups(model, optimizer).items():
+        for group, arrays in _tensor_groups(model, optimizer, best).items():
             for name, view in arrays.items():
                 view[...] = model.backend.asarray(file.get_tensor(f"{group}/{name}"), dtype=model.dtype)
     optimizer.steps = int(content["step"])
 
 
-def _tensor_groups(model: MiniBERT, optimizer: AdamW) -> dict[str, NamedArrays]:
+def _tensor_groups(model: MiniBERT, optimizer: AdamW, best: NamedArrays | None) -> dict[str, NamedArrays]:
     """Return the arrays that a checkpoint stores; a key is the first part of the stored tensors' names."""
     return {
         "parameters": model.parameters,
         "first_moment": optimizer.first_moment,
         "second_moment": optimizer.second_moment,
+        **({} if best is None else {"best_parameters": best}),
     }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from minibert.errors import SavingError
 from minibert.model import MiniBERT
 from minibert.optimizer import AdamW
+from minibert.parameters import NamedArrays
 from minibert.training.checkpoint import RunState, list_checkpoints, save_checkpoint
 
 ATTEMPTS = 5
@@ -52,13 +53,22 @@ class CheckpointSaver:
         """Return True if there is a checkpoint of this step."""
         return step == self._saved_step
 
-    def save(self, model: MiniBERT, optimizer: AdamW, state: RunState, *, last: bool = False) -> None:
+    def save(
+        self,
+        model: MiniBERT,
+        optimizer: AdamW,
+        state: RunState,
+        *,
+        best: NamedArrays | None = None,
+        last: bool = False,
+    ) -> None:
         """Write a checkpoint, or say why it was not written.
 
         Args:
             model: as for `save_checkpoint`.
             optimizer: as for `save_checkpoint`.
             state: as for `save_checkpoint`.
+            best: as for `save_checkpoint`.
             last: True if no training follows. Then the checkpoint has been written when this method returns.
 
         Raises:
@@ -66,7 +76,7 @@ class CheckpointSaver:
         """
         if last:
             self._failures = 0  # the last checkpoint gets all attempts
-        while (reason := self._try(model, optimizer, state)) is not None:
+        while (reason := self._try(model, optimizer, state, best)) is not None:
             kept = list_checkpoints(self._folder)
             failed = f"the checkpoint of step {state.step} cannot be written to {self._folder} ({reason})"
             if self._failures >= ATTEMPTS:
@@ -80,10 +90,10 @@ class CheckpointSaver:
             self._message(f"the checkpoint of step {state.step} was written")
         self._failures, self._saved_step = 0, state.step
 
-    def _try(self, model: MiniBERT, optimizer: AdamW, state: RunState) -> str | None:
+    def _try(self, model: MiniBERT, optimizer: AdamW, state: RunState, best: NamedArrays | None) -> str | None:
         """Try to write a checkpoint; return None if it was written, otherwise the reason."""
         try:
-            save_checkpoint(self._folder, model, optimizer, state)
+            save_checkpoint(self._folder, model, optimizer, state, best)
         except OSError as error:
             self._failures += 1
             self._tried = time.monotonic()

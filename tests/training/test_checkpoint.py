@@ -124,7 +124,8 @@ def test_fewer_steps_than_were_taken_are_refused(interrupted):
 
 
 def test_a_run_by_steps_may_go_on_by_minutes(interrupted):
-    history = go_on(interrupted, minutes=0.002)
+    elapsed = find_newest(interrupted / "checkpoints").state.elapsed
+    history = go_on(interrupted, minutes=elapsed / 60.0 + 0.002)
     assert of_kind(history, "resumed")[-1]["settings"]["steps"] is None
     assert of_kind(history, "result")
 
