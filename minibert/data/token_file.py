@@ -157,10 +157,8 @@ def is_text_of(corpus: Corpus, tokenizer: Tokenizer, folder: Path, fingerprint: 
         folder: as for `prepare_tokens`; remembers the content of files.
         fingerprint: a `TokenizedCorpus.fingerprint`, of this version or an earlier one.
     """
-    return fingerprint in (
-        _fingerprint(_FORMAT, corpus.fingerprint(folder), tokenizer, _EVALUATION_FRACTION),
-        _fingerprint(1, corpus.fingerprint_of_names(), tokenizer, _EVALUATION_FRACTION),
-    )
+    by_content = _fingerprint(_FORMAT, corpus.fingerprint(folder), tokenizer, _EVALUATION_FRACTION)
+    return fingerprint in (by_content, _fingerprint(1, corpus.fingerprint_of_names(), tokenizer, _EVALUATION_FRACTION))
 
 
 def _fingerprint(version: int, of_text: str, tokenizer: Tokenizer, evaluation_fraction: float) -> str:

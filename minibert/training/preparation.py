@@ -39,6 +39,7 @@ class Data:
 
     Attributes:
         corpus: the text.
+        corpus_bytes: the size of its files.
         tokenizer: the vocabulary.
         tokenized: the tokens of the training text and of the evaluation text.
         source: the training batches.
@@ -47,6 +48,7 @@ class Data:
     """
 
     corpus: Corpus
+    corpus_bytes: int
     tokenizer: Tokenizer
     tokenized: TokenizedCorpus
     source: BatchSource
@@ -111,7 +113,15 @@ def prepare_data(
         seed=settings.seed,
         rule=settings.masking_rule(),
     )
-    data = Data(corpus, tokenizer, tokenized, source, evaluation_sequences, settings.evaluation_tokens)
+    data = Data(
+        corpus,
+        corpus.number_of_bytes(),
+        tokenizer,
+        tokenized,
+        source,
+        evaluation_sequences,
+        settings.evaluation_tokens,
+    )
     _check_predictable(data)
     return data
 

@@ -288,7 +288,7 @@ class Run:
             settings=self.settings.to_dict(),
             tokenizer=self.data.tokenizer.fingerprint(),
             corpus=self.data.tokenized.fingerprint,
-            corpus_bytes=self.data.corpus.number_of_bytes(),
+            corpus_bytes=self.data.corpus_bytes,
         )
         self._saver.save(self.model, self.optimizer, state, last=last)
         self._interval_began = time.monotonic()

@@ -11,6 +11,7 @@ The log stays open, and the folder locked against other processes, until the end
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -21,7 +22,7 @@ from backends import get_backend
 from minibert.data.corpus import open_corpus
 from minibert.data.token_file import is_text_of
 from minibert.data.tokenizer import Tokenizer
-from minibert.errors import TrainingError, explained
+from minibert.errors import DataError, TrainingError, explained
 from minibert.model import MiniBERT
 from minibert.optimizer import AdamW
 from minibert.options import flag
@@ -150,14 +151,10 @@ def resume(given: Mapping[str, Any], output: Path, display: Display, *, cache: P
         )
     with explained():
         backend = get_backend(settings.device)
-    tokenizer = Tokenizer.load(output)
-    if tokenizer.fingerprint() != state.tokenizer:
-        raise TrainingError(
-            f"the vocabulary in {output} ({tokenizer.vocab_size} tokens) is not the one that the checkpoint "
-            f"{path} was trained with; put the run's own vocab.txt and tokenizer.json back"
-        )
+    cache_folder = cache or output.parent / CACHE_FOLDER
+    tokenizer = _load_tokenizer(output, state.tokenizer, cache_folder, display)
     corpus = open_corpus(settings.corpus)
-    if not is_text_of(corpus, tokenizer, cache or output.parent / CACHE_FOLDER, state.corpus):
+    if not is_text_of(corpus, tokenizer, cache_folder, state.corpus):
         raise TrainingError(
             f"the text in {' '.join(settings.corpus)} is not the one that the checkpoint {path} was trained on"
             f"{_difference(state.corpus_bytes, corpus.number_of_bytes())}; put it back, or start another run in "
@@ -192,6 +189,7 @@ def resume(given: Mapping[str, Any], output: Path, display: Display, *, cache: P
     for change in changes(sessions[-1] if sessions else {}, description):
         display.message(change)
     with _opened_log(output, display) as log:
+        tokenizer.save(output, model_max_length=model.config.max_position_embeddings)
         for damaged, _ in found.damaged:
             display.message(
                 f"the damaged checkpoint was renamed to {set_aside(damaged)}; delete it if you do not need it"
@@ -263,6 +261,28 @@ def _check_may_resume(state: FolderState, output: Path) -> None:
             f"there is no run to resume in {output}: it holds no checkpoint; give the --output of a run that was "
             "interrupted or finished"
         )
+
+
+def _load_tokenizer(output: Path, fingerprint: str, cache: Path, display: Display) -> Tokenizer:
+    """Load the tokenizer of a run. If its files are damaged, write them again from the cache.
+
+    Raises:
+        TrainingError: the files are damaged or belong to another vocabulary, and the cache does not have the right one.
+    """
+    try:
+        tokenizer = Tokenizer.load(output)
+        if tokenizer.fingerprint() == fingerprint:
+            return tokenizer
+        damage = f"the vocabulary in {output} ({tokenizer.vocab_size} tokens) is not the one that the run began with"
+    except DataError as error:
+        damage = str(error)
+    for folder in sorted(cache.glob("vocabulary-*")):
+        with contextlib.suppress(DataError):
+            tokenizer = Tokenizer.load(folder)
+            if tokenizer.fingerprint() == fingerprint:
+                display.message(f"{damage}: its files are written again from {folder}")
+                return tokenizer
+    raise TrainingError(f"{damage}; put the run's own vocab.txt and tokenizer.json back")
 
 
 def _difference(before: int | None, now: int) -> str:

@@ -167,6 +167,21 @@ def test_another_vocabulary_is_refused(interrupted):
         go_on(interrupted)
 
 
+@pytest.mark.parametrize("damage", ["cut short", "one bit", "missing"])
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
+def test_a_damaged_vocabulary_is_written_again_from_the_cache(interrupted_run, tmp_path, name, damage):
+    output = shutil.copytree(interrupted_run, tmp_path / "run")
+    content = (output / name).read_bytes()
+    (output / name).unlink()
+    if damage != "missing":
+        (output / name).write_bytes(content[:40] if damage == "cut short" else content)
+    if damage == "one bit":
+        flip(output / name, content.index(b"a"), bit=1)
+    with resume({}, output, display(), cache=interrupted_run.parent / ".minibert-cache") as resumed:
+        resumed.train()
+    assert (output / name).read_bytes() == content
+
+
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
