@@ -14,6 +14,10 @@ class DataError(ValueError):
     """A text, a vocabulary or a file of tokens cannot be used; the message names the file and the line or byte."""
 
 
+class CacheWarning(UserWarning):
+    """A file in the cache folder was damaged, and is made again."""
+
+
 class PretrainedError(ValueError):
     """A folder holds no BERT checkpoint, a damaged one, or a model that Mini-BERT cannot compute exactly."""
 
@@ -36,6 +40,10 @@ class NonFiniteError(TrainingError):
     def __init__(self, message: str, step: int) -> None:
         super().__init__(message)
         self.step = step
+
+
+class SavingError(TrainingError):
+    """A training ended because its checkpoint or its model could not be written; the message says how to go on."""
 
 
 class InferenceError(ValueError):

@@ -1,17 +1,29 @@
-"""Write files so that a crash leaves either the old file or the new one, never a part of one."""
+"""Write files and folders so that a crash leaves either the old one or the new one, never a part of one."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
+import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from backends import Array
+
+if sys.platform != "win32":
+    import fcntl
+
+_MAKING = ".making-"  # how the name of a temporary folder begins
 
 
 def write_beside(path: Path, write: Callable[[Path], object]) -> None:
@@ -50,7 +62,7 @@ def write_tensors_and_text(
     """
     kept = before_save(text_path)
     with (
-        _written_beside(tensors_path, lambda path: save_file(dict(tensors), path, dict(metadata))) as new_tensors,
+        _written_beside(tensors_path, lambda path: save_tensors(path, tensors, metadata)) as new_tensors,
         _written_beside(text_path, lambda path: path.write_text(text, encoding="utf-8", newline="")) as new_text,
     ):
         changed = not text_path.exists() or text_path.read_bytes() != text.encode()
@@ -68,6 +80,39 @@ def write_tensors_and_text(
             new_text.replace(text_path)
             flush(text_path.parent)
     kept.unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file.
+
+    Args:
+        path: the file to write.
+        tensors: host arrays, by name.
+        metadata: for the header of the file.
+
+    Raises:
+        OSError: the file cannot be written. The library reports this as an error of its own.
+    """
+    try:
+        save_file(dict(tensors), path, None if metadata is None else dict(metadata))
+    except SafetensorError as error:
+        if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    if metadata is not None and len(metadata) > 1:
+        _sort_metadata(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata in a safetensors file, which the library writes in random order, so that equal is equal."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        sorted_header = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        assert len(sorted_header) == size
+        file.seek(8)
+        file.write(sorted_header)
 
 
 def before_save(path: Path) -> Path:
@@ -111,6 +156,86 @@ def rename_folder(beside: Path, final: Path) -> None:
         flush(path)
     beside.rename(final)
     flush(final.parent)
+
+
+@contextmanager
+def folder_in_the_making(parent: Path, what: str) -> Iterator[Path]:
+    """Make a temporary folder, to be filled and renamed; remove it at the end if it was not renamed.
+
+    Folders that killed processes left behind are removed first.
+
+    Args:
+        parent: where the folder is made; created if needed.
+        what: the beginning of the folder's name says what is being made.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    for leftover in parent.glob(f"{_MAKING}*"):
+        if _is_abandoned(leftover):
+            shutil.rmtree(leftover, ignore_errors=True)
+    made = Path(tempfile.mkdtemp(prefix=f"{_MAKING}{what}-", dir=parent))
+    try:
+        with _locked_folder(made):
+            yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Return True if no process fills a temporary folder any more.
+
+    Nothing in it has changed for a minute, and no process has locked it. Where there are no locks, nothing in it has
+    changed for a day.
+    """
+    try:
+        last_change = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+        with _locked_folder(folder) as locked:
+            return time.time() - last_change > (60 if locked else 24 * 3600)
+    except OSError:  # locked, or another process is removing or renaming it at this moment
+        return False
+
+
+@contextmanager
+def _locked_folder(folder: Path) -> Iterator[bool]:
+    """Lock a folder until the end of the block; yields False where folders cannot be locked.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    if sys.platform == "win32":  # does not open folders
+        yield False
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        yield lock_file(handle)
+    finally:
+        os.close(handle)
+
+
+def lock_file(file: IO[bytes] | int, *, shared: bool = False) -> bool:
+    """Lock a file until it is closed.
+
+    Args:
+        file: open for writing, or for reading if the lock is shared.
+        shared: True allows other shared locks beside this one, but no exclusive lock.
+
+    Returns:
+        False if the system or the disk has no locks.
+
+    Raises:
+        BlockingIOError: the file is locked already.
+    """
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # some network disks have no locks
+        return False
+    return True
 
 
 def flush(path: Path) -> None:

@@ -198,6 +198,7 @@ class MiniBERT:
         dropout_step: int | None = None,
         first_sequence: int = 0,
         unpad: bool = False,
+        for_backward: bool = True,
     ) -> tuple[Array, Cache]:
         """Compute logits for the masked tokens.
 
@@ -213,6 +214,7 @@ class MiniBERT:
             first_sequence: number of the first sequence within the step. Micro-batches of one step pass different
                 numbers, and so draw the same dropout masks as the whole batch.
             unpad: compute no rows for padding, except in attention. Padding then has zero logits and hidden states.
+            for_backward: False keeps nothing of the layers for a backward pass, which saves memory.
 
         Returns:
             logits (B, T, V), or (M, V) with `prediction_positions`; and the cache for the backward pass.
@@ -237,7 +239,7 @@ class MiniBERT:
             first_sequence=first_sequence,
             unpad=unpad,
         )
-        cache = self._encoder(inputs, dropout_step)
+        cache = self._encoder(inputs, dropout_step, for_backward)
         hidden = cache.hidden_rows[-1]
         if inputs.first_token_rows is not None:
             cache.pooler = self._pooler(hidden, inputs.first_token_rows)

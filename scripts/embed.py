@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 from minibert.commands.embed import main
+from minibert.commands.process import exit_with
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

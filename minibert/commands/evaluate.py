@@ -18,16 +18,18 @@ from minibert.data.corpus import CORPUS_HELP, open_corpus
 from minibert.data.token_file import prepare_tokens
 from minibert.errors import TrainingError
 from minibert.inference.loading import load_model
-from minibert.options import Option
+from minibert.options import Option, options_of
 from minibert.training.evaluation import evaluate
 from minibert.training.log import read_run_description
-from minibert.training.preparation import CACHE_FOLDER, frozen_batches
+from minibert.training.preparation import CACHE_FOLDER, evaluated_sequences, frozen_batches
+from minibert.training.settings import Settings
 
 _DESCRIPTION = """\
 Measure a model on the held-out part of a text. The masks are fixed: the same model and text always give the same
 figures. For a model of scripts/train.py, the defaults of --corpus, --objective and --seq-length are those of its
 training; with them, the figures are those that the training ended with."""
 
+_TOKENS = options_of(Settings)["evaluation_tokens"]
 _DEFAULT_LENGTH = 128  # for models whose training is unknown; BERT had this length in 90% of its steps
 
 
@@ -64,6 +66,7 @@ def build_parser() -> Parser:
         metavar="T",
         help=f"number of tokens in a sequence (default: the model's own length in training, or {_DEFAULT_LENGTH})",
     )
+    add_option(parser, _TOKENS._replace(default=None, default_text=f"as in its training, or {_TOKENS.default}"))
     parser.add_argument(
         "--cache-dir",
         type=Path,
@@ -73,6 +76,10 @@ def build_parser() -> Parser:
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     add_compute_options(parser, dtype=True)
     return parser
+
+
+def _share_in_words(share: float) -> str:
+    return "" if share == 1.0 else f"{share:.1%} of "
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,6 +112,10 @@ def _evaluate(arguments: Sequence[str] | None) -> int:
             "never trained, so its figures would mean nothing; evaluate the model with --objective mlm"
         )
 
+    tokens = options.evaluation_tokens
+    if tokens is None:
+        tokens = run.get(_TOKENS.name, _TOKENS.default)
+
     screen = make_screen(Console(stderr=options.json))  # with --json, standard output is for the figures alone
     corpus = open_corpus(options.corpus or run.get("corpus", ["stdlib"]))
     try:
@@ -113,9 +124,20 @@ def _evaluate(arguments: Sequence[str] | None) -> int:
     finally:
         screen.end()
     sequences = build_sequences(objective, tokenized.evaluation, tokenizer, length)
-    evaluation = evaluate(model, frozen_batches(sequences, tokenizer), tokenized.unigram_counts)
+    measured = evaluated_sequences(sequences, tokens)
+    try:
+        evaluation = evaluate(
+            model,
+            frozen_batches(sequences, tokenizer, tokens),
+            tokenized.unigram_counts,
+            lambda done: screen.preparing("evaluating", done * length),
+        )
+    finally:
+        screen.end()
+    share = measured / len(sequences)
     if options.json:
-        print(json.dumps(evaluation.to_dict(), allow_nan=False))
+        print(json.dumps({**evaluation.to_dict(), "share_of_held_out_text": share}, allow_nan=False))
     else:
-        show_evaluation(screen.console, evaluation, f"{options.model} on the held-out part of {corpus.description}")
+        title = f"{options.model} on {_share_in_words(share)}the held-out part of {corpus.description}"
+        show_evaluation(screen.console, evaluation, title)
     return SUCCESS

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from minibert.checksums import MODEL_FILES, write_checksums
 from minibert.commands.confusion_matrix import confusion_table, draw_confusion_matrix
 from minibert.commands.parser import (
     Parser,
@@ -16,16 +17,18 @@ from minibert.commands.parser import (
     add_settings,
     given_settings,
 )
-from minibert.commands.process import INTERRUPTED, SUCCESS, polite_interrupts, run_command
+from minibert.commands.process import INTERRUPTED, SUCCESS, polite_interrupts, run_command, tell
 from minibert.errors import TrainingError
-from minibert.finetuning.finetune import Epoch, FineTuning, FineTuningResult, check_labels, finetune
+from minibert.finetuning.checkpoints import CHECKPOINTS_FOLDER, EpochCheckpoints, has_checkpoint
+from minibert.finetuning.finetune import FineTuning, FineTuningResult, check_labels, finetune
 from minibert.finetuning.labelled_texts import LabelledText, hold_out, labels_of, read_labelled_texts
+from minibert.finetuning.scores import Epoch
 from minibert.finetuning.text_classifier import TextClassifier
 from minibert.huggingface.config_file import CONFIG_FILE
 from minibert.inference.loading import load_model
 from minibert.options import Check, Option, at_least
 from minibert.parameters import CLASSIFICATION_HEADS
-from minibert.training.log import METRICS_FILE, RunLog
+from minibert.training.log import METRICS_FILE, RunLog, read_history
 from minibert.training.output_folder import FolderState, folder_state
 
 TABLE_FILE, PICTURE_FILE = "confusion_matrix.txt", "confusion_matrix.png"
@@ -73,6 +76,11 @@ def build_parser() -> Parser:
     for option in (_EVALUATION_SHARE, _MAX_LENGTH):
         add_option(parser, option)
     add("--output", type=Path, required=True, metavar="DIR", help="a new folder for the classifier")
+    add(
+        "--resume",
+        action="store_true",
+        help="continue the training in --output after its last epoch, or start it if there is none",
+    )
     add_settings(parser, FineTuning)
     add_compute_options(parser, trains=True)
     return parser
@@ -91,8 +99,10 @@ def _finetune(arguments: Sequence[str] | None) -> int:
 def _until_interrupted(arguments: Sequence[str] | None, interrupted: Callable[[], bool]) -> int:
     options = build_parser().parse_args(arguments)
     settings = FineTuning(**given_settings(options, FineTuning))
-    if folder_state(options.output) is not FolderState.NEW:
-        raise TrainingError(f"{options.output} is not an empty folder, and nothing is overwritten: give a new folder")
+    if options.resume and _is_finished(options.output):
+        print(f"the fine-tuning in {options.output} is finished, and its classifier is saved there")
+        return SUCCESS
+    _check_output(options.output, options.resume)
     columns = (options.text_column, options.label_column, options.text_pair_column)
     train = read_labelled_texts(options.data, *columns)
     if options.evaluation_data is not None:
@@ -113,8 +123,34 @@ def _until_interrupted(arguments: Sequence[str] | None, interrupted: Callable[[]
     classifier = TextClassifier(model, tokenizer, options.max_length)
     print(f"{len(train):,} texts to train on, {len(evaluation):,} to evaluate on, {len(labels)} classes", flush=True)
 
-    result = _train_and_save(classifier, train, evaluation, settings, options.output, interrupted)
+    checkpoints = EpochCheckpoints(options.output, settings, tokenizer.fingerprint(), [*train, *evaluation], tell)
+    result = _train_and_save(classifier, train, evaluation, settings, options.output, checkpoints, interrupted)
     return SUCCESS if result.finished else INTERRUPTED
+
+
+def _is_finished(output: Path) -> bool:
+    """Return True if the log in a folder ends with the result of a fine-tuning that was not interrupted."""
+    log = output / METRICS_FILE
+    history = read_history(log) if log.is_file() else []
+    return bool(history) and history[-1]["kind"] == "result" and history[-1].get("finished") is True
+
+
+def _check_output(output: Path, resume: bool) -> None:
+    """Refuse a folder in which the training would overwrite something.
+
+    Raises:
+        TrainingError: the folder holds something else than an interrupted fine-tuning, or that without `--resume`.
+    """
+    names = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    if has_checkpoint(output):
+        if not resume:
+            raise TrainingError(
+                f"{output} holds a fine-tuning that was interrupted: continue it with --resume, or give a new folder"
+            )
+        return
+    killed_early = resume and names <= {METRICS_FILE, CHECKPOINTS_FOLDER}  # before the first checkpoint
+    if folder_state(output) is not FolderState.NEW and not killed_early:
+        raise TrainingError(f"{output} is not an empty folder, and nothing is overwritten: give a new folder")
 
 
 def _train_and_save(
@@ -123,6 +159,7 @@ def _train_and_save(
     evaluation: Sequence[LabelledText],
     settings: FineTuning,
     output: Path,
+    checkpoints: EpochCheckpoints,
     interrupted: Callable[[], bool],
 ) -> FineTuningResult:
     """Train the classifier, report and log every epoch, and save the best one; without one, leave no files behind."""
@@ -140,18 +177,23 @@ def _train_and_save(
         )
 
     try:
-        result = finetune(classifier, train, evaluation, settings, report, interrupted)
+        result = finetune(classifier, train, evaluation, settings, report, interrupted, checkpoints)
         if result.best is None:
             print("interrupted before the first epoch was finished: nothing was saved", file=sys.stderr)
         else:
             if not result.finished:
-                print("interrupted: the best of the finished epochs is saved", file=sys.stderr)
+                print("interrupted: the best of the finished epochs is saved, and --resume goes on", file=sys.stderr)
             best = result.best
             log.write("result", epoch=best.number, finished=result.finished, **best.evaluation.to_dict())
             _save(classifier, output, best)
+            if result.finished:
+                checkpoints.delete()
     finally:
         log.close()
-        if not (output / CONFIG_FILE).exists():  # without a classifier, the folder is left as it was
+        if log.failure is not None:
+            tell(f"the last lines of {output / METRICS_FILE} could not be written: {log.failure}")
+        if not (output / CONFIG_FILE).exists() and not has_checkpoint(output):  # the folder is left as it was
+            checkpoints.delete()
             (output / METRICS_FILE).unlink()
             if created and not any(output.iterdir()):
                 output.rmdir()
@@ -162,6 +204,7 @@ def _save(classifier: TextClassifier, output: Path, best: Epoch) -> None:
     """Save the classifier in Hugging Face's format, and its confusion matrix as text and picture."""
     classifier.model.save_pretrained(output)
     classifier.tokenizer.save(output, model_max_length=classifier.max_length)
+    write_checksums(output, MODEL_FILES)
     table = confusion_table(best.evaluation)
     (output / TABLE_FILE).write_text(table + "\n", encoding="utf-8")
     print(f"\nbest epoch: {best.number}\n\n{table}\n")

@@ -12,10 +12,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from backends import BackendError
 from minibert.commands.standard_output import discard_output
-from minibert.errors import DataError, NonFiniteError, TrainingError
+from minibert.errors import DataError, NonFiniteError, SavingError, TrainingError
 
 SUCCESS, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -41,7 +42,7 @@ def run_command(command: Callable[[], int]) -> int:
         warnings.showwarning = show_warning
         try:
             return command()
-        except NonFiniteError as error:
+        except (NonFiniteError, SavingError) as error:
             return _fail(error, FAILURE)
         except (TrainingError, DataError, BackendError) as error:
             return _fail(error, BAD_INPUT)
@@ -55,6 +56,21 @@ def run_command(command: Callable[[], int]) -> int:
             return _fail(f"{where}{error.strerror or error}", BAD_INPUT)
         except KeyboardInterrupt:
             return _fail("interrupted", INTERRUPTED)
+
+
+def exit_with(command: Callable[[], int]) -> NoReturn:
+    """Run a command and end the process with its exit status.
+
+    From then on Ctrl-C and SIGTERM are ignored: everything is done, and Python would print a traceback if they came
+    while it cleans up.
+    """
+    try:
+        status = command()
+    except KeyboardInterrupt:  # between the end of `run_command` and here
+        status = INTERRUPTED
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(status)
 
 
 def _escape_unprintable_characters() -> None:

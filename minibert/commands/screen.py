@@ -50,6 +50,7 @@ class PlainScreen(Screen):
     _elapsed = 0.0
     _next_line = 0.0
     _stage = ""
+    _evaluated_step = -1
 
     def preparing(self, stage: str, tokens: int) -> None:
         """Print each stage once."""
@@ -73,6 +74,15 @@ class PlainScreen(Screen):
         self._next_line = now + _SECONDS_BETWEEN_LINES
         left = None if self._budget is None else self._budget.seconds_left(step, self._elapsed)
         self.message(f"step {step}: loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s, {duration(left)} left")
+
+    def evaluating(self, step: int, done: float) -> None:
+        """Print a line, unless the last one was printed only seconds ago."""
+        now = time.monotonic()
+        if done == 1.0 or now < self._next_line:
+            return
+        if self._evaluated_step == step:  # the first line of an evaluation only after some seconds
+            self.message(f"step {step}: evaluating, {done:.0%} done")
+        self._evaluated_step, self._next_line = step, now + _SECONDS_BETWEEN_LINES
 
     def end(self) -> None:
         """Do nothing: lines stay."""
@@ -128,6 +138,11 @@ class LiveScreen(Screen):
         """Show loss and speed beside the bar."""
         if self._progress is not None:
             self._progress.update(self._task, loss=f"loss {loss:.3f}", speed=f"{tokens_per_second:,.0f} tokens/s")
+
+    def evaluating(self, step: int, done: float) -> None:
+        """Show the share that is done beside the bar."""
+        if self._progress is not None:
+            self._progress.update(self._task, speed=f"evaluating {done:.0%}")
 
     def end(self) -> None:
         """Remove the bar."""

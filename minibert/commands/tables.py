@@ -44,6 +44,8 @@ def show_results(console: Console, outcome: Outcome) -> None:
     if outcome.peak_memory is not None:
         rows.append(("peak memory", f"{outcome.peak_memory / 1e6:,.0f} MB"))
     _show_rows(console, rows, "Results")
+    if outcome.warning is not None:
+        console.print(Text(f"warning: {outcome.warning}"), soft_wrap=True)
 
 
 def _show_rows(console: Console, rows: Sequence[tuple[str, str]], title: str) -> None:

@@ -22,7 +22,7 @@ from minibert.options import COMPUTATION, flag
 from minibert.training.log import METRICS_FILE, read_history
 from minibert.training.preparation import CACHE_FOLDER
 from minibert.training.run import Outcome, Run
-from minibert.training.session import new_output, resume, start
+from minibert.training.session import new_output, resume, settings_to_start, start
 from minibert.training.settings import FREE_TO_CHANGE, RUN, Settings
 
 _DESCRIPTION = """\
@@ -39,8 +39,8 @@ output folder:
   checkpoints/                                                 the last two checkpoints, for --resume
 
 Ctrl-C or SIGTERM ends the training after the current step: a checkpoint is saved, and the exit status is 130. The
-same happens when the program that reads standard output ends, as head does. A run that ended before its first
-checkpoint has nothing to resume; start it again with the same command.
+same happens when the program that reads standard output ends, as head does. After any end, the same command with
+--resume goes on: a run that ended before its first checkpoint is started again.
 
 examples:
   scripts/train.py
@@ -74,8 +74,9 @@ def build_parser() -> Parser:
     run.add_argument(
         "--resume",
         action="store_true",
-        help="continue the run in --output from its last checkpoint. The run keeps its settings; only these may be "
-        f"changed: {', '.join(map(flag, FREE_TO_CHANGE))}",
+        help="continue the run in --output from its last checkpoint, or start it if there is none. A "
+        "resumed run keeps its settings; only these may be changed: "
+        f"{', '.join(map(flag, FREE_TO_CHANGE))}",
     )
     run.add_argument(
         "--cache-dir",
@@ -107,10 +108,12 @@ def _train(arguments: Sequence[str] | None) -> int:
         def interrupted() -> bool:
             return ctrl_c() or standard_output.closed_by_reader
 
-        if resumed:
+        settings = settings_to_start(given, output) if resumed else Settings(**given)
+        if settings is None:
             session = resume(given, output, screen, cache=cache)
         else:
-            settings = Settings(**given)
+            if resumed:
+                screen.message(f"there is nothing to resume in {output}: starting the run")
             output = output or new_output()
             session = start(settings, output, screen, cache=cache)
         with session as run:
@@ -128,13 +131,17 @@ def _train(arguments: Sequence[str] | None) -> int:
 
 def show_end(run: Run, outcome: Outcome, screen: Screen) -> None:
     """Draw the loss curve of a finished run, show its results and examples, and say what to try next."""
-    drawn = draw_loss_curve(read_history(run.output / METRICS_FILE), run.output / PLOT_FILE)
+    reason = "Matplotlib is not installed (pip install '.[plot]')"
+    try:
+        drawn = draw_loss_curve(read_history(run.output / METRICS_FILE), run.output / PLOT_FILE)
+    except OSError as error:
+        drawn, reason = False, error.strerror or str(error)
     show_results(screen.console, outcome)
     examples = fill_mask_examples(run.model, run.data.tokenizer, run.data.tokenized.evaluation)
     show_examples(screen.console, examples)
     contents = "The model, its vocabulary, the metrics and the loss curve are"
     if not drawn:
-        screen.message(f"{PLOT_FILE} was not drawn: Matplotlib is not installed (pip install '.[plot]')")
+        screen.message(f"{PLOT_FILE} was not drawn: {reason}")
         contents = "The model, its vocabulary and the metrics are"
     screen.message(f"{contents} in {run.output}. Try next:")
     folder = shlex.quote(str(run.output))

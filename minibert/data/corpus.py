@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from minibert.data.content import ContentIndex
 from minibert.data.stdlib_text import STDLIB, stdlib_documents, stdlib_fingerprint
 from minibert.data.text_stream import read_lines
 from minibert.errors import DataError
@@ -94,21 +95,66 @@ class Corpus:
             for name, text in stdlib_documents():
                 yield Document(text, f"{STDLIB}:{name}")
 
-    def fingerprint(self) -> str:
-        """Return 64 hexadecimal digits that change when a file's path, size or modification time changes.
+    def fingerprint(self, cache: Path | None = None) -> str:
+        """Return 64 hexadecimal digits that identify the text: the content of the files, their order and their kinds.
 
-        The text itself is not read, so this is cheap for any corpus.
+        Where the files lie, and when they were changed, does not matter.
+
+        Args:
+            cache: the folder that remembers the content of files, see `ContentIndex`; None reads all files.
 
         Raises:
             DataError: a file can no longer be found or read.
         """
+        index = ContentIndex(cache)
         digest = hashlib.sha256()
+        for path in self.files:
+            kind = (_extension(path) == ".jsonl", path.suffix.lower() if path.suffix in COMPRESSIONS else "")
+            digest.update(repr((kind, index.digest(path))).encode())
+        index.save()
+        if self.with_stdlib:
+            digest.update(stdlib_fingerprint().encode())
+        return digest.hexdigest()
+
+    def status(self) -> tuple[tuple[str, int, int], ...]:
+        """Return path, size in bytes and time of change in nanoseconds of every file, to notice a change.
+
+        Raises:
+            DataError: a file can no longer be found or read.
+        """
+        found = []
         for path in self.files:
             try:
                 status = path.stat()
             except OSError as error:
                 raise DataError(f"{path} was found but can no longer be read: {error.strerror}") from error
-            digest.update(repr((str(path), status.st_size, status.st_mtime_ns)).encode())
+            found.append((str(path), status.st_size, status.st_mtime_ns))
+        return tuple(found)
+
+    def check_unchanged(self, before: tuple[tuple[str, int, int], ...]) -> None:
+        """Refuse a text that changed while it was read.
+
+        Args:
+            before: the `status` before the text was read.
+
+        Raises:
+            DataError: a file has changed since; the message names it.
+        """
+        for then, now in zip(before, self.status(), strict=True):
+            if then != now:
+                raise DataError(
+                    f"{now[0]} changed while it was read: start again when nobody writes to it any more, or read a copy"
+                )
+
+    def number_of_bytes(self) -> int:
+        """Return the size of all files together, as they lie on the disk."""
+        return sum(size for _, size, _ in self.status())
+
+    def fingerprint_of_names(self) -> str:
+        """Return the fingerprint that earlier versions used: it follows paths, sizes and times of change."""
+        digest = hashlib.sha256()
+        for entry in self.status():
+            digest.update(repr(entry).encode())
         if self.with_stdlib:
             digest.update(stdlib_fingerprint().encode())
         return digest.hexdigest()

@@ -12,8 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
-import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -23,11 +22,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from minibert.checksums import CHECKSUMS_FILE, find_damage, write_checksums
 from minibert.data.corpus import Corpus, split_sentences
 from minibert.data.token_splitting import SENTENCE_RECORD, split_tokens
 from minibert.data.tokenizer import Tokenizer
-from minibert.errors import DataError
-from minibert.files import rename_folder
+from minibert.errors import CacheWarning, DataError
+from minibert.files import folder_in_the_making, rename_folder
 
 Progress = Callable[[str, int], None]
 """A callback `(stage, tokens_done)` that reports progress while data are prepared.
@@ -36,10 +36,14 @@ Progress = Callable[[str, int], None]
 stage has finished. The callback is called now and then, with a growing count within a stage.
 """
 
-_FORMAT = 1  # increase it whenever the files, the sentence rule or the splitting rule change
+_FORMAT = 2  # increase it whenever the files, the sentence rule or the splitting rule change
 _BATCH_SENTENCES, _BATCH_CHARACTERS = 2048, 1 << 20
-_ABANDONED_SECONDS = 24 * 3600
 _DESCRIPTION_FILE = "description.json"
+_EVALUATION_FRACTION = 0.02
+
+
+class _DamagedError(DataError):
+    """A file of tokens is damaged; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def prepare_tokens(
     tokenizer: Tokenizer,
     folder: str | Path,
     *,
-    evaluation_fraction: float = 0.02,
+    evaluation_fraction: float = _EVALUATION_FRACTION,
     progress: Progress | None = None,
 ) -> TokenizedCorpus:
     """Tokenize a corpus into a folder, or open the files of an earlier call.
@@ -109,38 +113,72 @@ def prepare_tokens(
         progress: called with the stage ("tokenizing", then "splitting") and the number of its tokens done.
 
     Raises:
-        DataError: the text cannot be read or is too short to be split, the fraction is outside (0, 1), or a file
-            in the folder is damaged.
+        DataError: the text cannot be read, changes while it is read, or is too short to be split; the fraction is
+            outside (0, 1); or the files cannot be written.
+
+    Warns:
+        CacheWarning: the files of an earlier call are damaged. The text is tokenized again.
     """
     if not 0 < evaluation_fraction < 1:
         raise DataError(f"the evaluation fraction must lie between 0 and 1, such as 0.02; got {evaluation_fraction}")
-    identity = (_FORMAT, corpus.fingerprint(), tokenizer.fingerprint(), float(evaluation_fraction))
-    fingerprint = hashlib.sha256(repr(identity).encode()).hexdigest()
     folder = Path(folder)
+    status = corpus.status()
+    fingerprint = _fingerprint(_FORMAT, corpus.fingerprint(folder), tokenizer, evaluation_fraction)
     final = folder / f"tokens-{fingerprint[:16]}"
-    if not (final / _DESCRIPTION_FILE).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(folder)
-        beside = Path(tempfile.mkdtemp(prefix=".making-tokens-", dir=folder))
+    if final.is_dir():
         try:
-            description = _tokenize(corpus, tokenizer, beside, evaluation_fraction, progress or _ignore_progress)
-            description |= {"fingerprint": fingerprint, "text": corpus.description}
-            (beside / _DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-            _rename(beside, final)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            return _open_tokens(final, tokenizer.vocab_size)
+        except _DamagedError as error:
+            warnings.warn(f"{error}: the text is tokenized again", CacheWarning, stacklevel=2)
+            shutil.rmtree(final)
+    if not final.is_dir():
+        try:
+            with folder_in_the_making(folder, "tokens") as beside:
+                description = _tokenize(corpus, tokenizer, beside, evaluation_fraction, progress or _ignore_progress)
+                description |= {"fingerprint": fingerprint, "text": corpus.description}
+                (beside / _DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+                write_checksums(beside, sorted(path.name for path in beside.iterdir()))
+                corpus.check_unchanged(status)
+                _rename(beside, final)
+        except OSError as error:
+            raise DataError(
+                f"the tokens of {corpus.description} cannot be written to {folder}: {error.strerror or error}; make it "
+                "possible to write there, or name another folder for the cache"
+            ) from error
     return _open_tokens(final, tokenizer.vocab_size)
+
+
+def is_text_of(corpus: Corpus, tokenizer: Tokenizer, folder: Path, fingerprint: str) -> bool:
+    """Return True if a corpus and a tokenizer have this fingerprint, without tokenizing anything.
+
+    Args:
+        corpus: the text.
+        tokenizer: the tokenizer.
+        folder: as for `prepare_tokens`; remembers the content of files.
+        fingerprint: a `TokenizedCorpus.fingerprint`, of this version or an earlier one.
+    """
+    by_content = _fingerprint(_FORMAT, corpus.fingerprint(folder), tokenizer, _EVALUATION_FRACTION)
+    return fingerprint in (by_content, _fingerprint(1, corpus.fingerprint_of_names(), tokenizer, _EVALUATION_FRACTION))
+
+
+def _fingerprint(version: int, of_text: str, tokenizer: Tokenizer, evaluation_fraction: float) -> str:
+    identity = (version, of_text, tokenizer.fingerprint(), float(evaluation_fraction))
+    return hashlib.sha256(repr(identity).encode()).hexdigest()
 
 
 def _open_tokens(folder: Path, vocab_size: int) -> TokenizedCorpus:
     """Map the files of a finished folder into memory.
 
     Raises:
-        DataError: a file is missing or its content has changed, for example by a disk failure or an incomplete copy.
+        _DamagedError: a file is missing or its content has changed, for example by a disk failure or an incomplete
+            copy.
     """
 
     def damage(name: str, why: object) -> DataError:
-        return DataError(f"{folder / name} is damaged ({why}); delete {folder} and start again")
+        return _DamagedError(f"{folder / name} is damaged ({why})")
+
+    if (found_damage := find_damage(folder, required=True)) is not None:
+        raise _DamagedError(found_damage)
 
     def map_file(name: str, dtype: str, size: int) -> Any:
         try:
@@ -183,8 +221,8 @@ def _tokenize(
     whole_tokens, whole_sentences = folder / "whole.tokens", folder / "whole.sentences"
     with open(whole_tokens, "wb") as token_file, open(whole_sentences, "wb") as sentence_file:
         for tokens, sentences in _encode_corpus(corpus, tokenizer, dtype):
-            tokens.tofile(token_file)
-            sentences.tofile(sentence_file)
+            token_file.write(tokens.data)  # `tofile` would not say why it failed
+            sentence_file.write(sentences.data)
             total += tokens.size
             progress("tokenizing", total)
     if not total:
@@ -242,19 +280,8 @@ def _rename(beside: Path, final: Path) -> None:
     try:
         rename_folder(beside, final)
     except OSError:
-        if not (final / _DESCRIPTION_FILE).is_file():
+        if not (final / CHECKSUMS_FILE).is_file():
             raise
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove the temporary folders of killed runs: those in which no file has changed for a day."""
-    for leftover in folder.glob(".making-tokens-*"):
-        try:
-            last_change = max(path.stat().st_mtime for path in (leftover, *leftover.iterdir()))
-        except OSError:  # another process is removing or renaming it at this moment
-            continue
-        if time.time() - last_change > _ABANDONED_SECONDS:
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _ignore_progress(stage: str, tokens: int) -> None:

@@ -88,7 +88,7 @@ def split_tokens(
         report_tokens(stop)
     counts = train.counts
     counts[tokenizer.special_ids] = 0
-    counts.tofile(folder / "train.counts")
+    (folder / "train.counts").write_bytes(counts.tobytes())
     return {"train": train.finish(), "evaluation": evaluation.finish()}
 
 
@@ -149,4 +149,4 @@ class _SplitWriter:
 
     def _append(self, what: str, array: npt.NDArray[Any]) -> None:
         with open(self._folder / f"{self._name}.{what}", "ab") as file:
-            array.tofile(file)
+            file.write(np.ascontiguousarray(array).data)

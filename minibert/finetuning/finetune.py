@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from minibert.data.permutation import permute
 from minibert.errors import NonFiniteError, TrainingError
+from minibert.finetuning.checkpoints import EpochCheckpoints
 from minibert.finetuning.labelled_texts import LabelledText
-from minibert.finetuning.scores import Scores
+from minibert.finetuning.scores import Epoch, Scores
 from minibert.finetuning.text_classifier import EncodedText, TextClassifier
 from minibert.gradients import MiniBERTGradients
-from minibert.model import MiniBERT
 from minibert.optimizer import AdamW, linear_schedule
 from minibert.options import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SEED, at_least, check_options, option
+from minibert.parameters import NamedArrays
 from minibert.random_bits import Stream, derive_key
 
 _TRAINING = "the training"  # the heading of these options in --help
@@ -91,21 +91,6 @@ class FineTuning:
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """The results of one epoch.
-
-    Attributes:
-        number: the number of the epoch, from 1.
-        training_loss: the mean loss of all training texts, in nats.
-        evaluation: the scores on the evaluation texts after the epoch.
-    """
-
-    number: int
-    training_loss: float
-    evaluation: Scores
-
-
-@dataclass(frozen=True)
 class FineTuningResult:
     """The result of a fine-tuning.
 
@@ -138,8 +123,11 @@ def finetune(
     settings: FineTuning,
     report: Callable[[Epoch], None] = lambda epoch: None,
     interrupted: Callable[[], bool] = lambda: False,
+    checkpoints: EpochCheckpoints | None = None,
 ) -> FineTuningResult:
     """Train the classifier in place, and leave it with the parameters of its best epoch.
+
+    A training that goes on from a checkpoint has the same bits as one that was never interrupted.
 
     Args:
         classifier: the classifier to train. Its config has the dropout probabilities; the seed of its model decides the
@@ -150,6 +138,7 @@ def finetune(
         report: called after every epoch.
         interrupted: called before every step. If it returns True, the training ends and the current epoch does not
             count.
+        checkpoints: saves every epoch, and holds the epochs that were trained before a crash; None saves nothing.
 
     Returns:
         The best epoch, and whether the training was interrupted. Without a finished epoch, the parameters stay as they
@@ -163,22 +152,36 @@ def finetune(
     training_texts, evaluation_texts = _encode(classifier, train), _encode(classifier, evaluation)
     model = classifier.model
     gradients, optimizer = MiniBERTGradients(model), AdamW(model, weight_decay=settings.weight_decay)
-    best: Epoch | None = None
-    best_parameters = _copy_of_parameters(model)
+    best_parameters = NamedArrays.zeros_like(model.parameters)
+    epochs = [] if checkpoints is None else checkpoints.restore(model, optimizer, best_parameters)
+    if not epochs:
+        best_parameters.flat[...] = model.parameters.flat
     finished = True
-    for number in range(1, settings.epochs + 1):
+    while len(epochs) < settings.epochs and not _out_of_patience(epochs, settings.patience):
+        number = len(epochs) + 1
         training_loss = _train_epoch(classifier, training_texts, settings, number, gradients, optimizer, interrupted)
         if training_loss is None:
             finished = False
             break
-        epoch = Epoch(number, training_loss, _evaluate(classifier, evaluation_texts, optimizer.steps))
-        report(epoch)
-        if best is None or epoch.evaluation.loss < best.evaluation.loss:
-            best, best_parameters = epoch, _copy_of_parameters(model)
-        elif settings.patience is not None and number - best.number >= settings.patience:
-            break
-    model.parameters.flat[...] = model.backend.asarray(best_parameters)
-    return FineTuningResult(best, finished)
+        epochs.append(Epoch(number, training_loss, _evaluate(classifier, evaluation_texts, optimizer.steps)))
+        report(epochs[-1])
+        if _best(epochs) is epochs[-1]:
+            best_parameters.flat[...] = model.parameters.flat
+        if checkpoints is not None:
+            checkpoints.save(model, optimizer, best_parameters, epochs)
+    model.parameters.flat[...] = best_parameters.flat
+    return FineTuningResult(_best(epochs), finished)
+
+
+def _best(epochs: Sequence[Epoch]) -> Epoch | None:
+    """Return the epoch with the lowest evaluation loss, the first of equals; None without epochs."""
+    return min(epochs, key=lambda epoch: epoch.evaluation.loss, default=None)
+
+
+def _out_of_patience(epochs: Sequence[Epoch], patience: int | None) -> bool:
+    """Return True if so many epochs followed the best one."""
+    best = _best(epochs)
+    return best is not None and patience is not None and len(epochs) - best.number >= patience
 
 
 def check_labels(labels: Sequence[str], evaluation: Sequence[LabelledText]) -> None:
@@ -196,11 +199,6 @@ def _encode(classifier: TextClassifier, examples: Sequence[LabelledText]) -> _En
     pairs = None if examples[0].pair is None else [str(example.pair) for example in examples]
     texts = classifier.encode([example.text for example in examples], pairs)
     return _EncodedTexts(texts, np.array([number_of[example.label] for example in examples], dtype=np.int64))
-
-
-def _copy_of_parameters(model: MiniBERT) -> npt.NDArray[Any]:
-    """Return all parameters (P,), on the host."""
-    return model.backend.to_numpy(model.parameters.flat).copy()
 
 
 def _train_epoch(

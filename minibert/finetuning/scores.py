@@ -1,4 +1,4 @@
-"""Measure how good a classifier is: loss, accuracy, macro-F1 and the confusion matrix."""
+"""Measure how good a classifier is, after every epoch: loss, accuracy, macro-F1 and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -69,3 +69,18 @@ class Scores:
             "f1": dict(zip(self.labels, self.f1.tolist(), strict=True)),
             "confusion": self.confusion.tolist(),
         }
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The results of one epoch.
+
+    Attributes:
+        number: the number of the epoch, from 1.
+        training_loss: the mean loss of all training texts, in nats.
+        evaluation: the scores on the evaluation texts after the epoch.
+    """
+
+    number: int
+    training_loss: float
+    evaluation: Scores

@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backends import Array, Backend
+from minibert.checksums import CHECKSUMS_FILE
 from minibert.config import MiniBERTConfig
 from minibert.errors import NoClassifierError, PretrainedError
 from minibert.files import write_tensors_and_text
 from minibert.huggingface.config_file import CLASSIFIER, CONFIG_FILE, ConfigFile, config_fields
-from minibert.huggingface.tensor_files import WEIGHTS_FILE, StoredTensors, shards_of
+from minibert.huggingface.tensor_files import WEIGHTS_FILE, StoredTensors, checksums_of, shards_of
 from minibert.huggingface.tensor_names import (
     DECODER_BIAS,
     DECODER_WEIGHT,
@@ -386,6 +387,8 @@ def write_pretrained(
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(config_fields(config, heads, dtype), indent=2) + "\n"
     tensors = {hugging_face_name(name): array for name, array in parameters.items()}
-    write_tensors_and_text(folder / WEIGHTS_FILE, tensors, {"format": "pt"}, folder / CONFIG_FILE, text)
+    (folder / CHECKSUMS_FILE).unlink(missing_ok=True)  # they belong to the old files
+    metadata = {"format": "pt", **checksums_of(tensors)}
+    write_tensors_and_text(folder / WEIGHTS_FILE, tensors, metadata, folder / CONFIG_FILE, text)
     for stale in shards_of(folder):
         stale.unlink(missing_ok=True)

@@ -10,7 +10,8 @@ import json
 import math
 import mmap
 import re
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from backends import Array, get_backend
 from minibert.errors import PretrainedError
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+
+CHECKSUMS = "minibert.crc32"
+"""The key of the checksums in the metadata of a safetensors file."""
 
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # safetensors' name -> NumPy's
 
@@ -51,7 +55,7 @@ class TensorFile(Mapping[str, Array]):
 
     Raises:
         PretrainedError: the file is missing, damaged or cannot be read; on access to a tensor, its dtype is not one of
-            float64, float32, float16 and bfloat16.
+            float64, float32, float16 and bfloat16, or its checksum differs from the one that `checksums_of` recorded.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,7 +74,8 @@ class TensorFile(Mapping[str, Array]):
         header_size = int.from_bytes(self._mapped[:8], "little")
         self._start = 8 + header_size
         self._entries: dict[str, dict[str, Any]] = json.loads(self._mapped[8 : self._start])
-        self._entries.pop("__metadata__", None)
+        metadata = self._entries.pop("__metadata__", {})
+        self._checksums = _read_checksums(path, metadata.get(CHECKSUMS), self._entries.keys())
 
     def __getitem__(self, name: str) -> Array:
         """Return a tensor in its stored dtype; bfloat16, which NumPy lacks, becomes float32."""
@@ -84,6 +89,13 @@ class TensorFile(Mapping[str, Array]):
         count, offset = math.prod(entry["shape"]), self._start + entry["data_offsets"][0]
         if count == 0:
             return xp.zeros(tuple(entry["shape"]), dtype=xp.float32)
+        if name in self._checksums:
+            size = entry["data_offsets"][1] - entry["data_offsets"][0]
+            if _checksum(memoryview(self._mapped)[offset : offset + size]) != self._checksums.pop(name):
+                raise PretrainedError(
+                    f"{self.path} is damaged: the tensor {name} does not have the checksum that it was saved "
+                    "with; save or download the file again"
+                )
         values = xp.frombuffer(self._mapped, dtype=_DTYPES[entry["dtype"]], count=count, offset=offset)
         if entry["dtype"] == "BF16":  # the bits of a bfloat16 are the upper half of a float32's
             values = (xp.astype(values, xp.uint32) << 16).view(xp.float32)
@@ -94,6 +106,37 @@ class TensorFile(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def checksums_of(tensors: Mapping[str, Array]) -> dict[str, str]:
+    """Return metadata for the header of a safetensors file: the CRC-32 of every tensor, which `TensorFile` checks.
+
+    Args:
+        tensors: host arrays, by name.
+    """
+    checksums = {name: _checksum(tensor.tobytes()) for name, tensor in tensors.items()}
+    return {CHECKSUMS: json.dumps(checksums, separators=(",", ":"))}
+
+
+def _read_checksums(path: Path, text: str | None, names: Collection[str]) -> dict[str, str]:
+    """Read the metadata that `checksums_of` has made; empty for files of other programs, which have none.
+
+    Raises:
+        PretrainedError: the metadata are damaged.
+    """
+    if text is None:
+        return {}
+    try:
+        checksums = dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise PretrainedError(f"{path} is damaged: its checksums cannot be read ({error}); save it again") from error
+    if checksums.keys() != names:
+        raise PretrainedError(f"{path} is damaged: its checksums belong to other tensors; save or download it again")
+    return checksums
+
+
+def _checksum(content: bytes | memoryview) -> str:
+    return f"{zlib.crc32(content):08x}"
 
 
 class StoredTensors(Mapping[str, Array]):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from backends import Backend
+from minibert.checksums import CHECKSUMS_FILE, find_damage
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import TrainingError, explained
 from minibert.huggingface.config_file import CONFIG_FILE
@@ -44,13 +45,17 @@ def load_model(
     Raises:
         TrainingError: the folder is missing or has no model, perhaps because its run is not finished; a
             masked-language-model head is asked for and missing, or a classifier is asked for and has no labels; the
-            vocabulary is missing or belongs to another model.
+            vocabulary is missing or belongs to another model; a file is damaged.
         BackendError: this machine does not have the device.
     """
     if not folder.is_dir():
         raise TrainingError(f"there is no folder {folder}; give the output folder of a finished run")
     if not (folder / CONFIG_FILE).exists():
         _check_run_is_finished(folder)
+    if (damage := find_damage(folder, required=False)) is not None:
+        raise TrainingError(
+            f"{damage}: put the right file back or, if it was changed on purpose, delete {folder / CHECKSUMS_FILE}"
+        )
     with explained(), warnings.catch_warnings():
         # no warning that the head for masked words is random: if it is missing, an error follows below
         warnings.filterwarnings("ignore", message=".* has no masked-language-model head", category=PretrainedWarning)

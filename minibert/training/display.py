@@ -58,6 +58,15 @@ class Display(ABC):
         """
 
     @abstractmethod
+    def evaluating(self, step: int, done: float) -> None:
+        """Report the progress of an evaluation.
+
+        Args:
+            step: optimizer steps taken.
+            done: the share of the evaluation that is done, from 0 to 1.
+        """
+
+    @abstractmethod
     def evaluated(self, step: int, evaluation: Evaluation) -> None:
         """Report an evaluation of the parameters after a step."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,19 +89,26 @@ class _Sums:
         return float(loss), int(fetch(xp.stack(self.correct)).sum()) / self.count
 
 
-def evaluate(model: MiniBERT, batches: Iterable[Batch], unigram_counts: npt.NDArray[np.int64]) -> Evaluation:
+def evaluate(
+    model: MiniBERT,
+    batches: Iterable[Batch],
+    unigram_counts: npt.NDArray[np.int64],
+    progress: Callable[[int], None] = lambda sequences: None,
+) -> Evaluation:
     """Evaluate a model, without dropout. Logits are computed at the masked positions only.
 
     Args:
         model: the model; it is not changed.
         batches: from `preparation.frozen_batches`.
         unigram_counts: (V,) how often each token occurs in the training text.
+        progress: called after every batch, with the number of sequences done.
 
     Raises:
         TrainingError: the batches have no masked token.
     """
     masked, sentences = _Sums(), _Sums()
     labels: list[npt.NDArray[np.int32]] = []
+    sequences = 0
     for batch in batches:
         logits, cache = model.forward(
             batch.input_ids,
@@ -110,11 +117,15 @@ def evaluate(model: MiniBERT, batches: Iterable[Batch], unigram_counts: npt.NDAr
             prediction_positions=batch.prediction_positions,
             next_sentence=batch.next_sentence_labels is not None,
             unpad=True,
+            for_backward=False,
         )  # (M, V)
         masked.add(model, logits, batch.labels)
         labels.append(batch.labels)
         if batch.next_sentence_labels is not None:
             sentences.add(model, cache.next_sentence_logits, batch.next_sentence_labels)
+        del logits, cache  # otherwise their memory is in use while the next batch is computed
+        sequences += batch.number_of_sequences
+        progress(sequences)
     if not masked.count:
         raise TrainingError("the evaluation text is too short: there is no token to predict; give more text")
     loss, accuracy = masked.means(model)

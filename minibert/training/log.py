@@ -6,6 +6,8 @@ The field "kind" says what a line is about:
     train       mean loss and other figures of the steps since the line before
     evaluation  the figures of an evaluation
     resumed     the run goes on from a checkpoint; like "run", with the step of the checkpoint
+    skipped     a step was left out: its number and why
+    warning     the loss shows that the model learns nothing; the usual causes
     stopped     the run failed: at which step and why
     result      the last evaluation, time and memory of a finished run
 
@@ -16,19 +18,23 @@ A run that ended before its first checkpoint may be started again in the same fo
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import IO, Any
 
 from minibert.errors import TrainingError
-
-if sys.platform != "win32":
-    import fcntl
+from minibert.files import lock_file
 
 METRICS_FILE = "metrics.jsonl"
 
 _RUN_LINE = '{"kind": "run"'  # how a line of the kind "run" begins
+
+_NUMBERS = {
+    "train": ("step", "loss"),
+    "evaluation": ("step", "loss", "unigram_loss"),
+    "resumed": ("step",),
+}
+"""The numbers that a line of a kind must have to count. The commands read these."""
 
 _LOCK_ATTEMPTS, _SECONDS_BETWEEN_ATTEMPTS = 5, 0.02
 
@@ -38,7 +44,11 @@ class RunLog:
 
     Windows and some network disks have no locks. There, nothing keeps two processes from writing to one log.
 
-    Each line has left this process before `write` returns, so a crash of the process loses no line.
+    Each line has left this process before `write` returns, so a crash of the process loses no line. The exception is a
+    full disk: then the lines stay in memory, and every later `write` and `close` try again to write them all.
+
+    Attributes:
+        failure: why lines are waiting in memory; None if all lines are in the file.
 
     Args:
         path: the file; created if it does not exist. A last line that a crash cut short is removed.
@@ -48,7 +58,9 @@ class RunLog:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+        self.failure: str | None = None
+        self._waiting = b""  # what is not in the file yet; may begin in the middle of a line
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open as long as the run
         try:
             _lock_patiently(self._file)
         except BlockingIOError:
@@ -68,11 +80,22 @@ class RunLog:
         Raises:
             ValueError: a number is NaN or infinite; JSON has neither.
         """
-        self._file.write(json.dumps({"kind": kind, **fields}, allow_nan=False) + "\n")
-        self._file.flush()
+        self._waiting += (json.dumps({"kind": kind, **fields}, allow_nan=False) + "\n").encode()
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        """Write as much as the disk takes."""
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            self.failure = error.strerror or str(error)
+        else:
+            self.failure = None
 
     def close(self) -> None:
-        """Close the file and release its lock."""
+        """Try once more to write all lines, close the file, and release its lock."""
+        self._write_waiting()
         self._file.close()
 
 
@@ -91,8 +114,8 @@ def is_in_use(path: Path) -> bool | None:
         True or False; None if this system or disk has no locks and cannot tell.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            return False if _lock(file, shared=True) else None
+        with open(path, "rb") as file:
+            return False if lock_file(file, shared=True) else None
     except BlockingIOError:
         return True
     except FileNotFoundError:
@@ -109,20 +132,17 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     left out, too.
 
     Args:
-        path: the log; a line cut short by a crash is skipped.
+        path: the log; a damaged line, and one cut short by a crash, are left out.
 
     Returns:
-        One dict per line, oldest first.
+        One dict per line, oldest first. Each has a "kind", and the numbers that `_NUMBERS` promises for its kind.
 
     Raises:
         OSError: the file cannot be read.
-        UnicodeDecodeError: the file is not UTF-8.
     """
     history: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:  # cut short by a crash
+    for line in path.read_bytes().splitlines():
+        if (entry := _parse(line)) is None:
             continue
         if entry["kind"] == "run":
             history = []
@@ -130,6 +150,28 @@ def read_history(path: Path) -> list[dict[str, Any]]:
             history = [earlier for earlier in history if earlier.get("step", 0) <= entry["step"]]
         history.append(entry)
     return history
+
+
+def damaged_lines(path: Path) -> list[int]:
+    """Return the numbers, from 1, of the lines that `read_history` leaves out; one cut short at the end is not named.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    *lines, _ = path.read_bytes().split(b"\n")
+    return [number for number, line in enumerate(lines, start=1) if _parse(line) is None]
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """Return the fields of a line; None if it is damaged or cut short."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):  # not JSON, or not UTF-8
+        return None
+    if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str):
+        return None
+    numbers = (entry.get(name) for name in _NUMBERS.get(entry["kind"], ()))
+    return entry if all(isinstance(number, (int, float)) for number in numbers) else None
 
 
 def read_run_history(folder: Path) -> list[dict[str, Any]] | None:
@@ -141,9 +183,10 @@ def read_run_history(folder: Path) -> list[dict[str, Any]] | None:
     """
     path = folder / METRICS_FILE
     try:
-        with open(path, encoding="utf-8") as file:
-            beginning = file.read(len(_RUN_LINE))
-        return read_history(path) if beginning in ("", _RUN_LINE) else None
+        with open(path, "rb") as file:
+            first = file.readline()
+        first.decode()
+        return read_history(path) if first == b"" or first.startswith(_RUN_LINE.encode()) else None
     except (OSError, UnicodeDecodeError):
         return None
 
@@ -151,48 +194,23 @@ def read_run_history(folder: Path) -> list[dict[str, Any]] | None:
 def read_run_description(folder: Path) -> dict[str, Any]:
     """Read the "run" line of the run that was started last in a folder; {} if there is none or it is cut short."""
     try:
-        with open(folder / METRICS_FILE, encoding="utf-8") as file:
-            *_, line = (line for line in file if line.startswith(_RUN_LINE))
-        entry = json.loads(line)
-    except (OSError, ValueError):  # no such file, no such line, or one cut short
+        with open(folder / METRICS_FILE, "rb") as file:
+            *_, line = (line for line in file if line.startswith(_RUN_LINE.encode()))
+    except (OSError, ValueError):  # no such file, or no such line
         return {}
-    return entry if isinstance(entry, dict) else {}
+    return _parse(line) or {}
 
 
-def _lock_patiently(file: IO[str]) -> None:
-    """Lock a file as `_lock` does, but try again for a moment.
+def _lock_patiently(file: IO[bytes]) -> None:
+    """Lock a file as `lock_file` does, but try again for a moment.
 
     `is_in_use` of another process holds a shared lock for some microseconds. It must not look like a run.
     """
     for _ in range(_LOCK_ATTEMPTS - 1):
         try:
-            _lock(file)
+            lock_file(file)
         except BlockingIOError:
             time.sleep(_SECONDS_BETWEEN_ATTEMPTS)
         else:
             return
-    _lock(file)
-
-
-def _lock(file: IO[str], shared: bool = False) -> bool:
-    """Lock a file until it is closed.
-
-    Args:
-        file: open for writing, or for reading if the lock is shared.
-        shared: True allows other shared locks beside this one, but no exclusive lock.
-
-    Returns:
-        False if the system or the disk has no locks.
-
-    Raises:
-        BlockingIOError: the file is locked already.
-    """
-    if sys.platform == "win32":
-        return False
-    try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:  # some network disks have no locks
-        return False
-    return True
+    lock_file(file)

@@ -6,6 +6,7 @@ Starting a run, resuming one, loading a model and fine-tuning all depend on what
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from pathlib import Path
 
@@ -36,6 +37,25 @@ class FolderState(Enum):
     FINISHED = "finished"
     IN_USE = "in use"
     FOREIGN = "somebody else's"
+
+
+_LEFTOVER = re.compile(
+    r"\.(config\.json|model\.safetensors|vocab\.txt|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json"
+    r"|checksums\.json)\.[a-z0-9_]{8}"  # written by `minibert.files`
+    r"|\.tmp[A-Za-z0-9]{6}"  # written by the library safetensors
+)
+"""Temporary names of files that a run writes to its folder."""
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the files that a killed run left half written. The caller holds the lock of the run's log.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    for path in folder.iterdir():
+        if _LEFTOVER.fullmatch(path.name) and path.is_file():
+            path.unlink()
 
 
 def folder_state(folder: Path, *, own_log_open: bool = False) -> FolderState:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
 
+from minibert.checksums import find_damage, write_checksums
 from minibert.data.batch_source import Batch, BatchSource, build_batch_source, evaluation_batches
 from minibert.data.corpus import Corpus, open_corpus
 from minibert.data.masking import MaskingRule
@@ -21,15 +22,15 @@ from minibert.data.sequences import Sequences
 from minibert.data.token_file import Progress, TokenizedCorpus, prepare_tokens
 from minibert.data.tokenizer import Tokenizer
 from minibert.data.vocabulary import train_tokenizer
-from minibert.errors import DataError
-from minibert.files import rename_folder
+from minibert.errors import CacheWarning, DataError
+from minibert.files import folder_in_the_making, rename_folder
 from minibert.training.settings import Settings
 
 CACHE_FOLDER = ".minibert-cache"
 """The name of the cache folder. It lies beside the output folders, so that all runs there share it, and may be
 deleted."""
 
-_EVALUATION_TOKENS_PER_BATCH = 8192  # keeps the logits of an evaluation small, whatever the training's batch size
+_EVALUATION_TOKENS_PER_BATCH = 1024  # an evaluation needs less memory than a small step of training
 
 
 @dataclass(frozen=True)
@@ -37,30 +38,52 @@ class Data:
     """The data of a run.
 
     Attributes:
+        corpus: the text.
+        corpus_bytes: the size of its files.
         tokenizer: the vocabulary.
         tokenized: the tokens of the training text and of the evaluation text.
         source: the training batches.
-        evaluation_sequences: the sequences to evaluate on.
+        evaluation_sequences: the held-out text as sequences.
+        evaluation_tokens: the largest number of held-out tokens to evaluate on.
     """
 
+    corpus: Corpus
+    corpus_bytes: int
     tokenizer: Tokenizer
     tokenized: TokenizedCorpus
     source: BatchSource
     evaluation_sequences: Sequences
+    evaluation_tokens: int
 
     def evaluation_batches(self) -> Iterator[Batch]:
         """Return the batches of an evaluation, the same ones every time."""
-        return frozen_batches(self.evaluation_sequences, self.tokenizer)
+        return frozen_batches(self.evaluation_sequences, self.tokenizer, self.evaluation_tokens)
+
+    def evaluated_sequences(self) -> int:
+        """Return the number of sequences in an evaluation."""
+        return evaluated_sequences(self.evaluation_sequences, self.evaluation_tokens)
 
 
-def frozen_batches(sequences: Sequences, tokenizer: Tokenizer) -> Iterator[Batch]:
+def frozen_batches(sequences: Sequences, tokenizer: Tokenizer, tokens: int) -> Iterator[Batch]:
     """Return evaluation batches whose masks depend on the text alone.
 
     The masks follow BERT's own rule (15% of the tokens) even if the training masks differently, so that runs can be
     compared.
+
+    Args:
+        sequences: the held-out text.
+        tokenizer: its tokenizer.
+        tokens: the largest number of tokens to evaluate on. They are spread evenly over the text.
     """
     batch_size = max(1, _EVALUATION_TOKENS_PER_BATCH // sequences.seq_length)
-    return evaluation_batches(sequences, tokenizer, MaskingRule(), batch_size)
+    return evaluation_batches(
+        sequences, tokenizer, MaskingRule(), batch_size, limit=evaluated_sequences(sequences, tokens)
+    )
+
+
+def evaluated_sequences(sequences: Sequences, tokens: int) -> int:
+    """Return how many sequences `frozen_batches` has: all of them, or as many as the tokens allow, at least one."""
+    return min(len(sequences), max(1, tokens // sequences.seq_length))
 
 
 def prepare_data(
@@ -75,7 +98,7 @@ def prepare_data(
         progress: called with the name of the current work and the number of tokens done.
 
     Raises:
-        DataError: the text cannot be read, or it is too short.
+        DataError: the text cannot be read, changes while it is read, or is too short.
     """
     corpus = open_corpus(settings.corpus)
     if tokenizer is None:
@@ -90,7 +113,35 @@ def prepare_data(
         seed=settings.seed,
         rule=settings.masking_rule(),
     )
-    return Data(tokenizer, tokenized, source, evaluation_sequences)
+    data = Data(
+        corpus,
+        corpus.number_of_bytes(),
+        tokenizer,
+        tokenized,
+        source,
+        evaluation_sequences,
+        settings.evaluation_tokens,
+    )
+    _check_predictable(data)
+    return data
+
+
+def _check_predictable(data: Data) -> None:
+    """Refuse a text without a token to predict, before the training instead of at its first evaluation.
+
+    Raises:
+        DataError: the training text or the evaluation text has no such token.
+    """
+    if not data.tokenized.unigram_counts.any():
+        unknown = data.tokenizer.special_tokens["unk_token"]
+        raise DataError(
+            f"the vocabulary knows no word of {data.corpus.description}: every token is {unknown}, and nothing can be "
+            "predicted; give a text in words with spaces between them (a word has at most 100 characters)"
+        )
+    if not any(batch.labels.size for batch in data.evaluation_batches()):
+        raise DataError(
+            f"the held-out part of {data.corpus.description} is too short: it has no token to predict; give more text"
+        )
 
 
 def cached_tokenizer(
@@ -106,23 +157,26 @@ def cached_tokenizer(
         progress: called with the name of the current work and 0.
 
     Raises:
-        DataError: the text cannot be read, it makes no vocabulary, or the cached vocabulary is damaged.
+        DataError: the text cannot be read, changes while it is read, or makes no vocabulary.
+
+    Warns:
+        CacheWarning: the vocabulary in the cache is damaged. It is made again.
     """
-    identity = (corpus.fingerprint(), vocab_size, cased, tokenizers.__version__)
+    status = corpus.status()
+    identity = (corpus.fingerprint(cache), vocab_size, cased, tokenizers.__version__)
     folder = cache / f"vocabulary-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}"
-    if not folder.is_dir():
-        if progress is not None:
-            progress("making a vocabulary", 0)
-        made = train_tokenizer((document.text for document in corpus), vocab_size, lowercase=not cased)
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".making-vocabulary-", dir=cache))
-        try:
-            made.save(temporary)
-            if not folder.is_dir():  # another run may have made it meanwhile
-                rename_folder(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        return Tokenizer.load(folder)
-    except DataError as error:
-        raise DataError(f"{error}; the cache is damaged: delete {folder} and start again") from error
+    if folder.is_dir():
+        if (damage := find_damage(folder, required=True)) is None:
+            return Tokenizer.load(folder)
+        warnings.warn(f"{damage}: the vocabulary is made again", CacheWarning, stacklevel=2)
+        shutil.rmtree(folder)
+    if progress is not None:
+        progress("making a vocabulary", 0)
+    made = train_tokenizer((document.text for document in corpus), vocab_size, lowercase=not cased)
+    with folder_in_the_making(cache, "vocabulary") as beside:
+        made.save(beside)
+        write_checksums(beside, sorted(path.name for path in beside.iterdir()))
+        corpus.check_unchanged(status)
+        if not folder.is_dir():  # another run may have made it meanwhile
+            rename_folder(beside, folder)
+    return Tokenizer.load(folder)

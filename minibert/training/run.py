@@ -11,20 +11,24 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from minibert.checksums import MODEL_FILES, write_checksums
 from minibert.data.prefetch import prefetch
-from minibert.errors import NonFiniteError
+from minibert.errors import NonFiniteError, SavingError
 from minibert.model import MiniBERT
 from minibert.optimizer import AdamW, linear_schedule
-from minibert.training.budget import Budget
-from minibert.training.checkpoint import CHECKPOINTS_FOLDER, RunState, list_checkpoints, save_checkpoint
+from minibert.training.checkpoint import CHECKPOINTS_FOLDER, RunState, list_checkpoints
 from minibert.training.display import Display
 from minibert.training.evaluation import Evaluation, evaluate
-from minibert.training.log import RunLog
+from minibert.training.log import METRICS_FILE, RunLog
+from minibert.training.loss_check import LossWarning, diverged, learnt_nothing
 from minibert.training.preparation import Data
+from minibert.training.saver import CheckpointSaver
 from minibert.training.settings import Settings
 from minibert.training.trainer import Trainer
 
+_LATE = 0.5  # from this share of a run on, a model should know more than how frequent words are
 _BATCHES_AHEAD = 2  # prepared in the background while the model computes
 
 
@@ -38,6 +42,7 @@ class Outcome:
         tokens_per_second: speed of this session, without evaluations and checkpoints; 0.0 if it took no step.
         peak_memory: the most bytes in use at one time; None if the backend cannot tell.
         evaluation: of the final parameters; None if the run was interrupted.
+        warning: says that the model has learnt nothing, and the usual causes; None if it has learnt something.
     """
 
     step: int
@@ -45,6 +50,7 @@ class Outcome:
     tokens_per_second: float
     peak_memory: int | None
     evaluation: Evaluation | None
+    warning: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -86,15 +92,23 @@ class Run:
         self.data = data
         self.log = log
         self.display = display
-        self.budget = Budget(settings.steps, None if settings.minutes is None else 60.0 * settings.minutes)
-        self.trainer = Trainer(model, optimizer, accumulate=settings.accumulate, dropout=settings.dropout > 0.0)
+        self.budget = settings.budget()
+        self.trainer = Trainer(
+            model,
+            optimizer,
+            accumulate=settings.accumulate,
+            dropout=settings.dropout > 0.0,
+            skip_non_finite=settings.non_finite == "skip",
+        )
         self._checkpoints = output / CHECKPOINTS_FOLDER
-        self._saved_step = optimizer.steps if list_checkpoints(self._checkpoints) else None
+        saved_step = optimizer.steps if list_checkpoints(self._checkpoints) else None
+        self._saver = CheckpointSaver(self._checkpoints, settings.checkpoint_every, display.message, saved_step)
         self._elapsed_before = elapsed
         self._began = time.monotonic()
         self._interval_began = time.monotonic()  # the interval from one report to the next
         self._learning_rate = 0.0
         self._tokens = 0  # processed in this session
+        self._warned: set[str] = set()  # the kinds of warnings that were shown
         self._seconds_of_steps = 0.0  # in this session, without evaluations and checkpoints
 
     @property
@@ -104,7 +118,7 @@ class Run:
 
     @property
     def elapsed(self) -> float:
-        """Seconds of training so far, without preparation and without the time between sessions."""
+        """Seconds of training so far, without preparation, evaluations and the time between sessions."""
         return self._elapsed_before + time.monotonic() - self._began
 
     def train(self, interrupted: Callable[[], bool] = lambda: False) -> Outcome:
@@ -119,6 +133,7 @@ class Run:
         Raises:
             NonFiniteError: the loss, a gradient or a parameter is NaN or infinite. No such value was saved. The
                 message names the step and the remedy.
+            SavingError: checkpoints or the model cannot be written. The checkpoints written before are complete.
         """
         self._introduce()
         try:
@@ -128,24 +143,35 @@ class Run:
             self.display.begin(self.budget, self.step, self.elapsed)
             finished = self._take_steps(interrupted)
             evaluation = self._evaluate() if finished else None
-            self._save_checkpoint()
+            self._save_checkpoint(last=True)
         except NonFiniteError as error:
-            self.log.write("stopped", step=error.step, reason=str(error))
+            self._log("stopped", step=error.step, reason=str(error))
             raise NonFiniteError(f"{error}. {self._remedy()}", error.step) from None
         finally:
             self.display.end()
         speed = self._tokens / self._seconds_of_steps if self._tokens else 0.0
-        outcome = Outcome(self.step, self.elapsed, speed, self.model.backend.memory().peak, evaluation)
+        warning = None
         if evaluation is not None:
-            self.log.write(
+            warning = learnt_nothing(evaluation.loss, evaluation.unigram_loss, self.settings)
+        outcome = Outcome(
+            self.step,
+            self.elapsed,
+            speed,
+            self.model.backend.memory().peak,
+            evaluation,
+            None if warning is None else warning.text,
+        )
+        if evaluation is not None:
+            self._log(
                 "result",
                 step=outcome.step,
                 elapsed=outcome.elapsed,
                 tokens_per_second=outcome.tokens_per_second,
                 peak_memory=outcome.peak_memory,
                 **evaluation.to_dict(),
+                **({} if outcome.warning is None else {"warning": outcome.warning}),
             )
-            self.model.save_pretrained(self.output)
+            self._save_model()
         return outcome
 
     def _introduce(self) -> None:
@@ -158,9 +184,17 @@ class Run:
         )
         self.display.message(
             f"{' '.join(settings.corpus)}: {tokenized.train.number_of_tokens:,} tokens to train on, "
-            f"{tokenized.evaluation.number_of_tokens:,} held out; {settings.batch_size} x {settings.seq_length} "
-            f"tokens a step, {self.data.source.steps_per_epoch:,.0f} steps an epoch"
+            f"{tokenized.evaluation.number_of_tokens:,} held out{self._share_evaluated()}; "
+            f"{settings.batch_size} x {settings.seq_length} tokens a step, "
+            f"{self.data.source.steps_per_epoch:,.0f} steps an epoch"
         )
+
+    def _share_evaluated(self) -> str:
+        """Say how much of the held-out text is evaluated; nothing if it is all of it."""
+        sequences, measured = self.data.evaluation_sequences, self.data.evaluated_sequences()
+        if measured == len(sequences):
+            return ""
+        return f" (evaluations measure {measured * sequences.seq_length:,} of them)"
 
     def _take_steps(self, interrupted: Callable[[], bool]) -> bool:
         """Take steps until the budget is exhausted (return True) or until an interruption (return False)."""
@@ -181,12 +215,16 @@ class Run:
                 is_last = self.budget.exhausted(self.step, self.elapsed)
                 if self.step % settings.evaluate_every == 0 and not is_last:
                     self._evaluate()
-                if self.step % settings.checkpoint_every == 0 and not is_last:
+                if self._saver.is_due(self.step) and not is_last:
                     self._save_checkpoint()
         return True
 
     def _report(self) -> None:
         """Fetch the figures of the steps since the last report, check that they are finite, log and show them."""
+        for skipped in self.trainer.skipped:
+            self._log("skipped", step=skipped.step, reason=skipped.reason)
+            self.display.message(f"step {skipped.step} was skipped: {skipped.reason}")
+        self.trainer.skipped.clear()
         if not self.trainer.pending:
             return
         figures = self.trainer.collect()
@@ -195,7 +233,7 @@ class Run:
         self._tokens += figures.tokens
         self._seconds_of_steps += seconds
         loss, speed = float(figures.losses.mean()), figures.tokens / seconds
-        self.log.write(
+        self._log(
             "train",
             step=self.step,
             loss=loss,
@@ -206,21 +244,42 @@ class Run:
             memory=self.model.backend.memory().used,
         )
         self.display.report(self.step, loss, speed)
+        self._warn(diverged(loss, self.model.config.vocab_size, self.settings))
 
     def _evaluate(self) -> Evaluation:
         """Evaluate the parameters on the held-out text, log and show the figures."""
         self._report()
         self.trainer.check_parameters()
-        evaluation = evaluate(self.model, self.data.evaluation_batches(), self.data.tokenized.unigram_counts)
-        self.log.write("evaluation", step=self.step, elapsed=self.elapsed, **evaluation.to_dict())
+        began, total = time.monotonic(), self.data.evaluated_sequences()
+        evaluation = evaluate(
+            self.model,
+            self.data.evaluation_batches(),
+            self.data.tokenized.unigram_counts,
+            lambda sequences: self.display.evaluating(self.step, sequences / total),
+        )
+        self._began += time.monotonic() - began  # an evaluation does not count as training
+        self._log("evaluation", step=self.step, elapsed=self.elapsed, **evaluation.to_dict())
         self.display.evaluated(self.step, evaluation)
+        if _LATE <= self.budget.share_done(self.step, self.elapsed) < 1.0:  # at the end, `Outcome` has it
+            self._warn(learnt_nothing(evaluation.loss, evaluation.unigram_loss, self.settings))
         self._interval_began = time.monotonic()
         return evaluation
 
-    def _save_checkpoint(self) -> None:
-        """Write a checkpoint, unless there is one of this step already."""
+    def _warn(self, warning: LossWarning | None) -> None:
+        """Show and log a warning, unless there was one of its kind in this session."""
+        if warning is not None and warning.kind not in self._warned:
+            self._warned.add(warning.kind)
+            self._log("warning", step=self.step, text=warning.text)
+            self.display.message(f"step {self.step}: {warning.text}")
+
+    def _save_checkpoint(self, *, last: bool = False) -> None:
+        """Write a checkpoint, unless there is one of this step already.
+
+        Args:
+            last: True if no training follows, so that the checkpoint must be written now.
+        """
         self._report()
-        if self.step == self._saved_step:
+        if self._saver.is_saved(self.step):
             return
         self.trainer.check_parameters()
         state = RunState(
@@ -229,10 +288,34 @@ class Run:
             settings=self.settings.to_dict(),
             tokenizer=self.data.tokenizer.fingerprint(),
             corpus=self.data.tokenized.fingerprint,
+            corpus_bytes=self.data.corpus_bytes,
         )
-        save_checkpoint(self._checkpoints, self.model, self.optimizer, state)
-        self._saved_step = self.step
+        self._saver.save(self.model, self.optimizer, state, last=last)
         self._interval_began = time.monotonic()
+
+    def _save_model(self) -> None:
+        """Write the trained model."""
+        try:
+            self.model.save_pretrained(self.output)
+            write_checksums(self.output, MODEL_FILES)
+        except OSError as error:
+            raise SavingError(
+                f"the model cannot be written to {self.output}: {error.strerror or error}. Its last checkpoint is "
+                f"complete: make it possible to write there, and --output {shlex.quote(str(self.output))} --resume "
+                "writes the model"
+            ) from error
+
+    def _log(self, kind: str, **fields: Any) -> None:
+        """Add a line to the log, and say it if lines cannot be written any more, or again."""
+        before = self.log.failure
+        self.log.write(kind, **fields)
+        if self.log.failure is not None and before is None:
+            self.display.message(
+                f"{METRICS_FILE} cannot be written ({self.log.failure}): the training goes on, and keeps the lines in "
+                "memory until they can be written"
+            )
+        if self.log.failure is None and before is not None:
+            self.display.message(f"{METRICS_FILE} can be written again, and has all its lines")
 
     def _remedy(self) -> str:
         """Say how to go on after a loss, a gradient or a parameter that is not finite."""

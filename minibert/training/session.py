@@ -11,24 +11,34 @@ The log stays open, and the folder locked against other processes, until the end
 
 from __future__ import annotations
 
-import platform
+import contextlib
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from backends import get_backend
+from minibert.data.corpus import open_corpus
+from minibert.data.token_file import is_text_of
 from minibert.data.tokenizer import Tokenizer
-from minibert.errors import TrainingError, explained
+from minibert.errors import DataError, TrainingError, explained
 from minibert.model import MiniBERT
 from minibert.optimizer import AdamW
-from minibert.training.checkpoint import CHECKPOINTS_FOLDER, read_newest_state, restore
+from minibert.options import flag
+from minibert.training.checkpoint import CHECKPOINTS_FOLDER, find_newest, restore, set_aside
 from minibert.training.display import Display, duration
-from minibert.training.log import METRICS_FILE, RunLog, in_use_error, read_history
-from minibert.training.output_folder import FolderState, folder_state
+from minibert.training.log import (
+    METRICS_FILE,
+    RunLog,
+    damaged_lines,
+    in_use_error,
+    read_history,
+    read_run_description,
+)
+from minibert.training.output_folder import FolderState, folder_state, remove_leftovers
 from minibert.training.preparation import CACHE_FOLDER, Data, prepare_data
+from minibert.training.provenance import changes, describe
 from minibert.training.run import Run
 from minibert.training.settings import Settings
 
@@ -60,7 +70,7 @@ def start(settings: Settings, output: Path, display: Display, *, cache: Path | N
         DataError: the corpus cannot be read.
         BackendError: the device does not exist.
     """
-    _check_may_start(folder_state(output), output)
+    _check_may_start(folder_state(output), output, settings)
     with explained():
         backend = get_backend(settings.device)
     data = _prepare(settings, output, cache, display)
@@ -76,14 +86,34 @@ def start(settings: Settings, output: Path, display: Display, *, cache: Path | N
         )
         optimizer = _make_optimizer(model, settings)
     output.mkdir(parents=True, exist_ok=True)
-    with closing(RunLog(output / METRICS_FILE)) as log:
+    with _opened_log(output, display) as log:
         state = folder_state(output, own_log_open=True)  # another process may have trained here since the first check
-        _check_may_start(state, output)
+        _check_may_start(state, output, settings)
         if state is FolderState.BEGUN:
             display.message(f"the run in {output} ended before its first checkpoint: starting again in its place")
-        log.write("run", started=_now(), **_description(settings, model, data))
+        log.write("run", **describe(settings, model, data))
         data.tokenizer.save(output, model_max_length=config.max_position_embeddings)
         yield Run(settings, output, model, optimizer, data, log, display)
+
+
+def settings_to_start(given: Mapping[str, Any], output: Path) -> Settings | None:
+    """Return the settings of a run to start in place of a resume; None if there may be something to resume.
+
+    There is nothing to resume in a new folder, and where a run ended before its first checkpoint. The latter keeps its
+    settings, as a resumed run does.
+
+    Args:
+        given: the settings that the user gave explicitly.
+        output: the output folder.
+
+    Raises:
+        TrainingError: the given settings are not accepted, or contradict those of the run.
+    """
+    state = folder_state(output)
+    if state not in (FolderState.NEW, FolderState.BEGUN):
+        return None
+    written = read_run_description(output).get("settings")
+    return Settings(**given) if written is None else Settings.from_dict(written).resumed_with(given)
 
 
 @contextmanager
@@ -97,14 +127,23 @@ def resume(given: Mapping[str, Any], output: Path, display: Display, *, cache: P
         cache: the folder for vocabularies and tokens; None for a folder beside `output`.
 
     Raises:
-        TrainingError: there is no run to resume, its checkpoint is damaged, a given setting contradicts it, or the
-            corpus or the vocabulary has changed.
+        TrainingError: there is no run to resume, all its checkpoints are damaged, a given setting contradicts it, or
+            the corpus or the vocabulary has changed.
         DataError: the corpus or the vocabulary cannot be read.
         BackendError: the device does not exist.
     """
     _check_may_resume(folder_state(output), output)
-    path, state = read_newest_state(output / CHECKPOINTS_FOLDER)
+    found = find_newest(output / CHECKPOINTS_FOLDER)
+    path, state = found.path, found.state
+    for _, damage in found.damaged:
+        display.message(f"{damage}: going on from the checkpoint before it, of step {state.step}")
     settings = Settings.from_dict(state.settings).resumed_with(given)
+    minutes = settings.minutes
+    if minutes is not None and minutes != state.settings.get("minutes") and 60.0 * minutes < state.elapsed:
+        raise TrainingError(
+            f"the run in {output} has been trained for {duration(state.elapsed)} already, and --minutes {minutes:g} is "
+            "the total, the time before the resume included: give a larger number"
+        )
     if settings.steps is not None and settings.steps < state.step:
         raise TrainingError(
             f"the run in {output} has taken {state.step} steps already, and --steps {settings.steps} is the "
@@ -112,18 +151,16 @@ def resume(given: Mapping[str, Any], output: Path, display: Display, *, cache: P
         )
     with explained():
         backend = get_backend(settings.device)
-    tokenizer = Tokenizer.load(output)
-    if tokenizer.fingerprint() != state.tokenizer:
+    cache_folder = cache or output.parent / CACHE_FOLDER
+    tokenizer = _load_tokenizer(output, state.tokenizer, cache_folder, display)
+    corpus = open_corpus(settings.corpus)
+    if not is_text_of(corpus, tokenizer, cache_folder, state.corpus):
         raise TrainingError(
-            f"the vocabulary in {output} ({tokenizer.vocab_size} tokens) is not the one that the checkpoint "
-            f"{path} was trained with; put the run's own vocab.txt and tokenizer.json back"
+            f"the text in {' '.join(settings.corpus)} is not the one that the checkpoint {path} was trained on"
+            f"{_difference(state.corpus_bytes, corpus.number_of_bytes())}; put it back, or start another run in "
+            "another --output"
         )
     data = _prepare(settings, output, cache, display, tokenizer)
-    if data.tokenized.fingerprint != state.corpus:
-        raise TrainingError(
-            f"the text in {' '.join(settings.corpus)} is not the one that the checkpoint {path} was trained on (a "
-            "file's path, size or modification time differs); put it back, or start another run in another --output"
-        )
     with explained():
         model = MiniBERT(
             settings.model_config(tokenizer.vocab_size),
@@ -136,23 +173,45 @@ def resume(given: Mapping[str, Any], output: Path, display: Display, *, cache: P
         )
     optimizer = _make_optimizer(model, settings)
     restore(path, model, optimizer)
-    display.message(f"resuming from {path} (step {state.step}, {duration(state.elapsed)} of training)")
-    last = _last_session(output)
-    before, now = last.get("device"), model.backend.description()
-    if before not in (None, now):
-        display.message(f"so far it was computed by {before}, now by {now}: equal up to rounding, not bit for bit")
-    precision = last.get("precision", "float32")  # logs of versions before the setting do not name it
-    if precision != model.precision:
+    if settings.budget().exhausted(state.step, state.elapsed):
         display.message(
-            f"so far its matrix products were computed in {precision}, now in {model.precision}: the losses will be "
-            "about the same, not bit for bit"
+            f"the run in {output} has had all its training ({state.step} steps in {duration(state.elapsed)}). Its "
+            f"results are written again; a larger {'--minutes' if settings.steps is None else '--steps'} trains on"
         )
-    with closing(RunLog(output / METRICS_FILE)) as log:
-        log.write("resumed", step=state.step, started=_now(), **_description(settings, model, data))
+    else:
+        display.message(f"resuming from {path} (step {state.step}, {duration(state.elapsed)} of training)")
+    history, bad = _history(output)
+    if bad:
+        numbers = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        display.message(f"{METRICS_FILE} has damaged lines, which do not count: {numbers}")
+    sessions = [line for line in history if line["kind"] in ("run", "resumed")]
+    description = describe(settings, model, data)
+    for change in changes(sessions[-1] if sessions else {}, description):
+        display.message(change)
+    with _opened_log(output, display) as log:
+        tokenizer.save(output, model_max_length=model.config.max_position_embeddings)
+        for damaged, _ in found.damaged:
+            display.message(
+                f"the damaged checkpoint was renamed to {set_aside(damaged)}; delete it if you do not need it"
+            )
+        log.write("resumed", step=state.step, **description)
         yield Run(settings, output, model, optimizer, data, log, display, state.elapsed)
 
 
-def _check_may_start(state: FolderState, output: Path) -> None:
+@contextmanager
+def _opened_log(output: Path, display: Display) -> Iterator[RunLog]:
+    """Open the log of a run, and clear up what a killed session left. Say it if lines could not be written."""
+    log = RunLog(output / METRICS_FILE)
+    try:
+        remove_leftovers(output)
+        yield log
+    finally:
+        log.close()
+        if log.failure is not None:
+            display.message(f"the last lines of {output / METRICS_FILE} could not be written: {log.failure}")
+
+
+def _check_may_start(state: FolderState, output: Path, settings: Settings) -> None:
     """Refuse a folder in which a new run would overwrite something.
 
     Raises:
@@ -167,11 +226,21 @@ def _check_may_start(state: FolderState, output: Path) -> None:
         )
     if state in (FolderState.RESUMABLE, FolderState.FINISHED):
         raise TrainingError(
-            f"{output} holds another run, and nothing is overwritten: give another --output, or continue that run "
-            "with --resume"
+            f"{output} holds {_described(output, state, settings)}, and nothing is overwritten: give another --output, "
+            "or continue that run with --resume"
         )
     if state is FolderState.FOREIGN:
         raise TrainingError(f"{output} is not an empty folder, and nothing is overwritten: give another --output")
+
+
+def _described(output: Path, state: FolderState, settings: Settings) -> str:
+    """Describe the run in a folder, beside the settings of a run that was to be started there."""
+    written = read_run_description(output).get("settings", {})
+    new = settings.to_dict()
+    different = [flag(name) for name, value in new.items() if written.get(name, value) != value]
+    kind = "another run" if different or not written else "a run with the same settings"
+    end = "finished" if state is FolderState.FINISHED else "interrupted"
+    return f"{kind} ({end}{'; other ' + ', '.join(different) if different else ''})"
 
 
 def _check_may_resume(state: FolderState, output: Path) -> None:
@@ -194,13 +263,41 @@ def _check_may_resume(state: FolderState, output: Path) -> None:
         )
 
 
-def _last_session(output: Path) -> Mapping[str, Any]:
-    """Read what the log says about the last session, as `_description` wrote it; nothing if the log is gone."""
+def _load_tokenizer(output: Path, fingerprint: str, cache: Path, display: Display) -> Tokenizer:
+    """Load the tokenizer of a run. If its files are damaged, write them again from the cache.
+
+    Raises:
+        TrainingError: the files are damaged or belong to another vocabulary, and the cache does not have the right one.
+    """
     try:
-        history = read_history(output / METRICS_FILE)
-    except OSError:
-        return {}
-    return next((line for line in reversed(history) if line["kind"] in ("run", "resumed")), {})
+        tokenizer = Tokenizer.load(output)
+        if tokenizer.fingerprint() == fingerprint:
+            return tokenizer
+        damage = f"the vocabulary in {output} ({tokenizer.vocab_size} tokens) is not the one that the run began with"
+    except DataError as error:
+        damage = str(error)
+    for folder in sorted(cache.glob("vocabulary-*")):
+        with contextlib.suppress(DataError):
+            tokenizer = Tokenizer.load(folder)
+            if tokenizer.fingerprint() == fingerprint:
+                display.message(f"{damage}: its files are written again from {folder}")
+                return tokenizer
+    raise TrainingError(f"{damage}; put the run's own vocab.txt and tokenizer.json back")
+
+
+def _difference(before: int | None, now: int) -> str:
+    """Describe in what way a text differs from the one before, from the sizes of both in bytes."""
+    if before is None:
+        return ""
+    if now == before:
+        return f": it still has {now:,} bytes, but other content"
+    return f": it has {'grown' if now > before else 'shrunk'} from {before:,} to {now:,} bytes"
+
+
+def _history(output: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """Read the log of a run and the numbers of its damaged lines; nothing if the log is gone."""
+    log = output / METRICS_FILE
+    return (read_history(log), damaged_lines(log)) if log.exists() else ([], [])
 
 
 def _prepare(
@@ -215,25 +312,3 @@ def _prepare(
 
 def _make_optimizer(model: MiniBERT, settings: Settings) -> AdamW:
     return AdamW(model, betas=BETAS, weight_decay=settings.weight_decay, max_norm=settings.clip_norm)
-
-
-def _now() -> str:
-    return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def _description(settings: Settings, model: MiniBERT, data: Data) -> dict[str, Any]:
-    """Describe the session for the log: everything that its bits depend on."""
-    return {
-        "minibert": version("minibert"),
-        "python": platform.python_version(),
-        "device": model.backend.description(),
-        "kernels": list(model.kernels.twins),
-        "precision": model.precision,
-        "settings": settings.to_dict(),
-        "model": model.config.to_dict(),
-        "parameters": model.parameters.layout.size,
-        "training_tokens": data.tokenized.train.number_of_tokens,
-        "evaluation_tokens": data.tokenized.evaluation.number_of_tokens,
-        "tokenizer": data.tokenizer.fingerprint(),
-        "corpus": data.tokenized.fingerprint,
-    }

@@ -32,6 +32,7 @@ from minibert.options import (
     options_of,
     shown,
 )
+from minibert.training.budget import Budget
 
 RUN, MODEL, TASK, OPTIMIZER = "the run", "the model", "the task", "the optimizer"
 INTERVALS = "intervals, in steps"
@@ -60,6 +61,7 @@ class Settings:
         "text to train on: one or more files, folders or globs; stdlib is the documentation of Python's own library",
         metavar="TEXT",
         group=RUN,
+        may_change=True,  # the same text may lie in another place
     )
     steps: int | None = option(
         None,
@@ -72,7 +74,7 @@ class Settings:
     )
     minutes: float | None = option(
         None,
-        "train for M minutes, evaluations included",
+        "train for M minutes, evaluations not counted",
         metavar="M",
         default_text=f"{_DEFAULT_MINUTES:g}, unless --steps is given",
         check=POSITIVE,
@@ -141,6 +143,15 @@ class Settings:
     )
     whole_word_masking: bool = option(False, "mask whole words instead of word pieces", group=TASK)
 
+    evaluation_tokens: int = option(
+        65_536,
+        "evaluate on at most N tokens of the held-out text, spread evenly over it",
+        metavar="N",
+        check=at_least(1),
+        group=TASK,
+        may_change=True,
+    )
+
     # the optimizer
     batch_size: int = option(
         8,
@@ -188,6 +199,15 @@ class Settings:
         group=OPTIMIZER,
     )
 
+    non_finite: str = option(
+        "stop",
+        "at a loss or gradient that is NaN or infinite; stop: end the run; skip: leave this step out and go on, up to "
+        "ten times in a row; this waits for the device at every step",
+        choices=("stop", "skip"),
+        group=OPTIMIZER,
+        may_change=True,
+    )
+
     # intervals, in steps
     report_every: int = option(
         50, "write a line of metrics every N steps", metavar="N", check=at_least(1), group=INTERVALS, may_change=True
@@ -225,7 +245,7 @@ class Settings:
         if self.steps is None and self.minutes is None:
             object.__setattr__(self, "minutes", _DEFAULT_MINUTES)
         if self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", _TINY_LEARNING_RATE * _TINY_HIDDEN_SIZE / sizes.hidden_size)
+            object.__setattr__(self, "learning_rate", default_learning_rate(self.preset))
         if self.initializer_range is None:
             scaled = _BASE_INITIALIZER_RANGE * math.sqrt(_BASE_HIDDEN_SIZE / sizes.hidden_size)
             object.__setattr__(self, "initializer_range", scaled)
@@ -248,6 +268,10 @@ class Settings:
             hidden_dropout_prob=self.dropout,
             attention_probs_dropout_prob=self.dropout,
         )
+
+    def budget(self) -> Budget:
+        """Return the length of the run."""
+        return Budget(self.steps, None if self.minutes is None else 60.0 * self.minutes)
 
     def masking_rule(self) -> MaskingRule:
         """Return the rule by which training sequences are masked."""
@@ -297,6 +321,11 @@ class Settings:
         elif "minutes" in changes:
             changes["steps"] = None
         return dataclasses.replace(self, **changes)
+
+
+def default_learning_rate(preset: str) -> float:
+    """Return the learning rate of a run that is given none; wide models get lower rates."""
+    return _TINY_LEARNING_RATE * _TINY_HIDDEN_SIZE / MiniBERTConfig.preset(preset).hidden_size
 
 
 FREE_TO_CHANGE = tuple(name for name, declared in options_of(Settings).items() if declared.may_change)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,24 @@ from minibert.errors import NonFiniteError
 from minibert.gradient_accumulator import GradientAccumulator
 from minibert.gradients import MiniBERTGradients
 from minibert.model import MiniBERT
-from minibert.optimizer import AdamW
+from minibert.optimizer import AdamW, clipping_scale
+from minibert.parameters import NamedArrays
+
+MOST_SKIPPED = 10
+"""So many steps may be skipped in a row. At the next one the training ends."""
+
+
+@dataclass(frozen=True)
+class SkippedStep:
+    """A step that was left out.
+
+    Attributes:
+        step: its number, from 1.
+        reason: what was not finite.
+    """
+
+    step: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -42,15 +60,32 @@ class Trainer:
         optimizer: the model's optimizer; `optimizer.steps` is the number of steps taken.
         accumulate: micro-batches in a step. More of them need less memory and change the result by rounding only.
         dropout: False switches dropout off, which saves drawing its masks.
+        skip_non_finite: leave out steps whose loss or gradient is NaN or infinite. This waits for the device at every
+            step.
+
+    Attributes:
+        skipped: the steps that were left out.
     """
 
-    def __init__(self, model: MiniBERT, optimizer: AdamW, *, accumulate: int = 1, dropout: bool = True) -> None:
+    def __init__(
+        self,
+        model: MiniBERT,
+        optimizer: AdamW,
+        *,
+        accumulate: int = 1,
+        dropout: bool = True,
+        skip_non_finite: bool = False,
+    ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.accumulate = accumulate
         self.dropout = dropout
         self._gradients = MiniBERTGradients(model)
         self._accumulator = GradientAccumulator(model) if accumulate > 1 else None
+        self.skip_non_finite = skip_non_finite
+        self.skipped: list[SkippedStep] = []
+        self._skipped_in_a_row = 0
+        self._steps: list[int] = []  # the numbers of the steps whose figures follow
         self._losses: list[Array] = []
         self._norms: list[Array] = []
         self._tokens = 0
@@ -66,6 +101,9 @@ class Trainer:
         Args:
             batch: all sequences of the step; divided into micro-batches here.
             learning_rate: the learning rate of this step.
+
+        Raises:
+            NonFiniteError: too many steps in a row were skipped.
         """
         # `collect` finds a loss that overflowed and names its step. NumPy's warnings would come from every operation
         # and name no step.
@@ -81,10 +119,31 @@ class Trainer:
                     loss = part_loss if loss is None else loss + part_loss
                     self._accumulator.add(self._gradients.gradients, weight=1.0)
                 gradients = self._accumulator.gradients
+            if self.skip_non_finite and self._skip(loss, gradients):
+                return
             norm = self.optimizer.step(gradients, learning_rate)
+        self._steps.append(self.optimizer.steps)
         self._losses.append(loss)
         self._norms.append(norm)
         self._tokens += batch.number_of_tokens
+
+    def _skip(self, loss: Array, gradients: NamedArrays) -> bool:
+        """Return True if the step is to be left out, and count it then, so that the next step gets the next batch.
+
+        Raises:
+            NonFiniteError: too many steps in a row were skipped.
+        """
+        norm, _ = clipping_scale(self.model, gradients, self.optimizer.max_norm)
+        if (reason := _non_finite(float(loss), float(norm))) is None:
+            self._skipped_in_a_row = 0
+            return False
+        self.optimizer.steps += 1
+        self._skipped_in_a_row += 1
+        self.skipped.append(SkippedStep(self.optimizer.steps, reason))
+        if self._skipped_in_a_row > MOST_SKIPPED:
+            step = self.optimizer.steps
+            raise NonFiniteError(f"{reason} at step {step}, and {MOST_SKIPPED} steps before it were skipped", step)
+        return True
 
     def _forward_backward(self, part: Batch, whole: Batch) -> Array:
         """Return the loss of a micro-batch, on the device, and leave its gradients in `self._gradients`.
@@ -126,21 +185,13 @@ class Trainer:
             NonFiniteError: a loss or a gradient norm is NaN or infinite. The message names the first such step.
         """
         xp, fetch = self.model.backend.xp, self.model.backend.to_numpy
-        first_step = self.optimizer.steps - self.pending + 1
         losses = fetch(xp.stack(self._losses)).astype(np.float64)
         norms = fetch(xp.stack(self._norms)).astype(np.float64)
-        figures = StepFigures(losses, norms, self._tokens)
-        self._losses, self._norms, self._tokens = [], [], 0
-        non_finite = np.flatnonzero(~(np.isfinite(losses) & np.isfinite(norms)))
-        if non_finite.size:
-            index = int(non_finite[0])
-            step = first_step + index
-            what = (
-                f"the gradient's norm is {norms[index]}"
-                if np.isfinite(losses[index])
-                else f"the loss is {losses[index]}"
-            )
-            raise NonFiniteError(f"{what} at step {step}", step)
+        figures, steps = StepFigures(losses, norms, self._tokens), self._steps
+        self._steps, self._losses, self._norms, self._tokens = [], [], [], 0
+        for step, loss, norm in zip(steps, losses.tolist(), norms.tolist(), strict=True):
+            if (reason := _non_finite(loss, norm)) is not None:
+                raise NonFiniteError(f"{reason} at step {step}", step)
         return figures
 
     def check_parameters(self) -> None:
@@ -153,3 +204,10 @@ class Trainer:
         if not bool(xp.all(xp.isfinite(self.model.parameters.flat))):
             step = self.optimizer.steps
             raise NonFiniteError(f"a parameter is NaN or infinite after step {step}", step)
+
+
+def _non_finite(loss: float, norm: float) -> str | None:
+    """Say which of the two is NaN or infinite; None if both are finite."""
+    if not math.isfinite(loss):
+        return f"the loss is {loss}"
+    return None if math.isfinite(norm) else f"the gradient's norm is {norm}"

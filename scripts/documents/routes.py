@@ -39,6 +39,7 @@ BATCH = (
 """The files to open to follow one batch from the text to the update of the parameters, twins aside."""
 
 SIDE_ROADS = (
+    "minibert/data/content.py",
     "minibert/data/permutation.py",
     "minibert/data/prefetch.py",
     "minibert/data/text_stream.py",

@@ -146,7 +146,7 @@ def test_a_resume_in_another_precision_says_so(copied, capsys):
 def test_a_run_from_before_the_precision_was_a_setting_is_resumed_in_float32(copied, capsys):
     (state,) = (copied / "checkpoints").glob("*/state.json")
     content = json.loads(state.read_text(encoding="utf-8"))
-    del content["settings"]["precision"]
+    del content["settings"]["precision"], content["state_sha256"]
     state.write_text(json.dumps(content), encoding="utf-8")
     metrics = copied / METRICS_FILE
     first, *rest = metrics.read_text(encoding="utf-8").splitlines()
@@ -233,7 +233,8 @@ def test_a_corpus_that_cannot_be_used_is_one_line(tmp_path, capsys, content, wor
 
 def test_a_folder_in_use_and_a_run_that_is_not_there_are_one_line(trained, corpus, tmp_path, capsys):
     assert_one_error(capsys, train_command.main(options(corpus, trained)), str(trained), "--resume")
-    status = train_command.main(["--output", str(tmp_path / "nowhere"), "--resume"])
+    (tmp_path / "notes.txt").write_text("mine")
+    status = train_command.main(["--output", str(tmp_path), "--resume"])
     assert_one_error(capsys, status, "no run to resume")
     assert_one_error(capsys, train_command.main(["--resume"]), "--output")
     status = train_command.main(["--output", str(trained), "--resume", "--seed", "4"])
@@ -253,9 +254,20 @@ def test_evaluating_a_run_gives_the_figures_it_ended_with(trained, capsys):
     capsys.readouterr()
     assert evaluate_command.main(["--model", str(trained), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
+    assert figures.pop("share_of_held_out_text") == 1.0
     (result,) = of_kind(read_history(trained / METRICS_FILE), "result")
     assert figures == {name: result[name] for name in figures}
     assert figures["predictions"] > 50
+
+
+def test_an_evaluation_says_what_share_of_the_text_it_measured(trained, capsys):
+    for count, share in ((100_000, ""), (64, "% of")):
+        assert evaluate_command.main(["--model", str(trained), "--evaluation-tokens", str(count)]) == 0
+        title = " ".join(capsys.readouterr().out.partition("evaluation loss")[0].split())
+        assert f"{share} the held-out part of" in title
+        assert ("%" in title) == bool(share)
+    assert evaluate_command.main(["--model", str(trained), "--evaluation-tokens", "64", "--json"]) == 0
+    assert 0.0 < json.loads(capsys.readouterr().out)["share_of_held_out_text"] < 0.5
 
 
 def test_another_text_another_length_and_another_precision_may_be_evaluated(trained, tmp_path, capsys):

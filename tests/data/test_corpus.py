@@ -172,14 +172,17 @@ def test_a_corpus_without_any_text_is_an_error(write):
         texts(write("a.txt", ""), write("b.txt", " \n\n\t\n"))
 
 
-def test_the_fingerprint_follows_the_files(write):
+def test_the_fingerprint_follows_the_content(write):
     path, other = write("a.txt", "text"), write("b.txt", "text")
     first = open_corpus([str(path)]).fingerprint()
     assert len(bytes.fromhex(first)) == 32
-    assert open_corpus([str(path)]).fingerprint() == first
-    assert open_corpus([str(other)]).fingerprint() != first
+    assert open_corpus([str(other)]).fingerprint() == first
+    assert open_corpus([str(write("c.jsonl", '{"text": "text"}'))]).fingerprint() != first
+    assert open_corpus([str(path), str(other)]).fingerprint() != first
     corpus = open_corpus([str(path)])
     os.utime(path, ns=(1, 1))
+    assert corpus.fingerprint() == first
+    path.write_text("texT")
     assert corpus.fingerprint() != first
     path.unlink()
     with pytest.raises(DataError, match="was found but can no longer be read"):

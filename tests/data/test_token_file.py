@@ -1,6 +1,7 @@
 """A corpus tokenized once: two splits on disk, reused until text or tokenizer change, never half made."""
 
 import os
+import shutil
 import time
 import tracemalloc
 from itertools import pairwise
@@ -13,7 +14,8 @@ from minibert.data.corpus import open_corpus, split_sentences
 from minibert.data.token_file import prepare_tokens
 from minibert.data.tokenizer import Tokenizer, build_wordpiece
 from minibert.data.vocabulary import train_tokenizer
-from minibert.errors import DataError
+from minibert.errors import CacheWarning, DataError
+from minibert.files import _locked_folder
 from minibert.random_bits import Stream, derive_key, random_bits
 
 WORDS = [f"word{letter}{ending}" for letter in "abcdefghij" for ending in ("", "s", "ed", "ing")]
@@ -160,19 +162,22 @@ def test_a_killed_run_leaves_nothing_that_is_taken_for_finished(corpus_of, token
 
     with monkeypatch.context() as patch:
         patch.setattr(token_file_module, "_rename", kill)  # at the last moment
-        patch.setattr(token_file_module.shutil, "rmtree", lambda *arguments, **options: None)  # no time to clean up
+        patch.setattr(shutil, "rmtree", lambda *arguments, **options: None)  # no time to clean up
         with pytest.raises(Killed):
             prepare_tokens(corpus, tokenizer, tmp_path)
     (leftover,) = tmp_path.glob(".making-tokens-*")
     assert not list(tmp_path.glob("tokens-*"))
     tokenized = prepare_tokens(corpus, tokenizer, tmp_path)
     assert tokenized.train.number_of_tokens > 1000
-    assert leftover.exists()  # it might still be written by another process ...
-    day_before_yesterday = time.time() - 2 * 24 * 3600
+    assert leftover.exists()  # another process may have made it at this moment, and not locked it yet ...
+    two_minutes_ago = time.time() - 120
     for path in (*leftover.iterdir(), leftover):
-        os.utime(path, (day_before_yesterday, day_before_yesterday))
-    prepare_tokens(corpus, tokenizer, tmp_path, evaluation_fraction=0.1)
-    assert not leftover.exists()  # ... but not after two days
+        os.utime(path, (two_minutes_ago, two_minutes_ago))
+    with _locked_folder(leftover):
+        prepare_tokens(corpus, tokenizer, tmp_path, evaluation_fraction=0.1)
+        assert leftover.exists()  # ... or still be filling it ...
+    prepare_tokens(corpus, tokenizer, tmp_path, evaluation_fraction=0.15)
+    assert not leftover.exists()  # ... but nobody does
 
 
 def test_two_processes_may_make_the_same_tokens_at_the_same_time(corpus_of, tokenizer, tmp_path, monkeypatch):
@@ -189,29 +194,54 @@ def test_two_processes_may_make_the_same_tokens_at_the_same_time(corpus_of, toke
     assert [path.name[:7] for path in tmp_path.iterdir() if path.is_dir()] == ["tokens-"]
 
 
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [  # zeros in train.tokens and train.counts would be valid ids and counts; the flush before the rename prevents them
-        *((name, "zeros") for name in ("description.json", "evaluation.documents", "evaluation.sentences")),
-        *((name, "missing") for name in ("train.counts", "train.tokens")),
-        *(
-            (name, damage)
-            for name in ("description.json", "train.counts", "train.tokens", "evaluation.documents")
-            for damage in ("empty", "cut off", "longer")
-        ),
-    ],
-)
-def test_a_file_that_is_not_what_was_written_is_named(corpus_of, tokenizer, tmp_path, name, damage):
+FILES = (
+    "checksums.json", "description.json", "evaluation.documents", "evaluation.sentences", "evaluation.tokens",
+    "train.counts", "train.documents", "train.sentences", "train.tokens",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut off", "longer", "zeros", "shuffled", "one bit"])
+@pytest.mark.parametrize("name", FILES)
+def test_damaged_files_are_named_and_made_again(corpus_of, tokenizer, tmp_path, name, damage):
     corpus = corpus_of([story(number, 9) for number in range(50)])
-    path = prepare_tokens(corpus, tokenizer, tmp_path).folder / name
-    content = path.read_bytes()
-    half = len(content) // 16 * 8  # whole numbers, too few of them
-    damaged = {"empty": b"", "cut off": content[:half], "longer": content + content[:8], "zeros": bytes(len(content))}
+    folder = prepare_tokens(corpus, tokenizer, tmp_path).folder
+    assert {path.name for path in folder.iterdir()} == set(FILES)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    path, content = folder / name, before[name]
+    middle = len(content) // 2
     path.unlink()
-    if damage in damaged:
-        path.write_bytes(damaged[damage])
-    with pytest.raises(DataError, match=rf"{name} is damaged \(.*\); delete .*tokens-.* and start again"):
+    if damage != "missing":
+        path.write_bytes(
+            {
+                "empty": b"",
+                "cut off": content[: len(content) // 16 * 8],  # whole numbers, too few of them
+                "longer": content + content[:8],
+                "zeros": bytes(len(content)),
+                "shuffled": content[middle // 8 * 8 :] + content[: middle // 8 * 8],
+                "one bit": content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :],
+            }[damage]
+        )
+    with pytest.warns(CacheWarning, match=r"is (damaged|missing).*: the text is tokenized again"):
         prepare_tokens(corpus, tokenizer, tmp_path)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    prepare_tokens(corpus, tokenizer, tmp_path)  # without a warning
+
+
+def test_a_text_that_changes_while_it_is_tokenized_leaves_no_tokens(corpus_of, tokenizer, tmp_path, monkeypatch):
+    corpus = corpus_of([story(number, 9) for number in range(50)])
+    split = token_file_module.split_tokens
+
+    def append(*arguments):
+        with open(corpus.files[0], "a", encoding="utf-8") as file:
+            file.write("worda wordb.\n")
+        return split(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(token_file_module, "split_tokens", append)
+        with pytest.raises(DataError, match=r"corpus\.txt changed while it was read: start again"):
+            prepare_tokens(corpus, tokenizer, tmp_path)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+    prepare_tokens(corpus, tokenizer, tmp_path)
 
 
 def test_the_tokens_get_their_name_only_when_they_are_on_the_disk(corpus_of, tokenizer, tmp_path, monkeypatch):
@@ -228,7 +258,8 @@ def test_the_tokens_get_their_name_only_when_they_are_on_the_disk(corpus_of, tok
         corpus_of([story(number, 9) for number in range(50)]), tokenizer, tmp_path / "tokens"
     ).folder
     assert {path.name for path in folder.iterdir()} < set(flushed)
-    assert len(flushed) == len(list(folder.iterdir())) + 2  # the folder itself, and the one that it lies in
+    *_, made, parent = flushed  # the folder itself, and the one that it lies in
+    assert (made[:8], parent) == (".making-", "tokens")
 
 
 def test_a_large_vocabulary_takes_four_bytes_a_token(corpus_of, tmp_path):

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 OF_A_BATCH = ("minibert/data/", "minibert/ops/", "minibert/training/")
 NOT_OF_A_BATCH = {  # what a training does besides: it begins, tells, measures and saves
     *("minibert/training/" + name + ".py" for name in ("checkpoint", "display", "evaluation", "log", "output_folder")),
-    *("minibert/training/" + name + ".py" for name in ("session", "settings")),
+    *("minibert/training/" + name + ".py" for name in ("loss_check", "provenance", "saver", "session", "settings")),
 }
 
 

@@ -15,6 +15,7 @@ import pytest
 from minibert import AdamW, MiniBERT
 from minibert.commands import classify as classify_command
 from minibert.commands import finetune as finetune_command
+from minibert.finetuning.checkpoints import CHECKPOINTS_FOLDER
 from minibert.finetuning.labelled_texts import LabelledText
 from minibert.finetuning.text_classifier import TextClassifier
 from minibert.parameters import CLASSIFICATION_HEADS
@@ -59,7 +60,7 @@ def test_an_interrupted_training_saves_its_best_epoch(base, data, tmp_path, monk
     out, err = capsys.readouterr()
     assert err == (
         "\nfinishing this step and saving the best epoch so far (again to stop at once)\n"
-        "interrupted: the best of the finished epochs is saved\n"
+        "interrupted: the best of the finished epochs is saved, and --resume goes on\n"
     )
     assert "Try next" in out
     *history, result = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
@@ -83,12 +84,93 @@ def test_before_the_first_epoch_nothing_is_left_in_the_way(base, data, tmp_path,
     assert finetune_command.main(arguments) == 0
 
 
-def test_the_second_interrupt_ends_it_at_once(base, data, tmp_path, monkeypatch, capsys):
-    signal_after(monkeypatch, 7, signal.SIGINT, signal.SIGINT)
+@pytest.mark.parametrize(("steps", "left"), [(1, set()), (7, {"metrics.jsonl", CHECKPOINTS_FOLDER})])
+def test_the_second_interrupt_ends_it_at_once(base, data, tmp_path, monkeypatch, capsys, steps, left):
+    signal_after(monkeypatch, steps, signal.SIGINT, signal.SIGINT)
     arguments = command(base, data, tmp_path / "out", "--batch-size", "8", "--epochs", "50", "--patience", "9")
     assert finetune_command.main(arguments) == 130
     assert capsys.readouterr().err.endswith("error: interrupted\n")
-    assert not (tmp_path / "out").exists()
+    assert {path.name for path in tmp_path.glob("out/*")} == left
+
+
+# --- going on ----------------------------------------------------------------------------------------------------
+
+SHORT = ("--batch-size", "8", "--epochs", "4", "--warmup", "0")
+
+
+def kill_after(monkeypatch, steps: int) -> None:
+    """End the training after an optimizer step, without any cleaning up."""
+    step = AdamW.step
+
+    def counted(self, gradients, rate):
+        result = step(self, gradients, rate)
+        if self.steps == steps:
+            raise Killed
+        return result
+
+    monkeypatch.setattr(AdamW, "step", counted)
+
+
+class Killed(BaseException):
+    """Like a real kill, this is not an Exception."""
+
+
+@pytest.mark.parametrize("steps", [1, 3, 6, 8], ids=["epoch 1", "epoch 2", "epoch 3", "the last step"])
+def test_a_killed_training_goes_on_with_the_same_bits(base, data, tmp_path, monkeypatch, capsys, steps):
+    whole, output = tmp_path / "whole", tmp_path / "out"
+    assert finetune_command.main(command(base, data, whole, *SHORT)) == 0
+    table = capsys.readouterr().out.partition("best epoch")[2].partition("The classifier is in")[0]
+    arguments = command(base, data, output, *SHORT)
+    with monkeypatch.context() as patch:
+        kill_after(patch, steps)
+        patch.setattr(Path, "unlink", lambda self, **_: None)  # a killed process cleans nothing up
+        patch.setattr(Path, "rmdir", lambda self: None)
+        with pytest.raises(Killed):
+            finetune_command.main(arguments)
+    if steps > 2:
+        assert finetune_command.main(arguments) == 2
+        assert "was interrupted: continue it with --resume, or give a new folder" in capsys.readouterr().err
+    assert finetune_command.main([*arguments, "--resume"]) == 0
+    captured = capsys.readouterr()
+    assert (f"going on after epoch {(steps - 1) // 2}" in captured.err) == (steps > 2)
+    assert captured.out.partition("best epoch")[2].partition("The classifier is in")[0] == table
+    assert (output / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert {path.name for path in output.iterdir()} == {path.name for path in whole.iterdir()}
+    assert finetune_command.main([*arguments, "--resume"]) == 0
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_a_resume_where_there_is_nothing_starts(base, data, tmp_path):
+    assert finetune_command.main([*command(base, data, tmp_path / "out", *SHORT), "--resume"]) == 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    assert finetune_command.main([*command(base, data, tmp_path / "mine", *SHORT), "--resume"]) == 2
+
+
+def test_a_training_that_was_interrupted_politely_goes_on(base, data, tmp_path, monkeypatch):
+    whole, output = tmp_path / "whole", tmp_path / "out"
+    assert finetune_command.main(command(base, data, whole, *SHORT)) == 0
+    with monkeypatch.context() as patch:
+        signal_after(patch, 5, signal.SIGTERM)
+        assert finetune_command.main(command(base, data, output, *SHORT)) == 130
+    assert finetune_command.main([*command(base, data, output, *SHORT), "--resume"]) == 0
+    assert (output / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--batch-size", "4"), "--batch-size is 8 in this fine-tuning, not 4"),
+        (("--evaluation-share", "0.4"), "the labelled texts have changed"),
+    ],
+)
+def test_a_resume_with_other_options_is_refused(base, data, tmp_path, monkeypatch, capsys, change, message):
+    arguments = command(base, data, tmp_path / "out", *SHORT)
+    with monkeypatch.context() as patch:
+        signal_after(patch, 5, signal.SIGTERM)
+        assert finetune_command.main(arguments) == 130
+    assert finetune_command.main([*arguments, *change, "--resume"]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_signal_while_the_model_is_loaded_ends_it_at_once(base, data, tmp_path, monkeypatch, capsys):
@@ -109,8 +191,11 @@ def test_a_classifier_that_cannot_be_saved_leaves_nothing_in_the_way(base, data,
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("minibert.files.save_file", full_disk)
-    assert finetune_command.main(command(base, data, tmp_path / "out", "--epochs", "1")) == 2
-    assert capsys.readouterr().err == "error: No space left on device\n"
+    monkeypatch.setattr("minibert.training.saver.time.sleep", lambda seconds: None)
+    assert finetune_command.main(command(base, data, tmp_path / "out", "--epochs", "1")) == 1
+    *_, error = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: the checkpoint of step 1 cannot be written")
+    assert "No space left on device" in error
     assert not (tmp_path / "out").exists()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 
 import numpy as np
@@ -10,9 +12,19 @@ import pytest
 from safetensors.numpy import load_file
 
 from minibert import AdamW, MiniBERT
+from minibert.data.corpus import open_corpus
 from minibert.errors import TrainingError
-from minibert.training.checkpoint import RunState, list_checkpoints, read_newest_state, restore, save_checkpoint
-from tests.support.small_run import go_on, losses, of_kind, run, small_settings, write_text
+from minibert.training.checkpoint import (
+    FoundCheckpoint,
+    RunState,
+    find_newest,
+    list_checkpoints,
+    restore,
+    save_checkpoint,
+)
+from minibert.training.log import METRICS_FILE, read_history
+from minibert.training.session import resume
+from tests.support.small_run import display, go_on, losses, of_kind, run, small_settings, write_text
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 
@@ -94,7 +106,7 @@ def test_a_run_resumed_at_its_end_only_writes_its_results_again(corpus, tmp_path
 
 
 def test_the_clock_of_a_resumed_run_goes_on(interrupted):
-    _, before = read_newest_state(interrupted / "checkpoints")
+    before = find_newest(interrupted / "checkpoints").state
     assert before.elapsed > 0.0
     history = go_on(interrupted)
     assert all(line["elapsed"] > before.elapsed for line in of_kind(history, "train") if line["step"] > 5)
@@ -112,7 +124,8 @@ def test_fewer_steps_than_were_taken_are_refused(interrupted):
 
 
 def test_a_run_by_steps_may_go_on_by_minutes(interrupted):
-    history = go_on(interrupted, minutes=0.002)
+    elapsed = find_newest(interrupted / "checkpoints").state.elapsed
+    history = go_on(interrupted, minutes=elapsed / 60.0 + 0.002)
     assert of_kind(history, "resumed")[-1]["settings"]["steps"] is None
     assert of_kind(history, "result")
 
@@ -127,7 +140,6 @@ def test_a_run_by_steps_may_go_on_by_minutes(interrupted):
         ({"preset": "mini"}, "--preset is tiny in this run, not mini"),
         ({"batch_size": 4, "seq_length": 8}, "--batch-size is 8 in this run, not 4; --seq-length is 16"),
         ({"vocab_size": 50}, "--vocab-size is 120 in this run, not 50"),
-        ({"corpus": ("stdlib",)}, r"--corpus is .*animals\.txt in this run, not stdlib"),
     ],
 )
 def test_options_that_contradict_the_run_are_refused(interrupted_run, given, message):
@@ -155,47 +167,138 @@ def test_another_vocabulary_is_refused(interrupted):
         go_on(interrupted)
 
 
-def test_another_text_is_refused(tmp_path):
-    text = write_text(tmp_path / "text.txt")
-    run(text, tmp_path / "run", steps=4, stop_after=2)
-    with open(text, "a", encoding="utf-8") as file:
-        file.write("the red fox eats berries.\n")
-    with pytest.raises(TrainingError, match=r"text in .*text\.txt is not the one that the checkpoint"):
-        go_on(tmp_path / "run")
+@pytest.mark.parametrize("damage", ["cut short", "one bit", "missing"])
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
+def test_a_damaged_vocabulary_is_written_again_from_the_cache(interrupted_run, tmp_path, name, damage):
+    output = shutil.copytree(interrupted_run, tmp_path / "run")
+    content = (output / name).read_bytes()
+    (output / name).unlink()
+    if damage != "missing":
+        (output / name).write_bytes(content[:40] if damage == "cut short" else content)
+    if damage == "one bit":
+        flip(output / name, content.index(b"a"), bit=1)
+    with resume({}, output, display(), cache=interrupted_run.parent / ".minibert-cache") as resumed:
+        resumed.train()
+    assert (output / name).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (lambda text: text + "the red fox eats berries.\n", r"it has grown from \d\d,\d\d\d to \d\d,\d\d\d bytes"),
+        (lambda text: text[:-30], "it has shrunk from"),
+        (lambda text: text[:-30] + text[-30:].upper(), "bytes, but other content"),
+    ],
+    ids=["grown", "shrunk", "changed"],
+)
+def test_another_text_is_refused_before_it_is_tokenized(corpus, interrupted, tmp_path, monkeypatch, change, difference):
+    text = tmp_path / "text.txt"
+    text.write_text(change(corpus.read_text()))
+    monkeypatch.setattr("minibert.data.token_file._tokenize", None)
+    with pytest.raises(
+        TrainingError, match=rf"text in .*text\.txt is not the one that the checkpoint.*: .*{difference}"
+    ):
+        go_on(interrupted, corpus=(str(text),))
+
+
+def test_a_text_that_was_touched_or_lies_elsewhere_is_the_same(corpus, interrupted, tmp_path):
+    copy = shutil.copy(corpus, tmp_path / "copy.txt")
+    os.utime(copy, (1, 1))
+    history = go_on(interrupted, corpus=(str(copy),))
+    assert of_kind(history, "result")
+
+
+def test_a_checkpoint_of_an_earlier_version_knows_its_text(corpus, interrupted):
+    """Earlier versions identified a text by path, size and time of change."""
+    newest = list_checkpoints(interrupted / "checkpoints")[-1]
+    state = json.loads((newest / STATE).read_text())
+    old = (1, open_corpus([str(corpus)]).fingerprint_of_names(), state["tokenizer"], 0.02)
+    state["corpus"] = hashlib.sha256(repr(old).encode()).hexdigest()
+    del state["state_sha256"], state["corpus_bytes"]
+    (newest / STATE).write_text(json.dumps(state))
+    assert of_kind(go_on(interrupted), "resumed")[-1]["step"] == 5
+
+
+# --- damaged files -------------------------------------------------------------------------------------------
+
+
+def flip(path, at, bit=0):
+    """Flip one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1 << bit
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("file", [TENSORS, STATE])
 @pytest.mark.parametrize("damage", ["cut short", "changed", "missing"])
-def test_a_damaged_checkpoint_is_named_and_so_is_the_one_before_it(interrupted, file, damage):
-    before, newest = list_checkpoints(interrupted / "checkpoints")
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(interrupted_run, tmp_path, file, damage):
+    whole = go_on(shutil.copytree(interrupted_run, tmp_path / "whole"))
+    interrupted = shutil.copytree(interrupted_run, tmp_path / "run")
+    _, newest = list_checkpoints(interrupted / "checkpoints")
     content = (newest / file).read_bytes()
     if damage == "cut short":
         (newest / file).write_bytes(content[: len(content) // 2])
     elif damage == "changed":
-        at = content.rindex(b'"format"') if file == STATE else len(content) - 9
-        (newest / file).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        flip(newest / file, content.rindex(b'"format"') if file == STATE else len(content) - 9)
     else:
         (newest / file).unlink()
-    with pytest.raises(TrainingError, match=rf"{newest / file} is damaged.*step 4, is complete.*move .* away") as error:
-        go_on(interrupted)
-    assert str(newest) in str(error.value)
-    assert list_checkpoints(interrupted / "checkpoints") == [before, newest]  # nothing was removed
+    screen = display()
+    with resume({}, interrupted, screen) as resumed:
+        resumed.train()
+    shown = screen.console.file.getvalue()
+    assert f"{newest / file} is damaged" in shown
+    assert "going on from the checkpoint before it, of step 4" in shown
+    assert (interrupted / "checkpoints" / "damaged-step-00000005").is_dir()  # nothing was deleted
+    assert [path.name for path in list_checkpoints(interrupted / "checkpoints")] == ["step-00000006", "step-00000008"]
+    again = read_history(interrupted / METRICS_FILE)
+    assert of_kind(again, "resumed")[-1]["step"] == 4
+    assert losses(again)[-1] == losses(whole)[-1]
+    assert of_kind(again, "result")[-1]["loss"] == of_kind(whole, "result")[-1]["loss"]
 
-    shutil.move(newest, interrupted.parent / "damaged")  # what the message advises
-    history = go_on(interrupted)
-    assert of_kind(history, "resumed")[-1]["step"] == 4
+
+def test_every_flipped_bit_of_the_state_is_found_or_changes_nothing(interrupted_run, tmp_path):
+    checkpoints = shutil.copytree(interrupted_run / "checkpoints", tmp_path / "checkpoints")
+    _, newest = list_checkpoints(checkpoints)
+    content, state = (newest / STATE).read_bytes(), find_newest(checkpoints).state
+    found = 0
+    for at in range(0, len(content), 3):
+        flip(newest / STATE, at, bit=at % 8)
+        after = find_newest(checkpoints)
+        assert after.state == state or after.path != newest, content[max(0, at - 20) : at + 20]
+        found += after.path != newest
+        (newest / STATE).write_bytes(content)
+    assert found > len(content) / 6
+
+
+def test_a_checkpoint_without_a_checksum_of_its_state_is_read(interrupted):
+    """Earlier versions wrote none."""
+    newest = list_checkpoints(interrupted / "checkpoints")[-1]
+    state = json.loads((newest / STATE).read_text())
+    del state["state_sha256"]
+    (newest / STATE).write_text(json.dumps(state))
+    assert of_kind(go_on(interrupted), "resumed")[-1]["step"] == 5
 
 
 def test_when_no_checkpoint_is_whole_the_error_says_so(interrupted):
     for path in list_checkpoints(interrupted / "checkpoints"):
         (path / TENSORS).write_bytes(b"")
-    with pytest.raises(TrainingError, match=r"step-00000005.*damaged.*There is no other checkpoint: start again"):
+    with pytest.raises(TrainingError, match=r"step-00000005.*damaged.*There is no undamaged checkpoint: start again"):
         go_on(interrupted)
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(interrupted, monkeypatch):
+    def forbidden(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.read_text", forbidden)
+    with pytest.raises(TrainingError, match=r"step-00000005/state\.json cannot be read: Permission denied"):
+        find_newest(interrupted / "checkpoints")
 
 
 def test_a_checkpoint_of_another_format_is_refused(interrupted):
     newest = list_checkpoints(interrupted / "checkpoints")[-1]
     state = json.loads((newest / STATE).read_text())
+    del state["state_sha256"]
     (newest / STATE).write_text(json.dumps({**state, "format": 99}))
     with pytest.raises(TrainingError, match="has format 99, this version reads 1"):
         go_on(interrupted)
@@ -224,7 +327,7 @@ def test_a_checkpoint_brings_back_every_bit(tmp_path, dtype):
     np.testing.assert_array_equal(other.parameters.flat, model.parameters.flat)
     np.testing.assert_array_equal(other_optimizer.first_moment.flat, optimizer.first_moment.flat)
     np.testing.assert_array_equal(other_optimizer.second_moment.flat, optimizer.second_moment.flat)
-    assert read_newest_state(tmp_path / "new" / "folder") == (path, progress())
+    assert find_newest(tmp_path / "new" / "folder") == FoundCheckpoint(path, progress())
 
 
 def test_the_last_two_are_kept(tmp_path):
@@ -244,17 +347,18 @@ def test_a_disk_that_fills_up_leaves_the_older_checkpoints_whole(tmp_path, monke
     save_checkpoint(tmp_path, model, optimizer, progress(1))
     save_checkpoint(tmp_path, model, optimizer, progress(2))
 
-    def full(tensors, path):
+    def full(tensors, path, metadata):
         path.write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("minibert.training.checkpoint.save_file", full)
+        patch.setattr("minibert.files.save_file", full)
         with pytest.raises(OSError, match="No space left"):
             save_checkpoint(tmp_path, model, optimizer, progress(3))
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001", "step-00000002"]
-    assert read_newest_state(tmp_path)[1].step == 2
-    save_checkpoint(tmp_path, model, optimizer, progress(3))  # and what was half written is cleared away
+    assert {path.name for path in tmp_path.iterdir()} == {"step-00000001", "step-00000002"}
+    assert find_newest(tmp_path).state.step == 2
+    (tmp_path / ".writing-3").mkdir()  # a killed process could not clear it away
+    save_checkpoint(tmp_path, model, optimizer, progress(3))
     assert {path.name for path in tmp_path.iterdir()} == {"step-00000002", "step-00000003"}
 
 

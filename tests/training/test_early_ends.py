@@ -50,8 +50,14 @@ def press_ctrl_c_while_warming_up(display: PlainScreen, stage: str, tokens: int)
         signal.raise_signal(signal.SIGINT)
 
 
-def test_ctrl_c_while_warming_up_leaves_a_folder_in_which_the_same_command_starts_again(
-    corpus: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("resumed", [False, True], ids=["the same command", "--resume alone"])
+def test_ctrl_c_while_warming_up_leaves_a_folder_in_which_the_run_starts_again(
+    corpus: Path,
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    resumed: bool,
 ):
     output = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -60,12 +66,11 @@ def test_ctrl_c_while_warming_up_leaves_a_folder_in_which_the_same_command_start
     (output / "notes.txt").write_text("mine")
     capsys.readouterr()
 
-    assert train_command.main(["--output", str(output), "--resume"]) == 2
-    assert "ended before its first checkpoint" in (error := capsys.readouterr().err)
-    assert "start it again, without --resume" in error
-
-    assert train_command.main(options(corpus, output)) == 0
-    assert "starting again in its place" in capsys.readouterr().out
+    again = ["--output", str(output), "--resume"] if resumed else options(corpus, output)
+    assert train_command.main(again) == 0
+    shown = capsys.readouterr().out
+    assert "starting again in its place" in shown
+    assert ("nothing to resume" in shown) == resumed
     assert losses(read_history(output / METRICS_FILE)) == losses(read_history(trained / METRICS_FILE))
     assert (output / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
     assert (output / "notes.txt").read_text() == "mine"
@@ -98,7 +103,10 @@ def test_a_run_killed_while_it_wrote_its_first_checkpoint_is_started_again(corpu
 
 @pytest.mark.parametrize(
     ("what", "message"),
-    [("a finished run", "holds another run"), ("a model of somebody else", "is not an empty folder")],
+    [
+        ("a finished run", r"holds a run with the same settings \(finished\)"),
+        ("a model of somebody else", "is not an empty folder"),
+    ],
 )
 def test_a_model_is_never_overwritten_by_a_run_that_is_started_again(
     corpus: Path, trained: Path, tmp_path: Path, what: str, message: str
@@ -146,7 +154,7 @@ def test_a_run_that_still_goes_on_is_neither_started_again_nor_resumed(corpus: P
 def test_where_it_cannot_be_told_whether_a_run_goes_on_it_is_not_started_again(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("minibert.training.log._lock", lambda *_, **__: False)
+    monkeypatch.setattr("minibert.training.log.lock_file", lambda *_, **__: False)
     output = tmp_path / "run"
     with pytest.raises(NonFiniteError):
         run(corpus, output, learning_rate=1e30)
@@ -165,10 +173,62 @@ def test_a_run_that_another_process_trained_while_the_text_was_prepared_is_not_o
         return prepare_data(*arguments)
 
     monkeypatch.setattr(session, "prepare_data", prepare_slowly)
-    with pytest.raises(TrainingError, match="holds another run"):
+    with pytest.raises(TrainingError, match="holds a run with the same settings"):
         run(corpus, output)
     for name in ("metrics.jsonl", "model.safetensors", "vocab.txt"):
         assert (output / name).read_bytes() == (trained / name).read_bytes()
+
+
+# --- one command for every end ----------------------------------------------------------------------------------
+
+
+def test_a_resume_where_there_is_nothing_starts_the_run(
+    corpus: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    output = tmp_path / "run"
+    command = [*options(corpus, output), "--resume"]
+    assert train_command.main(command) == 0
+    assert f"there is nothing to resume in {output}: starting the run" in capsys.readouterr().out
+    assert (output / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
+    assert train_command.main(command) == 0
+    shown = capsys.readouterr().out
+    assert f"the run in {output} has had all its training (6 steps in" in shown
+    assert "a larger --steps trains on" in shown
+    assert "resuming from" not in shown
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    assert train_command.main([*options(corpus, tmp_path / "mine"), "--resume"]) == 2
+    assert "there is no run to resume" in capsys.readouterr().err
+
+
+def test_a_start_where_there_is_a_run_says_how_that_run_differs(
+    corpus: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+):
+    for changes, words in (
+        ({}, "holds a run with the same settings (finished), and nothing is overwritten"),
+        ({"seed": 1, "steps": 9}, "holds another run (finished; other --steps, --seed), and nothing is overwritten"),
+    ):
+        assert train_command.main(options(corpus, trained, **changes)) == 2
+        assert words in (error := capsys.readouterr().err)
+        assert "continue that run with --resume" in error
+
+
+def test_fewer_minutes_than_were_trained_are_refused(corpus: Path, tmp_path: Path):
+    run(corpus, tmp_path / "run", steps=None, minutes=0.01)
+    with pytest.raises(TrainingError, match=r"been trained for \d+ s already, and --minutes 0\.001 is the total"):
+        go_on(tmp_path / "run", minutes=0.001)
+    assert of_kind(go_on(tmp_path / "run", minutes=0.01), "result")  # the run's own value, with which it has finished
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_python_cleans_up_changes_nothing(number: int):
+    code = (
+        "import atexit, os; from minibert.commands.process import exit_with\n"
+        f"atexit.register(lambda: os.kill(os.getpid(), {int(number)}))\n"
+        "exit_with(lambda: 130)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 # --- a reader that goes away ----------------------------------------------------------------------------------

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
+from minibert import AdamW
 from minibert.data.batch_source import evaluation_batches
 from minibert.data.masking import MaskingRule
 from minibert.errors import TrainingError
 from minibert.training.evaluation import Evaluation, evaluate
-from tests.support.small_run import losses, prepared, run, write_text
+from minibert.training.trainer import Trainer
+from tests.support.small_run import losses, of_kind, prepared, run, write_text
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +92,63 @@ def test_next_sentence_accuracy_counts_the_pairs_told_right(corpus, cache):
 def test_an_evaluation_says_on_which_side_of_the_baseline_it_is(loss, words):
     evaluation = Evaluation(loss, perplexity=np.exp(loss), accuracy=0.1, unigram_loss=5.0, predictions=50)
     assert evaluation.compared_with_unigram() == words
+
+
+def test_an_evaluation_is_bounded_and_spread_over_the_text(corpus, cache):
+    _, data, _ = prepared(corpus, cache)
+    whole = np.concatenate([batch.input_ids for batch in data.evaluation_batches()])
+    assert len(whole) == len(data.evaluation_sequences) > 10
+    _, bounded, _ = prepared(corpus, cache, evaluation_tokens=5 * 16 + 15)
+    batches = list(bounded.evaluation_batches())
+    assert sum(batch.number_of_sequences for batch in batches) == bounded.evaluated_sequences() == 5
+    part = np.concatenate([batch.input_ids for batch in batches])
+    places = [next(n for n, row in enumerate(whole) if (row == wanted).all()) for wanted in part]
+    assert places == [n * len(whole) // 5 for n in range(5)]
+    _, tiny, _ = prepared(corpus, cache, evaluation_tokens=1)
+    assert tiny.evaluated_sequences() == 1
+
+
+def test_an_evaluation_reports_its_progress(corpus, cache, monkeypatch):
+    monkeypatch.setattr("minibert.training.preparation._EVALUATION_TOKENS_PER_BATCH", 64)
+    _, data, model = prepared(corpus, cache)
+    done = []
+    evaluate(model, data.evaluation_batches(), data.tokenized.unigram_counts, done.append)
+    assert done == [*range(4, done[-1], 4), data.evaluated_sequences()]
+    assert len(done) > 3
+
+
+def test_an_evaluation_needs_less_memory_than_a_step_of_training(tmp_path):
+    """Nothing is kept for a backward pass, and the batch before is forgotten while a batch is computed."""
+    corpus, cache = write_text(tmp_path / "animals.txt", documents=2500), tmp_path / "cache"
+    peaks = {}
+    for what in ("evaluation", "training") * 2:  # the first time, modules are loaded
+        # a step of as many tokens as a batch of an evaluation
+        _, data, model = prepared(corpus, cache, preset="mini", batch_size=64, evaluation_tokens=3 * 1024)
+        trainer = Trainer(model, AdamW(model))
+        model.backend.pool.clear()
+        tracemalloc.start()
+        if what == "evaluation":
+            evaluate(model, data.evaluation_batches(), data.tokenized.unigram_counts)
+        else:
+            trainer.step(data.source.training_batch(0), 1e-3)
+        peaks[what] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert data.evaluated_sequences() >= 3 * 64
+    assert peaks["evaluation"] < 0.6 * peaks["training"]
+
+
+def test_evaluations_do_not_count_as_time_of_training(corpus, tmp_path, monkeypatch):
+    clock = iter(range(0, 10**9, 1))
+    now = [0.0]
+
+    def slow_evaluation(*arguments):
+        now[0] += 1000.0
+        return evaluate(*arguments)
+
+    monkeypatch.setattr("minibert.training.run.time.monotonic", lambda: now[0] + next(clock) * 1e-6)
+    monkeypatch.setattr("minibert.training.run.evaluate", slow_evaluation)
+    history = run(corpus, tmp_path / "run", evaluate_every=2)
+    assert of_kind(history, "result")[-1]["elapsed"] < 1.0
 
 
 def test_an_evaluation_without_anything_to_predict_is_an_error(corpus, cache):

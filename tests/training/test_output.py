@@ -8,13 +8,15 @@ from collections import Counter
 
 import pytest
 
-from minibert.errors import DataError, TrainingError
+from minibert.commands.pictures import draw_loss_curve
+from minibert.errors import CacheWarning, TrainingError
 from minibert.inference.examples import fill_mask_examples
 from minibert.inference.fill_mask import fill_mask
 from minibert.inference.loading import load_model
-from minibert.training.log import METRICS_FILE, RunLog, read_history
+from minibert.training.log import METRICS_FILE, RunLog, damaged_lines, read_history
 from minibert.training.preparation import CACHE_FOLDER, prepare_data
-from tests.support.small_run import losses, of_kind, run, small_settings, write_text
+from minibert.training.session import resume
+from tests.support.small_run import display, losses, of_kind, run, small_settings, write_text
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +114,29 @@ def test_a_metrics_line_cut_short_by_a_crash_is_dropped_when_the_run_goes_on(tmp
     assert path.read_text() == '{"kind": "run"}\n{"kind": "train", "step": 2}\n'
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [b"\x00\xff\xfe", b'{"kand": "train"}', b"[1]", b'{"kind": "train", "step": 4, "lors": 1.0}', b'{"kind": 1}', b"["],
+    ids=["not text", "no kind", "no object", "no loss", "kind of a number", "cut short"],
+)
+def test_a_damaged_line_of_the_metrics_does_not_count_and_blocks_no_resume(corpus, tmp_path, bad):
+    output = tmp_path / "run"
+    whole = run(corpus, output, steps=4, stop_after=3)
+    lines = (output / METRICS_FILE).read_bytes().splitlines()
+    (output / METRICS_FILE).write_bytes(b"\n".join([lines[0], bad, *lines[1:]]) + b"\n")
+    assert read_history(output / METRICS_FILE) == whole
+    assert damaged_lines(output / METRICS_FILE) == [2]
+    screen = display()
+    with resume({}, output, screen) as resumed:
+        resumed.train()
+    assert "metrics.jsonl has damaged lines, which do not count: 2\n" in screen.console.file.getvalue()
+    assert draw_loss_curve(read_history(output / METRICS_FILE), tmp_path / "curve.png")
+
+
 def test_steps_done_twice_count_once_in_the_history(tmp_path):
     log = RunLog(tmp_path / "metrics.jsonl")
     for kind, step in (("run", None), ("train", 2), ("train", 4), ("resumed", 2), ("train", 3)):
-        log.write(kind, **({} if step is None else {"step": step}))
+        log.write(kind, loss=1.0, **({} if step is None else {"step": step}))
     log.close()
     history = read_history(tmp_path / "metrics.jsonl")
     assert [(entry["kind"], entry.get("step")) for entry in history] == [
@@ -126,7 +147,7 @@ def test_steps_done_twice_count_once_in_the_history(tmp_path):
 def test_an_output_folder_in_use_is_left_alone(corpus, trained, tmp_path):
     output, _ = trained
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
-    with pytest.raises(TrainingError, match=r"holds another run.*--resume"):
+    with pytest.raises(TrainingError, match=r"holds another run \(finished; other --steps, .*\).*--resume"):
         run(corpus, output)
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
     (tmp_path / "notes.txt").write_text("mine")
@@ -138,7 +159,7 @@ def test_an_output_folder_in_use_is_left_alone(corpus, trained, tmp_path):
 def test_a_second_run_finds_vocabulary_and_tokens_of_the_first(corpus, tmp_path, monkeypatch):
     run(corpus, tmp_path / "first", steps=1)
     made = sorted(path.name for path in (tmp_path / CACHE_FOLDER).iterdir())
-    assert [name.split("-")[0] for name in made] == ["tokens", "vocabulary"]
+    assert [name.split("-")[0] for name in made] == [".content", "tokens", "vocabulary"]
 
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("made again")
@@ -149,16 +170,18 @@ def test_a_second_run_finds_vocabulary_and_tokens_of_the_first(corpus, tmp_path,
     assert sorted(path.name for path in (tmp_path / CACHE_FOLDER).iterdir()) == made
 
 
-@pytest.mark.parametrize("damage", ["empty", "missing"])
-def test_a_damaged_vocabulary_in_the_cache_is_an_error_that_says_what_to_delete(corpus, tmp_path, damage):
-    prepare_data(small_settings(corpus), tmp_path)
+@pytest.mark.parametrize("damage", ["empty", "missing", "one bit"])
+def test_a_damaged_vocabulary_in_the_cache_is_made_again(corpus, tmp_path, damage):
+    before = prepare_data(small_settings(corpus), tmp_path).tokenizer.fingerprint()
     (folder,) = tmp_path.glob("vocabulary-*")
-    for path in list(folder.iterdir()):
-        path.unlink()
-        if damage == "empty":
-            path.touch()
-    with pytest.raises(DataError, match=rf"the cache is damaged: delete {folder} and start again"):
-        prepare_data(small_settings(corpus), tmp_path)
+    path = folder / "vocab.txt"
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(b"" if damage == "empty" else content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    with pytest.warns(CacheWarning, match=r"vocab\.txt is .*: the vocabulary is made again"):
+        assert prepare_data(small_settings(corpus), tmp_path).tokenizer.fingerprint() == before
+    prepare_data(small_settings(corpus), tmp_path)
 
 
 def test_examples_hide_a_whole_word_of_held_out_sentences(trained, corpus):

@@ -125,7 +125,7 @@ def test_the_log_that_this_process_has_open_does_not_count_as_use_by_another(beg
 def test_where_there_are_no_locks_a_run_without_a_checkpoint_may_be_running(
     begun: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("minibert.training.log._lock", lambda *_, **__: False)
+    monkeypatch.setattr("minibert.training.log.lock_file", lambda *_, **__: False)
     assert folder_state(begun) is FolderState.BEGUN_OR_RUNNING
     with closing(RunLog(begun / METRICS_FILE)):
         assert folder_state(begun, own_log_open=True) is FolderState.BEGUN_OR_RUNNING
@@ -202,3 +202,15 @@ def test_everything_else_is_somebody_elses(tmp_path: Path, fill: Callable[[Path]
 def test_a_file_in_the_place_of_the_folder_is_somebody_elses(tmp_path: Path):
     (tmp_path / "run").write_text("mine")
     assert folder_state(tmp_path / "run") is FolderState.FOREIGN
+
+
+def test_what_a_killed_save_left_is_removed_and_nothing_else(finished: Path):
+    """Killed in `save_pretrained`: the names are those that it gives to files before they are complete."""
+    leftovers = [".model.safetensors.a1b2c3d_", ".config.json.abcd1234", ".tmpJ3kX9z"]
+    mine = [".notes", ".config.json.swp", "model.safetensors.old", ".tmp"]
+    for name in (*leftovers, *mine):
+        (finished / name).write_text("half of it")
+    go_on(finished)
+    left = {path.name for path in finished.iterdir()}
+    assert left >= set(mine)
+    assert not left & set(leftovers)

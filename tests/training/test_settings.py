@@ -89,8 +89,9 @@ def test_every_setting_is_documented():
         assert options_of(Settings)[field.name].meaning
 
 
-def test_a_resumed_run_may_change_its_length_its_device_its_precision_its_learning_rate_and_its_intervals_only():
+def test_a_resumed_run_may_change_these_settings_only():
     assert set(FREE_TO_CHANGE) == {
+        *("corpus", "evaluation_tokens", "non_finite"),
         *("steps", "minutes", "learning_rate", "device", "kernels", "precision", "accumulate"),
         *("report_every", "evaluate_every", "checkpoint_every"),
     }
