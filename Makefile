@@ -9,8 +9,9 @@ READY := $(VENV)/.ready
 PARITY_READY := $(PARITY)/.ready
 PEERS_READY := $(PEERS)/.ready
 CUDA_READY := $(CUDA)/.ready
+NOTEBOOKS_READY := $(VENV)/.notebooks-ready
 
-.PHONY: help setup train test test-parity test-cuda-build benchmark-peers verify-gpu lint format verify simple-test docs-tables clean
+.PHONY: help setup train test test-parity test-cuda-build benchmark-peers verify-gpu lint format verify simple-test docs-tables notebooks clean
 
 help:
 	@echo "make train        train BERT on this Python's own documentation, about three minutes"
@@ -22,6 +23,7 @@ help:
 	@echo "make lint         check style, types and the directions of imports"
 	@echo "make format       rewrite the code in the house style"
 	@echo "make docs-tables  write the generated tables, lists and graphs of the documentation anew"
+	@echo "make notebooks    open the lessons in Jupyter (downloads it)"
 	@echo "make verify       show that the four critical fixes hold"
 	@echo "make simple-test  check in seconds that Mini-BERT works here"
 	@echo "make setup        only create the virtual environment in $(VENV)"
@@ -83,6 +85,13 @@ lint: $(READY)
 format: $(READY)
 	$(VENV)/bin/python -m ruff check --fix .
 	$(VENV)/bin/python -m ruff format .
+
+notebooks: $(NOTEBOOKS_READY)
+	$(VENV)/bin/python -m jupyterlab notebooks $(ARGS)
+
+$(NOTEBOOKS_READY): $(READY)
+	$(VENV)/bin/python -m pip install --quiet --editable '.[notebooks]'
+	@touch $@
 
 docs-tables: $(READY)
 	$(VENV)/bin/python scripts/generate_docs.py $(ARGS)

@@ -380,7 +380,7 @@ def main() -> None:
     baseline = -sum(f * math.log(f) for f in frequencies if f > 0.0)
     sizes = Sizes(vocabulary=len(tokens), positions=32, hidden=64, layers=2, heads=4, intermediate=256)
     random = np.random.default_rng(0)
-    p = initialise(sizes, random, deviation=0.08)  # BERT's 0.02 suits a hidden size of 768
+    p = initialise(sizes, random, deviation=0.02 * math.sqrt(768 / sizes.hidden))  # 0.02 is for a hidden size of 768
     print(f"{len(text):,} tokens, {len(tokens)} different, {sum(a.size for a in p.values()):,} parameters")
 
     def batches(step: int) -> Batch:
