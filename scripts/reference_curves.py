@@ -41,7 +41,11 @@ def train(options: str, seed: int, steps: int, threads: int, cache: Path) -> dic
         subprocess.run([*command, "--cache-dir", str(cache)], check=True, stdout=subprocess.DEVNULL)
         history = read_history(output / METRICS_FILE)
     evaluations = [entry for entry in history if entry["kind"] == "evaluation"]
-    return {"steps": [e["step"] for e in evaluations], "losses": [round(e["loss"], 4) for e in evaluations]}
+    return {
+        "steps": [entry["step"] for entry in evaluations],
+        "losses": [round(entry["loss"], 4) for entry in evaluations],
+        "baseline": round(evaluations[-1]["unigram_loss"], 4),
+    }
 
 
 def record(steps: int, threads: int) -> dict[str, Any]:
@@ -71,6 +75,7 @@ def draw(found: dict[str, Any]) -> None:
     for run in found["runs"]:
         if run["name"] != "default":
             axes.plot(run["steps"], run["losses"], "--", label=f"{run['name']} ({run['options']})")
+    axes.axhline(default[0]["baseline"], color="black", linestyle=":", label="unigram baseline")
     axes.set_xlabel("step")
     axes.set_ylabel("evaluation loss (nats)")
     axes.legend()
