@@ -9,8 +9,10 @@ READY := $(VENV)/.ready
 PARITY_READY := $(PARITY)/.ready
 PEERS_READY := $(PEERS)/.ready
 CUDA_READY := $(CUDA)/.ready
+NOTEBOOKS_READY := $(VENV)/.notebooks-ready
+DOCS_READY := $(VENV)/.docs-ready
 
-.PHONY: help setup train test test-parity test-cuda-build benchmark-peers verify-gpu lint format verify simple-test docs-tables clean
+.PHONY: help setup train test test-parity test-cuda-build benchmark-peers verify-gpu lint format verify simple-test docs-tables docs notebooks clean
 
 help:
 	@echo "make train        train BERT on this Python's own documentation, about three minutes"
@@ -22,6 +24,8 @@ help:
 	@echo "make lint         check style, types and the directions of imports"
 	@echo "make format       rewrite the code in the house style"
 	@echo "make docs-tables  write the generated tables, lists and graphs of the documentation anew"
+	@echo "make docs         build the site into build/site: guides, lessons, API reference (downloads Sphinx)"
+	@echo "make notebooks    open the lessons in Jupyter (downloads it)"
 	@echo "make verify       show that the four critical fixes hold"
 	@echo "make simple-test  check in seconds that Mini-BERT works here"
 	@echo "make setup        only create the virtual environment in $(VENV)"
@@ -83,6 +87,22 @@ lint: $(READY)
 format: $(READY)
 	$(VENV)/bin/python -m ruff check --fix .
 	$(VENV)/bin/python -m ruff format .
+
+notebooks: $(NOTEBOOKS_READY)
+	$(VENV)/bin/python -m jupyterlab notebooks $(ARGS)
+
+$(NOTEBOOKS_READY): $(READY)
+	$(VENV)/bin/python -m pip install --quiet --editable '.[notebooks]'
+	@touch $@
+
+# -W: a warning, such as a link that leads nowhere, is an error.
+docs: $(DOCS_READY)
+	$(VENV)/bin/python -m sphinx -W --keep-going -q -E -b html -c docs . build/site $(ARGS)
+	@echo "the site is in build/site: open build/site/docs/index.html"
+
+$(DOCS_READY): $(READY)
+	$(VENV)/bin/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
 
 docs-tables: $(READY)
 	$(VENV)/bin/python scripts/generate_docs.py $(ARGS)

@@ -39,3 +39,8 @@ def __getattr__(name: str) -> Any:
     if name in _MODULE_OF:
         return getattr(import_module(f"minibert.{_MODULE_OF[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List the public names, although they are imported only when they are first used."""
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

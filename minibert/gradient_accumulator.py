@@ -24,7 +24,7 @@ class GradientAccumulator:
     """Adds up gradients, in place.
 
     The gradients of micro-batches are means over their predictions. Weighted by their numbers of predictions, they
-    average to the gradient of the whole batch, even if the micro-batches differ in size:
+    average to the gradient of the whole batch, even if the micro-batches differ in size::
 
         accumulator = GradientAccumulator(model)
         for part in parts:

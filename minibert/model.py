@@ -13,6 +13,7 @@ the gradients, function by function.
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
@@ -116,6 +117,16 @@ class MiniBERT:
         if initialised:
             initialise(self.parameters, self.config, self.backend, seed)
         self.absent_heads: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        c, dtype = self.config, "float64" if self.dtype == self.backend.xp.float64 else "float32"
+        number = sum(math.prod(shape) for shape in self.parameters.layout.shapes.values())
+        return (
+            f"MiniBERT({c.num_hidden_layers} layers, hidden size {c.hidden_size}, {c.num_attention_heads} attention "
+            f"heads, intermediate size {c.intermediate_size}, vocabulary {c.vocab_size:,}; {number:,} parameters in "
+            f"{dtype}; heads: {', '.join(self.heads) or 'none'}; device {self.backend.name}, "
+            f"precision {self.precision}, kernels {self.kernels.choice})"
+        )
 
     @classmethod
     def from_pretrained(

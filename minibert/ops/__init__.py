@@ -6,8 +6,9 @@ every twin with its definition.
 
 `x_forward` and `x_backward` stand together, and a backward quotes the forward line that it undoes. `dx` is the
 gradient of the loss with respect to `x`. Gradients of parameters are written into arrays that the caller passes (views
-of the flat gradient); gradients of activations are returned. The derivations are in docs/gradients.md, and every
-symbol there has the same name here, in the Numba twins (backends/cpu/kernels) and in the CUDA kernels (backends/cuda).
+of the flat gradient); gradients of activations are returned. docs/gradients.md has the derivations, and links each
+formula to the lines that compute it. Every symbol there has the same name here, in the Numba twins
+(backends/cpu/kernels) and in the CUDA kernels (backends/cuda).
 
 Letters in the shapes: N rows (one per token), B sequences, T positions, Q query positions, A attention heads,
 D size of an attention head, H hidden size, I intermediate size, V vocabulary, M predictions, P parameters.

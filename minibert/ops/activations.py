@@ -15,6 +15,8 @@ from backends import Array, Backend
 def bias_gelu_forward(backend: Backend, x: Array, bias: Array) -> Array:
     """Return y = gelu(x + bias) with the exact GELU, gelu(u) = u * Phi(u) (Hendrycks & Gimpel 2016, section 2).
 
+    Formula: docs/gradients.md#activations
+
     Args:
         backend: where the arrays live.
         x: (N, I).
@@ -29,7 +31,10 @@ def bias_gelu_forward(backend: Backend, x: Array, bias: Array) -> Array:
 
 
 def bias_gelu_backward(backend: Backend, dy: Array, x: Array, bias: Array, dbias: Array) -> tuple[Array, Array]:
-    """Write dbias (I,) and return dx (N, I) and y (N, I). Twins may overwrite dy."""
+    """Write dbias (I,) and return dx (N, I) and y (N, I). Twins may overwrite dy.
+
+    Formula: docs/gradients.md#activations
+    """
     xp = backend.xp
     u = x + bias
     cumulative = 0.5 + 0.5 * backend.erf(u * math.sqrt(0.5))
@@ -48,6 +53,8 @@ TANH_SCALE, TANH_CUBIC = math.sqrt(2.0 / math.pi), 0.044715
 def bias_gelu_new_forward(backend: Backend, x: Array, bias: Array) -> Array:
     """Return y = gelu(x + bias) with the tanh approximation of GELU (Hendrycks & Gimpel 2016, section 2).
 
+    Formula: docs/gradients.md#activations
+
     Args:
         backend: where the arrays live.
         x: (N, I).
@@ -62,7 +69,10 @@ def bias_gelu_new_forward(backend: Backend, x: Array, bias: Array) -> Array:
 
 
 def bias_gelu_new_backward(backend: Backend, dy: Array, x: Array, bias: Array, dbias: Array) -> tuple[Array, Array]:
-    """Write dbias (I,) and return dx (N, I) and y (N, I). Twins may overwrite dy."""
+    """Write dbias (I,) and return dx (N, I) and y (N, I). Twins may overwrite dy.
+
+    Formula: docs/gradients.md#activations
+    """
     xp = backend.xp
     u = x + bias
     # z = TANH_SCALE * (u + TANH_CUBIC * u * u * u); t = tanh(z)
@@ -79,6 +89,8 @@ def bias_gelu_new_backward(backend: Backend, dy: Array, x: Array, bias: Array, d
 def bias_relu_forward(backend: Backend, x: Array, bias: Array) -> Array:
     """Return y = max(x + bias, 0) (Nair & Hinton 2010). NaN stays NaN, so that it is noticed.
 
+    Formula: docs/gradients.md#activations
+
     Args:
         backend: where the arrays live.
         x: (N, I).
@@ -92,7 +104,10 @@ def bias_relu_forward(backend: Backend, x: Array, bias: Array) -> Array:
 
 
 def bias_relu_backward(backend: Backend, dy: Array, x: Array, bias: Array, dbias: Array) -> tuple[Array, Array]:
-    """Write dbias (I,) and return dx (N, I) and y (N, I). Twins may overwrite dy."""
+    """Write dbias (I,) and return dx (N, I) and y (N, I). Twins may overwrite dy.
+
+    Formula: docs/gradients.md#activations
+    """
     xp = backend.xp
     u = x + bias
     # y = max(u, 0), whose derivative is 0 where u <= 0, and 1 elsewhere; u = x + bias

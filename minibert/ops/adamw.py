@@ -10,7 +10,10 @@ from backends.base import adamw_factors
 
 
 def squared_norm(backend: Backend, x: Array) -> Array:
-    """Return the sum of the squares of x (P,) as a 0-d array on the device, without host synchronisation."""
+    """Return the sum of the squares of x (P,) as a 0-d array on the device, without host synchronisation.
+
+    Formula: docs/gradients.md#clipping-and-adamw
+    """
     return backend.xp.vecdot(x, x)
 
 
@@ -29,6 +32,8 @@ def adamw_update(
     step: int,
 ) -> None:
     """Take one AdamW step in place (Loshchilov & Hutter 2017, algorithm 2).
+
+    Formula: docs/gradients.md#clipping-and-adamw
 
     Args:
         backend: where the arrays live.

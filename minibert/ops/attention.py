@@ -58,6 +58,8 @@ def _merge_heads(backend: Backend, x: Array, rows: Rows) -> Array:
 def attention_weights(backend: Backend, queries: Array, keys: Array, layout: AttentionLayout) -> Array:
     """Return softmax(q @ k.T / sqrt(D) + mask) (Vaswani et al. 2017, equation 1), before dropout.
 
+    Formula: docs/gradients.md#attention
+
     The mask is added to the scores before the softmax. A query whose keys are all masked attends to nothing: its
     weights are zero.
 
@@ -107,6 +109,8 @@ def attention_forward(
 ) -> tuple[Array, Array]:
     """Compute multi-head attention without its projections (Vaswani et al. 2017, section 3.2).
 
+    Formula: docs/gradients.md#attention
+
     Args:
         backend: where the arrays live.
         queries: (Nq, H) rows; may be a strided view.
@@ -142,6 +146,8 @@ def attention_backward(
     dvalues: Array,
 ) -> None:
     """Write dqueries (Nq, H), dkeys (N, H) and dvalues (N, H), which may be strided views.
+
+    Formula: docs/gradients.md#attention
 
     Args:
         backend: where the arrays live.

@@ -19,6 +19,8 @@ def _one_hot(backend: Backend, labels: Array, logits: Array) -> Array:
 def cross_entropy_forward(backend: Backend, logits: Array, labels: Array) -> Array:
     """Return the losses -log softmax(logits)[label] in nats; zero where the label is negative ("not predicted").
 
+    Formula: docs/gradients.md#cross-entropy
+
     Args:
         backend: where the arrays live.
         logits: (M, V).
@@ -41,6 +43,8 @@ def cross_entropy_forward(backend: Backend, logits: Array, labels: Array) -> Arr
 
 def cross_entropy_backward(backend: Backend, logits: Array, labels: Array, scale: float) -> tuple[Array, Array]:
     """Return the losses (M,), as `cross_entropy_forward` does, and dlogits (M, V), the gradient of scale * sum(losses).
+
+    Formula: docs/gradients.md#cross-entropy
 
     Losses and dlogits need the same sum of exponentials. So one pass over the logits, the largest array of a step,
     gives both.

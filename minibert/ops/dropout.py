@@ -40,19 +40,28 @@ class Dropout:
 
 
 def dropout_mask(backend: Backend, dropout: Dropout, columns: int, dtype: Any) -> Array:
-    """Return the dropout mask (N, columns) for N row numbers: `keep_scale` where an element is kept, 0 elsewhere."""
+    """Return the dropout mask (N, columns) for N row numbers: `keep_scale` where an element is kept, 0 elsewhere.
+
+    Formula: docs/gradients.md#dropout
+    """
     keep = random_bits(dropout.row_numbers, dropout.key, columns) >= dropout.threshold  # (N, columns)
     return backend.xp.astype(keep, dtype) * dropout.keep_scale
 
 
 def dropout_forward(backend: Backend, x: Array, dropout: Dropout | None) -> Array:
-    """Return y = x * dropout_mask: (N, H) -> (N, H). Without dropout (None), return x itself."""
+    """Return y = x * dropout_mask: (N, H) -> (N, H). Without dropout (None), return x itself.
+
+    Formula: docs/gradients.md#dropout
+    """
     if dropout is None:
         return x
     return x * dropout_mask(backend, dropout, x.shape[1], x.dtype)
 
 
 def dropout_backward(backend: Backend, dy: Array, dropout: Dropout | None) -> Array:
-    """Return dx = dy * dropout_mask (N, H): the mask does not depend on x, so the gradient gets the same mask."""
+    """Return dx = dy * dropout_mask (N, H): the mask does not depend on x, so the gradient gets the same mask.
+
+    Formula: docs/gradients.md#dropout
+    """
     # y = x * dropout_mask
     return dropout_forward(backend, dy, dropout)

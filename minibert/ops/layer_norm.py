@@ -14,6 +14,8 @@ def layer_norm_forward(
 ) -> tuple[Array, tuple[Array, Array]]:
     """Normalise every row (Ba et al. 2016, equations 3 and 4): y = (x - x_mean) * inverse_deviation * weight + bias.
 
+    Formula: docs/gradients.md#layer-norm
+
     Args:
         backend: where the arrays live.
         x: (N, H).
@@ -41,7 +43,10 @@ def layer_norm_backward(
     dweight: Array,
     dbias: Array,
 ) -> Array:
-    """Write dweight and dbias, each (H,), and return dx (N, H). Derivation: docs/gradients.md, "Layer norm"."""
+    """Write dweight and dbias, each (H,), and return dx (N, H).
+
+    Formula: docs/gradients.md#layer-norm
+    """
     xp = backend.xp
     x_mean, inverse_deviation = statistics  # (N, 1) each
     n = (x - x_mean) * inverse_deviation
@@ -66,6 +71,8 @@ def dropout_add_layer_norm_forward(
     dropout: Dropout | None,
 ) -> tuple[Array, Array, tuple[Array, Array]]:
     """Return the end of a sub-layer, y = layer_norm(residual + dropout(x + bias)) (Vaswani et al. 2017, section 3.1).
+
+    Formula: docs/gradients.md#the-end-of-a-sub-layer
 
     Args:
         backend: where the arrays live.
@@ -98,6 +105,8 @@ def dropout_add_layer_norm_backward(
     dnorm_bias: Array,
 ) -> tuple[Array, Array]:
     """Write dbias, dweight and dnorm_bias, each (H,), and return dx and dresidual, each (N, H).
+
+    Formula: docs/gradients.md#the-end-of-a-sub-layer
 
     Without dropout dx and dresidual are one array. So use dx before you add to dresidual in place.
     """

@@ -16,6 +16,8 @@ from minibert.ops.precision import check_gradients, int8_product, round_operands
 def linear_forward(backend: Backend, x: Array, weight: Array, bias: Array | None = None) -> Array:
     """Return y = x @ weight.T + bias.
 
+    Formula: docs/gradients.md#linear-layers
+
     Args:
         backend: where the arrays live.
         x: (N, in).
@@ -42,13 +44,19 @@ def linear_backward(
     dbias: Array | None = None,
     add_to: Array | None = None,
 ) -> Array:
-    """Write dweight (out, in) and dbias (out,), and return dx (N, in): call the two functions below."""
+    """Write dweight (out, in) and dbias (out,), and return dx (N, in): call the two functions below.
+
+    Formula: docs/gradients.md#linear-layers
+    """
     linear_backward_weight(backend, dy, x, dweight, dbias)
     return linear_backward_input(backend, dy, weight, add_to)
 
 
 def linear_backward_weight(backend: Backend, dy: Array, x: Array, dweight: Array, dbias: Array | None = None) -> None:
-    """Write dweight (out, in) and, unless it is None, dbias (out,), for dy (N, out) and x (N, in)."""
+    """Write dweight (out, in) and, unless it is None, dbias (out,), for dy (N, out) and x (N, in).
+
+    Formula: docs/gradients.md#linear-layers
+    """
     check_gradients(backend)
     # y = x @ weight.T + bias
     dy_operand, x = round_operands(backend, dy, x)
@@ -59,6 +67,8 @@ def linear_backward_weight(backend: Backend, dy: Array, x: Array, dweight: Array
 
 def linear_backward_input(backend: Backend, dy: Array, weight: Array, add_to: Array | None = None) -> Array:
     """Return dx (N, in) for dy (N, out).
+
+    Formula: docs/gradients.md#linear-layers
 
     `add_to` (N, in) is another part of the gradient of x. If it is given, dx is added to it in place, and `add_to` is
     returned. In twins the matrix product itself does the addition, at no extra cost.

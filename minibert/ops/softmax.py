@@ -14,6 +14,8 @@ from backends.base import score_bound
 def stable_softmax(x: Array, axis: int = -1) -> Array:
     """Return y = exp(x) / sum(exp(x)) along an axis, finite for every x but NaN.
 
+    Formula: docs/gradients.md#softmax
+
     This is the only softmax in Mini-BERT. The maximum is subtracted first, so that no exponential overflows. Scores of
     minus infinity (or below the negative `score_bound`) get a weight of exactly zero. If all scores are that low, as in
     a fully masked row, all weights are zero. Scores of infinity (or above the bound) share the weight. NaN stays NaN,
@@ -42,7 +44,10 @@ def stable_softmax(x: Array, axis: int = -1) -> Array:
 
 
 def softmax_backward(dy: Array, y: Array) -> Array:
-    """Return dx for y = stable_softmax(x) along the last axis; zero where all weights are zero."""
+    """Return dx for y = stable_softmax(x) along the last axis; zero where all weights are zero.
+
+    Formula: docs/gradients.md#softmax
+    """
     xp = array_namespace(dy)
     # y = exp(x - maximum) * inverse_sum
     dy_y_sum = xp.sum(dy * y, axis=-1, keepdims=True)  # (..., 1)

@@ -31,6 +31,8 @@ def test_generating_the_documentation_anew_changes_nothing():
         ("docs/architecture.md", "imports.graph()"),
         ("docs/architecture.md", "lists.twins("),
         ("docs/commands.md", 'lists.options("train")'),
+        ("docs/gradients.md", 'formulas.code("softmax")'),
+        ("docs/pretraining.md", "curves.runs()"),
         ("docs/performance.md", "figures.steps()"),
         ("docs/performance.md", "figures.memory()"),
     ],

@@ -22,6 +22,7 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?")
+SOLUTION = re.compile(r"<details>(?:(?!</details>).)*?```python\n(.*?)```", re.DOTALL)
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -46,14 +47,23 @@ def numbers(text: str) -> list[float]:
 
 
 def execute(path: Path) -> list[tuple[str, bool]]:
-    """Run a notebook here: for each code cell, what it printed, and whether it drew a figure."""
+    """Run a notebook here: for each code cell, what it printed, and whether it drew a figure.
+
+    The solutions of its exercises run, too, each in a copy of the names that the reader has at that point.
+    """
     from matplotlib import pyplot
 
     results = []
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    for cell in code_cells(path):
+    for cell in read(path)["cells"]:
+        source, name = "".join(cell["source"]), f"{path.name}, cell {cell['id']}"
+        if cell["cell_type"] == "markdown":
+            for solution in SOLUTION.findall(source):
+                with contextlib.redirect_stdout(io.StringIO()):
+                    exec(compile(solution, f"{name}, solution", "exec"), dict(namespace))
+            continue
         with contextlib.redirect_stdout(io.StringIO()) as out:
-            exec(compile("".join(cell["source"]), f"{path.name}, cell {cell['id']}", "exec"), namespace)
+            exec(compile(source, name, "exec"), namespace)
         results.append((out.getvalue(), bool(pyplot.get_fignums())))
         pyplot.close("all")
     return results
@@ -83,6 +93,21 @@ def test_a_lesson_was_saved_after_running_from_top_to_bottom(path: Path):
     kinds = {(output["output_type"], output.get("name")) for cell in cells for output in cell["outputs"]}
     assert kinds <= {("stream", "stdout"), ("display_data", None)}  # no error, no warning
     assert path.stat().st_size < 300_000
+
+
+@each_notebook
+def test_a_lesson_has_an_aim_three_exercises_with_solutions_and_links_to_the_lines(path: Path):
+    from documents import places  # not at the top: this file is a script, too
+
+    texts = ["".join(cell["source"]) for cell in read(path)["cells"] if cell["cell_type"] == "markdown"]
+    text = "\n\n".join(texts)
+    assert re.match(rf"# {int(path.stem[:2])} · .*\n\n\*\*Aim: [^*]+\.\*\*\n", texts[0])
+    assert len(re.findall(r"^\*\*\d\. ", text, re.MULTILINE)) == text.count("<details><summary>Solution</summary>") == 3
+    assert SOLUTION.findall(text), "at least one solution is code"
+    assert "\n## Where it is in the code\n" in text
+    assert len(places.LINK.findall(text)) >= 3
+    for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+        assert "://" in link or (FOLDER / link).exists(), link
 
 
 def test_the_index_lists_every_lesson():

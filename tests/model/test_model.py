@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import minibert
 from backends import Backend, get_backend
 from minibert import MiniBERT, MiniBERTConfig, MiniBERTGradients
 from minibert.ops import Dropout, dropout_mask
@@ -222,3 +223,20 @@ def test_a_dtype_that_the_device_lacks_is_named(backend: Backend):
             MiniBERT(CONFIG, backend=backend, dtype=dtype)
     with pytest.raises(ValueError, match="dtype must be 'float32' or 'float64', not 'int32'"):
         MiniBERT(CONFIG, backend=backend, dtype="int32")
+
+
+def test_the_repr_of_a_model_says_its_sizes_parameters_device_and_precision():
+    model = small_bert("cpu", "float64", kernels="reference", precision="bfloat16")
+    number = sum(view.size for view in model.parameters.values())
+    text = repr(model)
+    for part in ("2 layers", "hidden size 12", "3 attention heads", "intermediate size 20", "vocabulary 23"):
+        assert part in text
+    for part in (f"{number:,} parameters in float64", "mlm, pooler", "device cpu", "bfloat16", "kernels reference"):
+        assert part in text
+    assert "heads: none" in repr(small_bert("cpu", "float32", heads=()))
+
+
+def test_dir_lists_the_public_names_before_they_are_imported():
+    listed = [name for name in dir(minibert) if not name.startswith("_")]
+    assert listed == sorted(minibert.__all__)
+    assert all(getattr(minibert, name) is not None for name in listed)
