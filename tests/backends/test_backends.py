@@ -149,6 +149,35 @@ def test_each_way_in_which_cuda_is_missing_has_its_own_remedy(cupy, device, what
     assert raised.match(remedy)
 
 
+class _WithoutCublas(SimpleNamespace):
+    """Takes the place of `cupy.cuda` where CuPy finds no cuBLAS. CuPy looks for it when it is first used."""
+
+    @property
+    def cublas(self) -> object:
+        raise ImportError('Failure finding "libcublas.so.12"')
+
+
+@pytest.mark.parametrize("tf32", ["0", "1"])
+def test_a_missing_cublas_has_its_own_remedy(tf32: str, monkeypatch: pytest.MonkeyPatch):
+    cupy = _cupy_without_gpu(12080, 1)
+    cupy.cuda = _WithoutCublas(runtime=cupy.cuda.runtime)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setenv("CUPY_TF32", tf32)
+    with pytest.raises(BackendError, match=r"cuBLAS, .*libcublas\.so\.12.* pip install '\.\[cuda12\]'"):
+        get_backend("cuda")
+
+
+@pytest.mark.parametrize("value", ["", "true", "1.0"])
+def test_a_value_of_cupy_tf32_that_cupy_cannot_read_is_refused(value: str, monkeypatch: pytest.MonkeyPatch):
+    """CuPy would raise a ValueError at the first product, in the middle of a step."""
+    cupy = _cupy_without_gpu(12080, 1)
+    cupy.cuda.cublas = None
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setenv("CUPY_TF32", value)
+    with pytest.raises(BackendError, match=f"CUPY_TF32 is {value!r}, .* Set it to 1"):
+        get_backend("cuda")
+
+
 def test_a_hidden_gpu_is_pointed_out(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", _cupy_without_gpu(12080, 0))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")

@@ -173,6 +173,21 @@ def test_headers_that_are_missing_are_named():
     assert diagnosis.headers_are_found(np, 12090).passed
 
 
+def test_a_missing_folder_of_headers_is_not_taken_for_a_missing_compiler():
+    """CuPy compiles nothing without CUDA's headers, not even a source that includes none."""
+    message = "Failed to auto-detect CUDA root directory. Please specify `CUDA_PATH` environment variable"
+
+    class WithoutHeaders:
+        def function(self, name, dtype):
+            raise RuntimeError(message)
+
+    finding = diagnosis.kernels_compile(WithoutHeaders(), 12090)
+    assert not finding.passed
+    assert "CUDA root directory" in finding.detail
+    assert "headers" in finding.remedy
+    assert "unset CUDA_PATH" in finding.remedy
+
+
 def test_the_absence_of_cupy_is_left_to_a_later_check():
     finding = diagnosis.one_cupy([])
     assert (finding.passed, finding.name) == (
