@@ -15,7 +15,7 @@ CUDA_READY := $(CUDA)/.ready
 help:
 	@echo "make train        train BERT on this Python's own documentation, about three minutes"
 	@echo "make test         run the tests (NumPy, read-only NumPy, array-api-strict)"
-	@echo "make test-parity  run the comparisons with PyTorch and transformers (downloads both)"
+	@echo "make test-parity  run the comparisons with PyTorch and transformers, and the tests on the arrays of PyTorch (downloads both)"
 	@echo "make test-cuda-build  compile the CUDA kernels, run all tests on an emulated GPU (downloads 1.5 GB)"
 	@echo "make benchmark-peers  time sentence embeddings beside transformers, onnxruntime, OpenVINO (downloads 1 GB)"
 	@echo "make verify-gpu   on a machine with a GPU: run doctor, tests, training, benchmark; write a report"
@@ -61,6 +61,7 @@ test: $(READY)
 
 test-parity: $(PARITY_READY)
 	$(PARITY)/bin/python -m pytest tests/parity $(ARGS)
+	$(PARITY)/bin/python -m pytest --device torch tests/backends tests/model tests/ops $(ARGS)
 
 test-cuda-build: $(CUDA_READY)
 	$(CUDA)/bin/python -m pytest tests/cuda_build $(ARGS)

@@ -156,7 +156,9 @@ def gpu_number(device: str) -> int | None:
     """
     match = re.fullmatch(r"cuda(?::(\d+))?", device)
     if match is None:
-        raise ValueError(f"unknown device {device!r}: use 'cpu', 'cuda' or 'cuda:N' with N the number of the GPU")
+        raise ValueError(
+            f"unknown device {device!r}: use 'cpu', 'cuda' or 'cuda:N' with N the number of the GPU, or 'torch'"
+        )
     return None if match[1] is None else int(match[1])
 
 

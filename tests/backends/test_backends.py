@@ -12,6 +12,8 @@ import pytest
 from backends import Backend, BackendError, get_backend
 from backends.cpu.backend import NumpyBackend
 from backends.cuda.backend import CupyBackend
+from backends.torch.backend import TorchBackend, device_of
+from minibert.options import DEVICE_NAME
 from tests.support import backends_under_test
 from tests.support.backends_under_test import segment_sums
 from tests.support.checking import assert_close
@@ -83,7 +85,7 @@ def test_memory_and_description_are_given(backend: Backend):
     backend.synchronize()
 
 
-@pytest.mark.parametrize("implementation", [NumpyBackend, CupyBackend])
+@pytest.mark.parametrize("implementation", [NumpyBackend, CupyBackend, TorchBackend])
 def test_every_backend_has_the_methods_and_arguments_of_the_interface(implementation: type[Backend]):
     for name in Backend.__abstractmethods__:
         declared, given = (inspect.signature(getattr(owner, name)) for owner in (Backend, implementation))
@@ -99,6 +101,38 @@ def test_a_backend_is_returned_as_it_is_and_unknown_names_are_refused():
     for name in ("gpu", "cuda:", "cuda:-1", "CPU"):
         with pytest.raises(ValueError, match="use 'cpu', 'cuda' or 'cuda:N'"):
             get_backend(name)
+
+
+# --- PyTorch that is not there --------------------------------------------------------------------------------
+
+
+def test_a_missing_pytorch_has_its_own_remedy(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # makes the import fail
+    with pytest.raises(BackendError, match=r"PyTorch was asked for, .* pip install '\.\[torch\]'"):
+        get_backend("torch")
+
+
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [
+        ("torch", "cpu"),
+        ("torch:cpu", "cpu"),
+        ("torch:cuda", "cuda"),
+        ("torch:cuda:1", "cuda:1"),
+        ("torch:mps", "mps"),
+        ("torch:xpu", "xpu"),
+    ],
+)
+def test_a_device_of_pytorch_is_named_after_torch(name: str, device: str):
+    assert device_of(name) == device
+    assert DEVICE_NAME.holds(name)
+
+
+@pytest.mark.parametrize("name", ["torch:", "torch:tpu", "torch:cuda:", "torch:meta", "torch cuda"])
+def test_a_device_that_pytorch_does_not_have_is_refused(name: str):
+    assert not DEVICE_NAME.holds(name)
+    with pytest.raises(ValueError, match="unknown device"):
+        get_backend(name)
 
 
 # --- CUDA that is not there -----------------------------------------------------------------------------------

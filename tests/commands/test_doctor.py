@@ -130,6 +130,13 @@ def test_a_machine_without_cuda_fails_with_a_remedy(monkeypatch: pytest.MonkeyPa
     assert "pip install '.[cuda12]'" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("more", [[], ["--alive"]])
+def test_a_machine_without_pytorch_fails_with_a_remedy(more: list[str], monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert doctor.main(["--device", "torch", *more]) == 1
+    assert "pip install '.[torch]'" in capsys.readouterr().out
+
+
 def test_an_unknown_device_is_refused_in_one_line(capsys):
     assert doctor.main(["--device", "tpu"]) == 2
     assert "--device must be cpu, cuda or cuda:N" in capsys.readouterr().err
