@@ -18,7 +18,7 @@ help:
 	@echo "make test-parity  run the comparisons with PyTorch and transformers, and the tests on the arrays of PyTorch (downloads both)"
 	@echo "make test-cuda-build  compile the CUDA kernels, run all tests on an emulated GPU (downloads 1.5 GB)"
 	@echo "make benchmark-peers  time sentence embeddings beside transformers, onnxruntime, OpenVINO (downloads 1 GB)"
-	@echo "make verify-gpu   on a machine with a GPU: run doctor, tests, training, benchmark; write a report"
+	@echo "make verify-gpu   on a machine with a GPU: check and measure it in ten minutes; write a report"
 	@echo "make lint         check style, types and the directions of imports"
 	@echo "make format       rewrite the code in the house style"
 	@echo "make docs-tables  write the generated tables, lists and graphs of the documentation anew"
@@ -73,7 +73,7 @@ benchmark-peers: $(PEERS_READY)
 
 # Runs in the active environment, because only its owner knows which CuPy fits the driver.
 verify-gpu:
-	python scripts/verify_gpu.py $(ARGS)
+	python3 scripts/verify_gpu.py $(ARGS)
 
 lint: $(READY)
 	$(VENV)/bin/python -m ruff check .

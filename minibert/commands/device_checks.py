@@ -225,7 +225,7 @@ def _batch() -> Batch:
     )
 
 
-def _steps(backend: Backend, kernels: str, number: int) -> tuple[StepFigures, np.ndarray[Any, Any]]:
+def take_steps(backend: Backend, kernels: str, number: int) -> tuple[StepFigures, np.ndarray[Any, Any]]:
     """Take some training steps with dropout; return their figures, and all parameters (P,) on the host."""
     model = MiniBERT(MiniBERTConfig.preset("tiny", vocab_size=1000), backend=backend, seed=1, kernels=kernels)
     trainer = Trainer(model, AdamW(model))
@@ -242,8 +242,8 @@ def check_training_step(backend: Backend) -> str:
     Raises:
         CheckError: the losses differ by more than rounding does.
     """
-    expected, _ = _steps(get_backend("cpu"), "reference", 3)
-    found, _ = _steps(backend, "auto", 3)
+    expected, _ = take_steps(get_backend("cpu"), "reference", 3)
+    found, _ = take_steps(backend, "auto", 3)
     error = float(np.abs(found.losses / expected.losses - 1.0).max())
     tolerance = TF32_TOLERANCE if getattr(backend, "tf32", False) else LOSS_TOLERANCE
     if not error <= tolerance:
@@ -263,7 +263,7 @@ def check_determinism(backend: Backend) -> str:
     if usual is not None:
         backend.deterministic = True  # type: ignore[attr-defined]
     try:
-        (_, first), (_, second) = (_steps(backend, "auto", 3) for _ in range(2))
+        (_, first), (_, second) = (take_steps(backend, "auto", 3) for _ in range(2))
     finally:
         if usual is not None:
             backend.deterministic = usual  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from cupyx.scipy import special
 from backends.cuda import backend as cupy_backend
 from tests.support.emulated_cuda import cublas, functions, modules
 from tests.support.emulated_cuda.array import ndarray
-from tests.support.emulated_cuda.device import Device, MemoryPool
+from tests.support.emulated_cuda.device import Device, Event, MemoryPool
 
 EMULATED = modules.make_cupy()
 POSITIONAL = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty)
@@ -83,6 +83,7 @@ def test_no_name_is_emulated_that_cupy_lacks(module: str):
     [
         (ndarray, cupy.ndarray),
         (Device, cupy.cuda.Device),
+        (Event, cupy.cuda.Event),
         (MemoryPool, cupy.cuda.MemoryPool),
         (functions.RawModule, cupy.RawModule),
     ],

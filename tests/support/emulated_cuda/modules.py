@@ -71,6 +71,7 @@ def make_cupy() -> dict[str, ModuleType]:
     cupy.cublas = ModuleType("cupy.cublas")
     cupy.cublas.gemm, cupy.cublas.dot = cublas.gemm, cublas.dot
     cuda.runtime, cuda.Device, cuda.Stream = runtime, device.Device, device.Stream
+    cuda.Event, cuda.get_elapsed_time = device.Event, device.get_elapsed_time
     cupy.cuda = cuda
     of_device = ModuleType("cupy.cuda.device")
     of_device.Device = device.Device
