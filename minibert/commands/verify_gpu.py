@@ -49,7 +49,7 @@ TESTS = (
 )
 """The tests whose result depends on the device."""
 
-_ELSEWHERE = "not type_check and not type_checker and not demonstration"  # tests that compute nothing on the device
+_ELSEWHERE = "not type_check and not demonstration"  # tests that compute nothing on the device
 _MEASUREMENTS = "minibert.commands.gpu_measurements"
 _TAIL = 4000  # characters at the end of a part's output that the report keeps
 _USUAL_MINUTES = 10.0

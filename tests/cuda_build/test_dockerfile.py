@@ -101,6 +101,14 @@ def test_the_versions_of_python_cuda_and_cupy_are_named():
     assert {image.split()[0] for image in of("FROM")} == {"python:${PYTHON_VERSION}-slim-bookworm"}
 
 
+def test_the_image_asks_the_container_runtime_for_all_gpus_and_for_what_it_needs_of_the_driver():
+    """CUDA needs "compute", nvidia-smi "utility". NVIDIA's images set both variables, but this one is Python's."""
+    (environment,) = (rest for rest in of("ENV") if "CUPY_CACHE_DIR" in rest)
+    variables = dict(assignment.split("=", 1) for assignment in environment.split())
+    assert variables["NVIDIA_VISIBLE_DEVICES"] == "all"
+    assert variables["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
+
+
 def test_the_programs_that_the_image_starts_exist():
     for command in (of("CMD")[-1], of("HEALTHCHECK")[-1].split("CMD ", 1)[1]):
         program, script, *_ = json.loads(command)
