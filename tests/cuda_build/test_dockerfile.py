@@ -94,10 +94,15 @@ def test_the_versions_of_python_cuda_and_cupy_are_named():
         "PYTHON_VERSION",
         "CUDA_MAJOR",
         "CUPY_VERSION",
+        "CUDA_TOOLKIT_12",
+        "CUDA_TOOLKIT_13",
     }
     assert all(re.fullmatch(r"[\w.]+", argument.partition("=")[2]) for argument in of("ARG"))
     (cupy,) = re.findall(r"cupy-\S+", " ".join(of("RUN")).replace('"', " "))
     assert cupy == "cupy-cuda${CUDA_MAJOR}x[ctk]==${CUPY_VERSION}"
+    assert '"cuda-toolkit==${toolkit}"' in " ".join(of("RUN"))
+    for major in (12, 13):
+        assert f"CUDA_TOOLKIT_{major}={major}." in " ".join(of("ARG"))
     assert {image.split()[0] for image in of("FROM")} == {"python:${PYTHON_VERSION}-slim-bookworm"}
 
 
