@@ -17,10 +17,10 @@ DOCS_READY := $(VENV)/.docs-ready
 help:
 	@echo "make train        train BERT on this Python's own documentation, about three minutes"
 	@echo "make test         run the tests (NumPy, read-only NumPy, array-api-strict)"
-	@echo "make test-parity  run the comparisons with PyTorch and transformers (downloads both)"
+	@echo "make test-parity  run the comparisons with PyTorch and transformers, and the tests on the arrays of PyTorch (downloads both)"
 	@echo "make test-cuda-build  compile the CUDA kernels, run all tests on an emulated GPU (downloads 1.5 GB)"
 	@echo "make benchmark-peers  time sentence embeddings beside transformers, onnxruntime, OpenVINO (downloads 1 GB)"
-	@echo "make verify-gpu   on a machine with a GPU: run doctor, tests, training, benchmark; write a report"
+	@echo "make verify-gpu   on a machine with a GPU: check and measure it in ten minutes; write a report"
 	@echo "make lint         check style, types and the directions of imports"
 	@echo "make format       rewrite the code in the house style"
 	@echo "make docs-tables  write the generated tables, lists and graphs of the documentation anew"
@@ -65,6 +65,7 @@ test: $(READY)
 
 test-parity: $(PARITY_READY)
 	$(PARITY)/bin/python -m pytest tests/parity $(ARGS)
+	$(PARITY)/bin/python -m pytest --device torch tests/backends tests/model tests/ops $(ARGS)
 
 test-cuda-build: $(CUDA_READY)
 	$(CUDA)/bin/python -m pytest tests/cuda_build $(ARGS)
@@ -76,7 +77,7 @@ benchmark-peers: $(PEERS_READY)
 
 # Runs in the active environment, because only its owner knows which CuPy fits the driver.
 verify-gpu:
-	python scripts/verify_gpu.py $(ARGS)
+	python3 scripts/verify_gpu.py $(ARGS)
 
 lint: $(READY)
 	$(VENV)/bin/python -m ruff check .

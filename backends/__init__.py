@@ -1,4 +1,4 @@
-"""Choose, by name, where arrays live: NumPy on a CPU or CuPy on a CUDA GPU.
+"""Choose, by name, where arrays live: NumPy on a CPU, CuPy on a CUDA GPU, or PyTorch on any of its devices.
 
 No code in this package knows anything about BERT.
 
@@ -17,12 +17,14 @@ def get_backend(device: str | Backend = "cpu") -> Backend:
     """Return the backend for a device.
 
     Args:
-        device: "cpu", "cuda" (the current CUDA device) or "cuda:N"; a `Backend` is returned as it is.
+        device: "cpu" (NumPy), "cuda" (CuPy on the current CUDA device), "cuda:N", "torch" (PyTorch on the CPU), or
+            "torch:DEVICE" with PyTorch's name of a device: "cuda", "cuda:N", "mps" or "xpu". A `Backend` is
+            returned as it is.
 
     Raises:
         ValueError: the name is none of these.
-        BackendError: CUDA was asked for, and CuPy, the driver or the GPU is missing. The message says which of them,
-            and what to do.
+        BackendError: the array library, a driver or the device is missing. The message says which of them, and what to
+            do.
     """
     if isinstance(device, Backend):
         return device
@@ -30,6 +32,11 @@ def get_backend(device: str | Backend = "cpu") -> Backend:
         from backends.cpu.backend import NumpyBackend
 
         return NumpyBackend()
+    if device.partition(":")[0] == "torch":
+        from backends.cpu.threads import number_set
+        from backends.torch.backend import TorchBackend, device_of  # PyTorch itself is imported when a backend is made
+
+        return TorchBackend(device_of(device), threads=number_set())
     from backends.cuda.backend import CupyBackend, gpu_number  # CuPy itself is imported when a backend is made
 
     return CupyBackend(gpu_number(device))

@@ -86,14 +86,20 @@ def check_arrays(operation: str, dtype: Any, *expected: tuple[str, Array, tuple[
         TypeError: a dtype is wrong.
     """
     for name, array, shape in expected:
-        _check_shape(operation, name, array, shape)
+        check_shape(operation, name, array, shape)
         if array.dtype != dtype:
             raise TypeError(f"{operation}: the arrays must share a dtype, but {name} is {array.dtype} beside {dtype}")
 
 
-def _check_shape(operation: str, name: str, array: Array, shape: tuple[int, ...]) -> None:
-    if array.shape != shape:
-        raise ValueError(f"{operation}: {name} has the shape {array.shape}, but the other arrays ask for {shape}")
+def check_shape(operation: str, name: str, array: Array, shape: tuple[int, ...]) -> None:
+    """Check that an array has the shape that follows from the operation's first array.
+
+    Raises:
+        ValueError: the shape is wrong.
+    """
+    found, wanted = tuple(array.shape), tuple(shape)  # PyTorch's shapes are no plain tuples
+    if found != wanted:
+        raise ValueError(f"{operation}: {name} has the shape {found}, but the other arrays ask for {wanted}")
 
 
 def check_contiguous(operation: str, *outputs: tuple[str, Array]) -> None:
@@ -148,7 +154,7 @@ def check_integers(
         ValueError: a shape is wrong.
         TypeError: a dtype is wrong.
     """
-    _check_shape(operation, name, integers, shape)
+    check_shape(operation, name, integers, shape)
     if integers.dtype.kind not in "iu":
         raise TypeError(f"{operation}: {name} must be integers, not {integers.dtype}")
     if dtype is not None and integers.dtype != dtype:

@@ -17,8 +17,6 @@ from minibert.parameters import NamedArrays
 if TYPE_CHECKING:
     from minibert.model import MiniBERT
 
-_BLOCK = 1 << 18  # elements scaled at a time: 1 MiB of float32 stays in a core's cache
-
 
 class GradientAccumulator:
     """Adds up gradients, in place.
@@ -46,8 +44,7 @@ class GradientAccumulator:
 
     def __init__(self, model: MiniBERT) -> None:
         self.gradients = NamedArrays.zeros_like(model.parameters)
-        flat = self.gradients.flat
-        self._scratch = model.backend.xp.empty_like(flat[: min(_BLOCK, flat.shape[0])])
+        self._kernels = model.kernels
         self.total_weight = 0.0
 
     def add(self, gradients: Mapping[str, Array], weight: float = 1.0) -> None:
@@ -63,26 +60,14 @@ class GradientAccumulator:
         if not 0.0 <= weight < math.inf:
             raise ValueError(f"weight must be a number of predictions, at least 0, not {weight!r}")
         if isinstance(gradients, NamedArrays) and gradients.layout == self.gradients.layout:
-            self._add_scaled(self.gradients.flat, gradients.flat, weight)
+            self._kernels.add_scaled(self.gradients.flat, gradients.flat, weight)
         else:
             self._check_names_and_shapes(gradients)
             for name, accumulated in self.gradients.items():
                 xp = array_namespace(accumulated)
-                self._add_scaled(xp.reshape(accumulated, (-1,), copy=False), xp.reshape(gradients[name], (-1,)), weight)
+                total, values = xp.reshape(accumulated, (-1,), copy=False), xp.reshape(gradients[name], (-1,))
+                self._kernels.add_scaled(total, values, weight)
         self.total_weight += weight
-
-    def _add_scaled(self, total: Array, values: Array, weight: float) -> None:
-        """Add weight * values to total, block by block: the standard has no `out=` for the product."""
-        size = total.shape[0]
-        for start in range(0, size, _BLOCK):
-            stop = min(start + _BLOCK, size)  # the standard does not allow a slice beyond the end
-            block, added = total[start:stop], values[start:stop]
-            if weight != 1.0:
-                scaled = self._scratch[: added.shape[0]]
-                scaled[...] = added
-                scaled *= weight
-                added = scaled
-            block += added
 
     def _check_names_and_shapes(self, gradients: Mapping[str, Array]) -> None:
         if different := sorted(set(gradients) ^ set(self.gradients)):

@@ -54,6 +54,7 @@ class Kernels:
         self._twins = twins
 
         self.adamw_update = self.bind(ops.adamw_update)
+        self.add_scaled = self.bind(ops.add_scaled)
         self.attention_backward = self.bind(ops.attention_backward)
         self.attention_forward = self.bind(ops.attention_forward)
         self.attention_weights = self.bind(ops.attention_weights)

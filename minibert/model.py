@@ -61,7 +61,7 @@ class MiniBERT:
 
     Args:
         config: the sizes; None for those of BERT-Mini.
-        backend: where to compute: a `Backend` or the name of a device ("cpu", "cuda", "cuda:1").
+        backend: where to compute: a `Backend` or the name of a device ("cpu", "cuda:1", "torch").
         dtype: "float32" or "float64".
         seed: decides the initial parameters and dropout.
         kernels: "auto" uses the backend's fast twins, "reference" only the definitions in `minibert.ops`.
@@ -145,7 +145,7 @@ class MiniBERT:
 
         Args:
             folder: a folder with `config.json` and `model.safetensors` (or its shards and their index).
-            device: "cpu", "cuda" or "cuda:N", or a `Backend`.
+            device: the name of a device ("cpu", "cuda:1", "torch"), or a `Backend`.
             dtype: "float32" or "float64"; the stored weights are converted.
             kernels: as for the class.
             precision: as for the class.

@@ -56,8 +56,8 @@ NOT_NEGATIVE = Check("at least 0 and finite", lambda value: 0.0 <= value < math.
 BELOW_ONE = Check("at least 0 and below 1", lambda value: 0.0 <= value < 1.0)
 SEED = Check("from 0 to 2**64 - 1", lambda value: 0 <= value < 2**64)
 DEVICE_NAME = Check(
-    "cpu, cuda or cuda:N with N the number of the GPU",
-    lambda value: re.fullmatch(r"cpu|cuda(:\d+)?", value) is not None,
+    "cpu, cuda or cuda:N with N the number of the GPU, or torch, torch:cuda, torch:cuda:N, torch:mps or torch:xpu",
+    lambda value: re.fullmatch(r"cpu|cuda(:\d+)?|torch(:(cpu|mps|xpu|cuda(:\d+)?))?", value) is not None,
 )
 
 
@@ -190,8 +190,9 @@ DEVICE = Option(
     "device",
     str,
     "cpu",
-    "device to compute on; N is the number of the GPU",
-    metavar="{cpu,cuda,cuda:N}",
+    "device to compute on; cpu: NumPy; cuda: CuPy, N is the number of the GPU; torch: PyTorch on the CPU, or on "
+    "another of its devices, such as torch:mps",
+    metavar="{cpu,cuda,cuda:N,torch,torch:DEVICE}",
     check=DEVICE_NAME,
     group=COMPUTATION,
 )

@@ -6,7 +6,8 @@ the library and on the device. Here a draw is a pure function of the *place* whe
     (seed, stream, step, layer, site)  ->  (row_key, column_key), two 32-bit words      (`derive_key`, on the host)
     key, row, column                   ->  32 random bits                               (`random_bits`, on the device)
 
-The arithmetic uses 32-bit integers that wrap. NumPy, CuPy, CUDA C++ and Numba all compute it alike. A row's
+The arithmetic uses 32-bit integers that wrap. NumPy, CuPy, CUDA C++ and Numba all compute it alike. Where a library has
+no arithmetic in uint32, as PyTorch, the lower halves of int64 take its place. A row's
 number says what the row *is* (which sequence, which position), not where the row is stored. So splitting a batch,
 leaving out padding or pruning the last layer does not change a single bit. The backward pass draws its masks again
 instead of storing them.
@@ -43,15 +44,18 @@ class Stream(IntEnum):
     SPLIT = 7
 
 
-def _mix(words: Array) -> Array:
+def _mix(words: Array, wide: bool) -> Array:
     """Apply `lowbias32`, a bijection of 32-bit words in which every input bit affects every output bit.
 
-    Products of uint32 arrays wrap without further code.
+    Products of uint32 arrays wrap without further code. In int64 arrays (`wide`) the upper half is cut off.
     """
+    words = words & _WORD if wide else words
     words = words ^ (words >> 16)
     words = words * _FIRST_MULTIPLIER
+    words = words & _WORD if wide else words
     words = words ^ (words >> 15)
     words = words * _SECOND_MULTIPLIER
+    words = words & _WORD if wide else words
     return words ^ (words >> 16)
 
 
@@ -93,19 +97,21 @@ def random_bits(rows: Array, key: Key, columns: int | None = None) -> Array:
     """Return 32 independent random bits for every row and column.
 
     Args:
-        rows: (R,) uint32, the numbers of the rows; they need not be contiguous or sorted.
+        rows: (R,) uint32, the numbers of the rows; they need not be contiguous or sorted. Or int64, of which the lower
+            32 bits are used.
         key: from `derive_key`.
         columns: how many columns to draw, or None for one word per row.
 
     Returns:
-        (R, columns) uint32, or (R,) without `columns`, in the namespace and on the device of `rows`.
+        (R, columns), or (R,) without `columns`, in the namespace and dtype and on the device of `rows`.
         Entry (r, c) depends on `key`, `rows[r]` and `c` only.
     """
-    row_key, column_key = key
-    row_words = _mix(rows * _GOLDEN + row_key)  # (R,)
-    if columns is None:
-        return _mix(row_words + column_key)
     xp = array_namespace(rows)
-    counters = xp.arange(columns, dtype=xp.uint32, device=device(rows))
-    column_words = _mix(counters * _GOLDEN + column_key)  # (columns,)
-    return _mix(row_words[:, None] + column_words[None, :])  # (R, columns)
+    wide = rows.dtype == xp.int64
+    row_key, column_key = key
+    row_words = _mix(rows * _GOLDEN + row_key, wide)  # (R,)
+    if columns is None:
+        return _mix(row_words + column_key, wide)
+    counters = xp.arange(columns, dtype=rows.dtype, device=device(rows))
+    column_words = _mix(counters * _GOLDEN + column_key, wide)  # (columns,)
+    return _mix(row_words[:, None] + column_words[None, :], wide)  # (R, columns)

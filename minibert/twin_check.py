@@ -13,6 +13,7 @@ from array_api_compat import is_array_api_obj
 
 from backends import Array, Backend, get_backend
 from minibert.config import ACTIVATIONS, MiniBERTConfig
+from minibert.gradient_accumulator import GradientAccumulator
 from minibert.gradients import IGNORED, MiniBERTGradients
 from minibert.kernels import Kernels
 from minibert.model import MiniBERT
@@ -166,6 +167,7 @@ def _errors_of_a_step(backend: Backend, activation: str) -> Mapping[str, float]:
             ids, mask, prediction_positions=positions, dropout_step=3, unpad=unpad, next_sentence=True
         )
         gradients.backward(cache, labels, [0, 1, 1])
+    GradientAccumulator(model).add(gradients.gradients, weight=3)
     AdamW(model).step(gradients.gradients, 1e-3)
 
     first_layer, head = cache.layers[0], cache.head

@@ -86,9 +86,9 @@ def count(config: MiniBERTConfig, sequences: int, length: int) -> Counts:
     # Embeddings: the look-up, layer norm and dropout.
     of_heads = m * v * 8 + n * h * 20
     parameters = Layout.of(config).size
-    # Parameters: weights are read twice and their gradients written (3). For the norm, gradients are read, their
-    # squares written and read again (3). AdamW reads four numbers and writes three (7).
-    numbers = (layers - 1 + m / n) * (between + products) + keys_and_values + of_heads + parameters * (3 + 3 + 7)
+    # Parameters: weights are read twice and their gradients written (3). For the norm, gradients are read (1). AdamW
+    # reads four numbers and writes three (7).
+    numbers = (layers - 1 + m / n) * (between + products) + keys_and_values + of_heads + parameters * (3 + 1 + 7)
     launches = (layers - 1) * LAUNCHES_PER_LAYER + LAUNCHES_OF_THE_PRUNED_LAYER + LAUNCHES_BEYOND
     return Counts(operations, numbers, launches, parameters)
 

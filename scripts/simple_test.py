@@ -1,6 +1,6 @@
 """Check in seconds that Mini-BERT works here: build a small model, run it forward and backward, and let it learn.
 
-    python scripts/simple_test.py [--device cpu|cuda|cuda:N]
+    python scripts/simple_test.py [--device cpu|cuda|cuda:N|torch]
 
 The script prints a tick for every step that works. At the first step that does not, it stops with exit status 1.
 The full test suite is `pytest`.
@@ -33,7 +33,7 @@ class SimpleTest:
     """The steps of the test, in order; each step uses what the steps before it computed.
 
     Args:
-        device: "cpu", "cuda" or "cuda:N".
+        device: a name that `get_backend` knows.
     """
 
     def __init__(self, device: str) -> None:

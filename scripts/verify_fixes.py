@@ -1,6 +1,6 @@
 """Show that Mini-BERT's four critical fixes hold: print every statement, what was measured, and PASS or FAIL.
 
-    python scripts/verify_fixes.py [--device cpu|cuda|cuda:N] [--seed N]
+    python scripts/verify_fixes.py [--device cpu|cuda|cuda:N|torch] [--seed N]
 
 Each fix avoids a mistake that is easily made when BERT is written by hand:
 
@@ -293,7 +293,7 @@ def address(array: Array) -> int:
     """Return the address of an array's first element in the memory of its device."""
     if isinstance(array, np.ndarray):
         return int(array.__array_interface__["data"][0])
-    return int(array.data.ptr)
+    return int(array.data_ptr() if hasattr(array, "data_ptr") else array.data.ptr)  # PyTorch's; CuPy's
 
 
 def check_accumulator(backend: Backend, seed: int) -> Iterator[Check]:
@@ -346,7 +346,9 @@ def check_accumulator(backend: Backend, seed: int) -> Iterator[Check]:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     size = flat.shape[0] * flat.dtype.itemsize
-    on_device = "" if before is None else f"; device memory in use: {before:,} bytes, then {backend.memory().used:,}"
+    on_device = "" if backend.name == "cpu" else "; PyTorch's own memory is not counted on a CPU"
+    if before is not None:
+        on_device = f"; device memory in use: {before:,} bytes, then {backend.memory().used:,}"
     same = addresses == [address(accumulator.gradients.flat), *map(address, accumulator.gradients.values())]
     yield Check(
         "add, average and reset work in place and allocate nothing",

@@ -3,11 +3,13 @@
 pytest --device cpu             the default: NumPy and array_api_strict (tests/support/backends_under_test.py)
 pytest --device cuda            the same tests on CuPy; stops at once if there is no GPU
 pytest --device cuda-emulated   the same tests on an emulated CuPy, which needs no GPU (docs/cuda.md)
+pytest --device torch           the same tests on PyTorch's arrays
 pytest --without-numba          the tests as on a machine that has no Numba
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -22,10 +24,15 @@ from tests.support.emulated_cuda.run import python_path
 NUMBA_TESTS = Path(__file__).parent / "backends" / "cpu" / "kernels"
 """The tests of the kernels that Numba compiles. They import Numba, so `--without-numba` leaves the folder out."""
 
+TORCH_TESTS = Path(__file__).parent / "backends" / "torch"
+"""The tests that import PyTorch. They run wherever it is installed."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--without-numba", action="store_true", help="test as on a machine that has no Numba")
-    parser.addoption("--device", default="cpu", help="cpu (default), cuda, cuda:N or cuda-emulated: where to compute")
+    parser.addoption(
+        "--device", default="cpu", help="cpu (default), cuda, cuda:N, cuda-emulated or torch: where to compute"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,8 +50,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out the folder NUMBA_TESTS under `--without-numba`."""
-    return True if collection_path == NUMBA_TESTS and config.getoption("--without-numba") else None
+    """Leave out NUMBA_TESTS under `--without-numba`, and TORCH_TESTS where PyTorch is not installed."""
+    if collection_path == NUMBA_TESTS and config.getoption("--without-numba"):
+        return True
+    return True if collection_path == TORCH_TESTS and importlib.util.find_spec("torch") is None else None
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -25,7 +25,7 @@ _NUMBAS_PRIORITY = ["tbb", "omp", "workqueue"]
 _TBB = "libtbb.so.12"
 """The library that Numba's "tbb" layer needs, on Linux."""
 
-_threads_were_set = False  # by set_threads, whose number stands against the CPU quota
+_number_set: int | None = None  # by set_threads; it stands against the CPU quota
 
 
 def default_threads(root: Path = Path("/")) -> int:
@@ -166,7 +166,7 @@ def set_threads(number: int) -> None:
         ValueError: fewer than 1, or more than the kernels can have.
         BackendError: threadpoolctl, which sets the threads of NumPy's BLAS, is not installed.
     """
-    global _threads_were_set
+    global _number_set
     if number < 1:
         raise ValueError(f"the number of threads must be at least 1, not {number}")
     if importlib.util.find_spec("threadpoolctl") is None:
@@ -185,13 +185,18 @@ def set_threads(number: int) -> None:
                 "this process may use; set the environment variable NUMBA_NUM_THREADS to allow more"
             )
         numba.set_num_threads(number)
-    _threads_were_set = True
+    _number_set = number
     libraries = _blas_libraries()
     for library in libraries:
         if not _is_scipys(library):
             library.set_num_threads(number)
     if "backends.cpu.kernels" in sys.modules and not any(map(_is_scipys, libraries)):
         hold_kernel_blas()  # NumPy and the kernels share one BLAS, and each thread of the kernels calls it
+
+
+def number_set() -> int | None:
+    """Return the number that `set_threads` last set; None if it was never called."""
+    return _number_set
 
 
 def hold_blas_to_quota(root: Path = Path("/")) -> None:
@@ -204,7 +209,7 @@ def hold_blas_to_quota(root: Path = Path("/")) -> None:
         root: the root of the file system, where the quota is read.
     """
     quota = cpu_quota(root)
-    if quota is None or _threads_were_set or any(name in os.environ for name in _BLAS_VARIABLES):
+    if quota is None or _number_set is not None or any(name in os.environ for name in _BLAS_VARIABLES):
         return
     if importlib.util.find_spec("threadpoolctl") is None:
         return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,7 +39,7 @@ class CupyBackend(Backend):
         tf32: True if float32 products round their operands to 10 bits of fraction (CUPY_TF32=1 in the environment).
 
     Raises:
-        BackendError: CuPy, the driver, or the GPU is missing.
+        BackendError: CuPy, the driver, the GPU or cuBLAS is missing, or CUPY_TF32 is no number.
     """
 
     twins: Mapping[str, Callable[..., Any]] = TWINS
@@ -48,6 +47,8 @@ class CupyBackend(Backend):
     def __init__(self, index: int | None = None) -> None:
         cupy = self.cupy = _import_cupy()
         index = _chosen(cupy, index)
+        cublas = _import_cublas(cupy)
+        self.tf32 = _tf32_is_asked_for()
         import array_api_compat.cupy
 
         self.xp = array_api_compat.cupy
@@ -55,9 +56,8 @@ class CupyBackend(Backend):
         self.device = cupy.cuda.Device(index)
         self.device.use()  # from now on, this thread's new arrays, kernels and memory pool belong to the device
         self.kernels = CudaKernels(cupy)
-        self.tf32 = os.environ.get("CUPY_TF32", "0") not in ("", "0")
         if self.tf32:  # CuPy reads CUPY_TF32 for plain products only; this sets it for batched products and `gemm`
-            cupy.cuda.cublas.setMathMode(self.device.cublas_handle, _CUBLAS_TF32_TENSOR_OP_MATH)
+            cublas.setMathMode(self.device.cublas_handle, _CUBLAS_TF32_TENSOR_OP_MATH)
         self.deterministic = os.environ.get("MINIBERT_DETERMINISTIC", "0") not in ("", "0")
 
     def asarray(self, host: Any, dtype: Any = None) -> Array:
@@ -94,7 +94,7 @@ class CupyBackend(Backend):
     def scatter_add(self, target: Array, indices: Array, rows: Array, *, deterministic: bool = False) -> None:
         """See `Backend.scatter_add`.
 
-        `cupyx.scatter_add` adds with atomics, whose order, and so whose rounding, varies from run to run. With
+        `cupy.add.at` adds with atomics, whose order, and so whose rounding, varies from run to run. With
         `deterministic`, or MINIBERT_DETERMINISTIC=1 in the environment, the indices are sorted, and a kernel sums the
         rows of every index in a fixed order.
 
@@ -109,11 +109,7 @@ class CupyBackend(Backend):
         if deterministic or self.deterministic:
             self._scatter_add_runs(target, indices, rows)
             return
-        import cupyx
-
-        with warnings.catch_warnings():  # some releases advise `cupy.add.at`, which calls the same kernel
-            warnings.simplefilter("ignore", DeprecationWarning)
-            cupyx.scatter_add(target, indices, rows)
+        self.cupy.add.at(target, indices, rows)
 
     def _scatter_add_runs(self, target: Array, indices: Array, rows: Array) -> None:
         """Sort the indices, then launch a kernel that sums the rows of each run of equal indices."""
@@ -160,7 +156,9 @@ def gpu_number(device: str) -> int | None:
     """
     match = re.fullmatch(r"cuda(?::(\d+))?", device)
     if match is None:
-        raise ValueError(f"unknown device {device!r}: use 'cpu', 'cuda' or 'cuda:N' with N the number of the GPU")
+        raise ValueError(
+            f"unknown device {device!r}: use 'cpu', 'cuda' or 'cuda:N' with N the number of the GPU, or 'torch'"
+        )
     return None if match[1] is None else int(match[1])
 
 
@@ -209,6 +207,35 @@ def _import_cupy() -> Any:
             "CUDA 12 or pip install '.[cuda13]' for CUDA 13, never both. Or run with --device cpu."
         ) from error
     return cupy
+
+
+def _import_cublas(cupy: Any) -> Any:
+    """Return CuPy's module for NVIDIA's library of matrix products, which CuPy loads only on request."""
+    try:
+        return cupy.cuda.cublas
+    except ImportError as error:
+        major = cupy.cuda.runtime.runtimeGetVersion() // 1000
+        raise BackendError(
+            "CUDA was asked for; CuPy, the driver and a GPU are here, but cuBLAS, which multiplies matrices, cannot be "
+            f"loaded ({' '.join(str(error).split())}). Install it with CuPy, in Mini-BERT's folder: "
+            f"pip install '.[cuda{major}]'. Or run with --device cpu."
+        ) from error
+
+
+def _tf32_is_asked_for() -> bool:
+    """Read CUPY_TF32 as CuPy does: as a number, where everything above 0 asks for TF32.
+
+    Raises:
+        BackendError: it is not a number. CuPy would fail at the first product.
+    """
+    value = os.environ.get("CUPY_TF32", "0")
+    try:
+        return int(value) > 0
+    except ValueError:
+        raise BackendError(
+            f"CUPY_TF32 is {value!r}, but CuPy reads it as a number. Set it to 1 for products in TF32; for products in "
+            "float32, set it to 0 or unset it."
+        ) from None
 
 
 def _device_count(cupy: Any) -> int:

@@ -13,6 +13,7 @@ from backends.cuda.launch import STORAGE_BITS, CudaKernels
 
 OLDEST_CAPABILITY = {12: (7, 0), 13: (7, 5)}  # CUDA's major version -> Volta (2017); Turing (2018)
 EXTRAS = (12, 13)  # the major versions of CUDA for which pyproject.toml has an extra
+_CUDA_PATH = "Then unset CUDA_PATH, or set it to a CUDA toolkit of the same major version"
 ENOUGH_MEMORY = 1 << 30  # bytes; a training step of BERT-Mini needs less
 
 
@@ -95,6 +96,8 @@ def memory_suffices(free: int, total: int) -> Finding:
 def kernels_compile(kernels: Any, runtime: int) -> Finding:
     """Check that NVRTC is installed, compiles a kernel for each dtype, and the GPU accepts the code.
 
+    The source includes no headers, but CuPy compiles nothing unless it finds a folder of CUDA's headers.
+
     Args:
         kernels: a `CudaKernels`.
         runtime: the CUDA version that CuPy was built for, as 1000 * major + 10 * minor.
@@ -107,13 +110,13 @@ def kernels_compile(kernels: Any, runtime: int) -> Finding:
                 "NVRTC compiles the kernels",
                 False,
                 f"{dtype}: {str(error)[:300]}",
-                f"install CuPy with NVIDIA's compiler: {_install_fitting(runtime)} (it brings NVRTC and headers)",
+                f"install CuPy with NVIDIA's compiler and headers: {_install_fitting(runtime)}. {_CUDA_PATH}",
             )
     return Finding("NVRTC compiles the kernels", True, ", ".join(STORAGE_BITS))
 
 
 def headers_are_found(cupy: Any, runtime: int) -> Finding:
-    """Check that CuPy's own kernels compile. They include CUDA's headers, above all those for float16; ours do not.
+    """Check that CuPy's own kernels compile. Unlike ours, they include CUDA's headers, above all those for float16.
 
     Args:
         cupy: the module.
@@ -128,8 +131,7 @@ def headers_are_found(cupy: Any, runtime: int) -> Finding:
             name,
             False,
             str(error)[:300],
-            f"install CuPy with NVIDIA's headers: {_install_fitting(runtime)}. Then unset CUDA_PATH, or set it to a "
-            "CUDA toolkit of the same major version",
+            f"install CuPy with NVIDIA's headers: {_install_fitting(runtime)}. {_CUDA_PATH}",
         )
     return Finding(
         name, total == 6.0, f"one of CuPy's kernels adds 1 + 1 three times: {total:g} in all", "reinstall CuPy"

@@ -5,7 +5,8 @@
 // once per dtype, with -DSTORAGE_BITS=16, 32 or 64: arrays hold `stored`; arithmetic and statistics are `real` (float
 // for float16). A value read from an array at the place i has the array's name and _i: dy_i = dy[i].
 //
-// There are four kinds of kernel:
+// There are five kinds of kernel:
+//   flat         a thread per element of a flat array (AdamW, the accumulator)
 //   elementwise  a thread per column, blockIdx.y strides over the rows; threads need nothing of each other
 //   by row       a warp per row, sums by shuffles; no shared memory, no __syncthreads
 //   by column    a block of (COLUMN_TILE, lanes) threads per COLUMN_TILE columns; lane l sums the rows l, l + lanes,
@@ -423,6 +424,14 @@ extern "C" __global__ void cross_entropy_backward(const stored* logits, const in
         real dlogit = (exp(logit - clipped_maximum) * inverse_sum - one_hot) * (real)scale;
         store(dlogits, start + column, label < 0 ? (real)0 : dlogit);
     }
+}
+
+// --- the accumulator: flat arrays ---------------------------------------------------------------------------------
+
+// total += weight * values
+extern "C" __global__ void add_scaled(stored* total, const stored* values, double weight, long long size) {
+    long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < size) store(total, i, load(total, i) + (real)weight * load(values, i));
 }
 
 // --- AdamW over a flat array --------------------------------------------------------------------------------------

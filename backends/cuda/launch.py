@@ -109,6 +109,10 @@ class CudaKernels:
         grid = (-(-columns // max(threads, 1)), min(rows, _MOST_BLOCKS_DOWN))
         self.launch(name, dtype, grid, (threads,), arguments)
 
+    def flat(self, name: str, dtype: Any, size: int, arguments: tuple[Any, ...]) -> None:
+        """Launch a kernel with a thread per element of a flat array."""
+        self.launch(name, dtype, (-(-size // _THREADS),), (_THREADS,), arguments)
+
     def by_row(self, name: str, dtype: Any, rows: int, arguments: tuple[Any, ...]) -> None:
         """Launch a kernel with a warp per row."""
         self.launch(name, dtype, (-(-rows // _WARPS),), (WARP * _WARPS,), arguments)

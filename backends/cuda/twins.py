@@ -30,7 +30,6 @@ from backends.cuda.launch import (
 )
 
 _TABLES = 3  # the most tables that the embedding kernel adds up
-_ADAMW_THREADS = 256  # threads in a block; each updates one parameter
 
 
 # --- linear layers ------------------------------------------------------------------------------------------------
@@ -360,9 +359,25 @@ def cross_entropy_backward(backend: Any, logits: Array, labels: Array, scale: fl
 
 
 def squared_norm(backend: Any, x: Array) -> Array:
-    """Multiply x by itself with CuPy's product of vectors. The definition's `vecdot` would copy x."""
-    checks.check_vector("squared_norm", "x", x, FLOATS)
-    return backend.cupy.dot(x, x)
+    """Multiply x by itself with cuBLAS, which leaves the result on the device.
+
+    `cupy.dot` and the definition's `vecdot` would first write all squares to an array of the size of x.
+    """
+    checks.check_vector("squared_norm", "x", x)
+    from cupy import cublas
+
+    x = contiguous(x)  # cuBLAS is told that it has no gaps
+    return cublas.dot(x, x)
+
+
+def add_scaled(backend: Any, total: Array, values: Array, weight: float) -> None:
+    """Add in one launch that reads and writes every number once, without a temporary."""
+    operation, dtype = "add_scaled", total.dtype
+    size = checks.check_vector(operation, "total", total, FLOATS)
+    checks.check_arrays(operation, dtype, ("values", values, (size,)))
+    checks.check_contiguous(operation, ("total", total))
+    arguments = total, contiguous(values), np.float64(weight), np.int64(size)
+    backend.kernels.flat(operation, dtype, size, arguments)
 
 
 def adamw_update(
@@ -395,12 +410,12 @@ def adamw_update(
     arrays = parameters, contiguous(gradients), first_moment, second_moment, gradient_scale
     derived = adamw_factors(learning_rate, beta1, beta2, weight_decay, step)
     factors = map(np.float64, (beta1, beta2, epsilon, *derived))
-    grid = (-(-size // _ADAMW_THREADS),)
-    backend.kernels.launch(operation, dtype, grid, (_ADAMW_THREADS,), (*arrays, *factors, np.int64(size)))
+    backend.kernels.flat(operation, dtype, size, (*arrays, *factors, np.int64(size)))
 
 
 TWINS: Mapping[str, Callable[..., Any]] = {
     "adamw_update": adamw_update,
+    "add_scaled": add_scaled,
     "attention_backward": attention_backward,
     "attention_forward": attention_forward,
     "attention_weights": attention_weights,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from backends import Backend, get_backend
+from backends import Backend, BackendError, get_backend
 from backends.cuda.diagnosis import Finding, answers, diagnose
 from minibert.config import MiniBERTConfig
 from minibert.data.batch_source import Batch
@@ -42,21 +42,25 @@ def check_device(device: str, *, quick: bool = False) -> Iterator[Finding]:
     """Check a device, from the driver to a training step.
 
     Args:
-        device: "cpu", "cuda" or "cuda:N".
+        device: a name that `get_backend` knows.
         quick: True to measure speed on tiny arrays, whose figures mean nothing.
 
     Yields:
         One finding for each check. The checks end early if the driver or CuPy does not work.
 
     Raises:
-        ValueError: the name is none of these.
+        ValueError: there is no such name.
     """
-    if device != "cpu":
+    if device.startswith("cuda"):
         findings = list(diagnose(device))
         yield from findings
         if not findings[-1].passed:
             return
-    backend = get_backend(device)
+    try:
+        backend = get_backend(device)
+    except BackendError as error:
+        yield Finding("the device is there", False, str(error).split(". ")[0], str(error))
+        return
     checks: list[tuple[str, Callable[[Backend], str], str]] = [
         ("memory bandwidth", lambda b: check_memory_bandwidth(b, quick=quick), _REPORT_IT),
         ("matrix products", lambda b: check_matrix_products(b, quick=quick), _REPORT_IT),
@@ -77,15 +81,18 @@ def check_alive(device: str) -> Iterator[Finding]:
     """Check only that a device answers. This takes no memory and almost no time from a training that runs on it.
 
     Args:
-        device: "cpu", "cuda" or "cuda:N".
+        device: a name that `get_backend` knows.
 
     Raises:
-        ValueError: the name is none of these.
+        ValueError: there is no such name.
     """
     if re.fullmatch(r"cuda(:\d+)?", device):
         yield answers(device)
-    else:
+        return
+    try:
         yield Finding("the device answers", True, get_backend(device).description())
+    except BackendError as error:
+        yield Finding("the device answers", False, str(error).split(". ")[0], str(error))
 
 
 def _seconds(backend: Backend, work: Callable[[], Any], repetitions: int) -> float:
@@ -120,7 +127,7 @@ def check_matrix_products(backend: Backend, *, quick: bool) -> str:
     Raises:
         CheckError: the product is wrong.
     """
-    n = 32 if quick else 2048 if backend.name == "cpu" else 8192
+    n = 32 if quick else 2048 if backend.name in ("cpu", "torch") else 8192
     x = backend.asarray(np.random.default_rng(0).standard_normal((n, n)), dtype=backend.xp.float32)
     seconds = _seconds(backend, lambda: x @ x, 3)
     host = backend.to_numpy(x).astype(np.float64)
@@ -218,7 +225,7 @@ def _batch() -> Batch:
     )
 
 
-def _steps(backend: Backend, kernels: str, number: int) -> tuple[StepFigures, np.ndarray[Any, Any]]:
+def take_steps(backend: Backend, kernels: str, number: int) -> tuple[StepFigures, np.ndarray[Any, Any]]:
     """Take some training steps with dropout; return their figures, and all parameters (P,) on the host."""
     model = MiniBERT(MiniBERTConfig.preset("tiny", vocab_size=1000), backend=backend, seed=1, kernels=kernels)
     trainer = Trainer(model, AdamW(model))
@@ -235,8 +242,8 @@ def check_training_step(backend: Backend) -> str:
     Raises:
         CheckError: the losses differ by more than rounding does.
     """
-    expected, _ = _steps(get_backend("cpu"), "reference", 3)
-    found, _ = _steps(backend, "auto", 3)
+    expected, _ = take_steps(get_backend("cpu"), "reference", 3)
+    found, _ = take_steps(backend, "auto", 3)
     error = float(np.abs(found.losses / expected.losses - 1.0).max())
     tolerance = TF32_TOLERANCE if getattr(backend, "tf32", False) else LOSS_TOLERANCE
     if not error <= tolerance:
@@ -256,7 +263,7 @@ def check_determinism(backend: Backend) -> str:
     if usual is not None:
         backend.deterministic = True  # type: ignore[attr-defined]
     try:
-        (_, first), (_, second) = (_steps(backend, "auto", 3) for _ in range(2))
+        (_, first), (_, second) = (take_steps(backend, "auto", 3) for _ in range(2))
     finally:
         if usual is not None:
             backend.deterministic = usual  # type: ignore[attr-defined]

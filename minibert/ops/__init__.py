@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from backends.base import score_bound
+from minibert.ops.accumulation import add_scaled
 from minibert.ops.activations import (
     bias_gelu_backward,
     bias_gelu_forward,
@@ -43,6 +44,7 @@ from minibert.ops.softmax import softmax_backward, stable_softmax
 
 __all__ = [
     "adamw_update",
+    "add_scaled",
     "attention_backward",
     "attention_forward",
     "attention_weights",

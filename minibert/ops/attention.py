@@ -93,7 +93,8 @@ def _weights_dropout_mask(backend: Backend, weights: Array, layout: AttentionLay
     xp = backend.xp
     _, attention_heads, _, keys = weights.shape
     query_numbers = to_slots(xp, dropout.row_numbers[:, None], layout.queries)[:, None, :, 0]  # (B, 1, Q)
-    head_numbers = xp.arange(attention_heads, dtype=xp.uint32, device=backend.device)[None, :, None]  # (1, A, 1)
+    counter = query_numbers.dtype
+    head_numbers = xp.arange(attention_heads, dtype=counter, device=backend.device)[None, :, None]  # (1, A, 1)
     row_numbers = xp.reshape(query_numbers * attention_heads + head_numbers, (-1,))  # (B A Q,)
     mask = dropout_mask(backend, replace(dropout, row_numbers=row_numbers), keys, weights.dtype)  # (B A Q, T)
     return xp.reshape(mask, weights.shape)  # (B, A, Q, T)

@@ -36,9 +36,13 @@ FORMULAS: dict[str, tuple[Place, ...]] = {
         (_GRADIENTS, "MiniBERTGradients.backward", "self.masked_language_model_loss + self.next_sentence_loss"),
         (_REFERENCE, "backward", "return mlm_loss + next_sentence_loss"),
     ),
-    "sums": (("minibert/gradient_accumulator.py", "GradientAccumulator._add_scaled", "block += added"),),
+    "sums": (
+        (_OPS + "accumulation.py", "add_scaled", "total += values"),
+        (_CUDA, "add_scaled", "store(total, i,"),
+    ),
     "weighted mean": (
-        ("minibert/gradient_accumulator.py", "GradientAccumulator._add_scaled", "scaled *= weight"),
+        (_OPS + "accumulation.py", "add_scaled", "scaled *= weight"),
+        (_CUDA, "add_scaled", "(real)weight * load"),
         ("minibert/gradient_accumulator.py", "GradientAccumulator.average", "1.0 / self.total_weight"),
     ),
     "cross-entropy sum": (

@@ -47,6 +47,7 @@ SIDE_ROADS = (
     "minibert/data/tokenizer_files.py",
     "minibert/data/vocabulary.py",
     "minibert/gradient_accumulator.py",
+    "minibert/ops/accumulation.py",
     "minibert/ops/precision.py",
     "minibert/parameters.py",
     "minibert/random_bits.py",

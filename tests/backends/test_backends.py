@@ -12,6 +12,8 @@ import pytest
 from backends import Backend, BackendError, get_backend
 from backends.cpu.backend import NumpyBackend
 from backends.cuda.backend import CupyBackend
+from backends.torch.backend import TorchBackend, device_of
+from minibert.options import DEVICE_NAME
 from tests.support import backends_under_test
 from tests.support.backends_under_test import segment_sums
 from tests.support.checking import assert_close
@@ -83,7 +85,7 @@ def test_memory_and_description_are_given(backend: Backend):
     backend.synchronize()
 
 
-@pytest.mark.parametrize("implementation", [NumpyBackend, CupyBackend])
+@pytest.mark.parametrize("implementation", [NumpyBackend, CupyBackend, TorchBackend])
 def test_every_backend_has_the_methods_and_arguments_of_the_interface(implementation: type[Backend]):
     for name in Backend.__abstractmethods__:
         declared, given = (inspect.signature(getattr(owner, name)) for owner in (Backend, implementation))
@@ -99,6 +101,38 @@ def test_a_backend_is_returned_as_it_is_and_unknown_names_are_refused():
     for name in ("gpu", "cuda:", "cuda:-1", "CPU"):
         with pytest.raises(ValueError, match="use 'cpu', 'cuda' or 'cuda:N'"):
             get_backend(name)
+
+
+# --- PyTorch that is not there --------------------------------------------------------------------------------
+
+
+def test_a_missing_pytorch_has_its_own_remedy(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # makes the import fail
+    with pytest.raises(BackendError, match=r"PyTorch was asked for, .* pip install '\.\[torch\]'"):
+        get_backend("torch")
+
+
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [
+        ("torch", "cpu"),
+        ("torch:cpu", "cpu"),
+        ("torch:cuda", "cuda"),
+        ("torch:cuda:1", "cuda:1"),
+        ("torch:mps", "mps"),
+        ("torch:xpu", "xpu"),
+    ],
+)
+def test_a_device_of_pytorch_is_named_after_torch(name: str, device: str):
+    assert device_of(name) == device
+    assert DEVICE_NAME.holds(name)
+
+
+@pytest.mark.parametrize("name", ["torch:", "torch:tpu", "torch:cuda:", "torch:meta", "torch cuda"])
+def test_a_device_that_pytorch_does_not_have_is_refused(name: str):
+    assert not DEVICE_NAME.holds(name)
+    with pytest.raises(ValueError, match="unknown device"):
+        get_backend(name)
 
 
 # --- CUDA that is not there -----------------------------------------------------------------------------------
@@ -147,6 +181,35 @@ def test_each_way_in_which_cuda_is_missing_has_its_own_remedy(cupy, device, what
     with pytest.raises(BackendError, match=what) as raised:
         get_backend(device)
     assert raised.match(remedy)
+
+
+class _WithoutCublas(SimpleNamespace):
+    """Takes the place of `cupy.cuda` where CuPy finds no cuBLAS. CuPy looks for it when it is first used."""
+
+    @property
+    def cublas(self) -> object:
+        raise ImportError('Failure finding "libcublas.so.12"')
+
+
+@pytest.mark.parametrize("tf32", ["0", "1"])
+def test_a_missing_cublas_has_its_own_remedy(tf32: str, monkeypatch: pytest.MonkeyPatch):
+    cupy = _cupy_without_gpu(12080, 1)
+    cupy.cuda = _WithoutCublas(runtime=cupy.cuda.runtime)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setenv("CUPY_TF32", tf32)
+    with pytest.raises(BackendError, match=r"cuBLAS, .*libcublas\.so\.12.* pip install '\.\[cuda12\]'"):
+        get_backend("cuda")
+
+
+@pytest.mark.parametrize("value", ["", "true", "1.0"])
+def test_a_value_of_cupy_tf32_that_cupy_cannot_read_is_refused(value: str, monkeypatch: pytest.MonkeyPatch):
+    """CuPy would raise a ValueError at the first product, in the middle of a step."""
+    cupy = _cupy_without_gpu(12080, 1)
+    cupy.cuda.cublas = None
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setenv("CUPY_TF32", value)
+    with pytest.raises(BackendError, match=f"CUPY_TF32 is {value!r}, .* Set it to 1"):
+        get_backend("cuda")
 
 
 def test_a_hidden_gpu_is_pointed_out(monkeypatch):

@@ -130,6 +130,13 @@ def test_a_machine_without_cuda_fails_with_a_remedy(monkeypatch: pytest.MonkeyPa
     assert "pip install '.[cuda12]'" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("more", [[], ["--alive"]])
+def test_a_machine_without_pytorch_fails_with_a_remedy(more: list[str], monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert doctor.main(["--device", "torch", *more]) == 1
+    assert "pip install '.[torch]'" in capsys.readouterr().out
+
+
 def test_an_unknown_device_is_refused_in_one_line(capsys):
     assert doctor.main(["--device", "tpu"]) == 2
     assert "--device must be cpu, cuda or cuda:N" in capsys.readouterr().err
@@ -171,6 +178,21 @@ def test_headers_that_are_missing_are_named():
     assert "cuda_fp16.h" in finding.detail
     assert "CUDA_PATH" in finding.remedy
     assert diagnosis.headers_are_found(np, 12090).passed
+
+
+def test_a_missing_folder_of_headers_is_not_taken_for_a_missing_compiler():
+    """CuPy compiles nothing without CUDA's headers, not even a source that includes none."""
+    message = "Failed to auto-detect CUDA root directory. Please specify `CUDA_PATH` environment variable"
+
+    class WithoutHeaders:
+        def function(self, name, dtype):
+            raise RuntimeError(message)
+
+    finding = diagnosis.kernels_compile(WithoutHeaders(), 12090)
+    assert not finding.passed
+    assert "CUDA root directory" in finding.detail
+    assert "headers" in finding.remedy
+    assert "unset CUDA_PATH" in finding.remedy
 
 
 def test_the_absence_of_cupy_is_left_to_a_later_check():
@@ -269,7 +291,7 @@ def test_outside_an_environment_a_script_says_what_to_install(script: str):
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 2
     (line,) = run.stderr.splitlines()
-    assert line.startswith("error: No module named 'minibert'")
+    assert line.startswith("error: No module named ")
     assert "pip install -e ." in line
 
 

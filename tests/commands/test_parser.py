@@ -14,7 +14,7 @@ from minibert.commands.parser import Parser, add_option, add_settings, given_set
 from minibert.errors import TrainingError
 from minibert.finetuning.finetune import FineTuning
 from minibert.kernels import CHOICES
-from minibert.options import KERNELS, Option, at_least, check_options, option, options_of
+from minibert.options import DEVICE_NAME, KERNELS, Option, at_least, check_options, option, options_of
 from minibert.training.settings import Settings
 
 COMMANDS = ("train", "evaluate", "finetune", "classify", "embed", "fill_mask")
@@ -108,8 +108,8 @@ def test_the_kernels_to_choose_from_are_those_of_the_model():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--device", "tpu"], "--device must be cpu, cuda or cuda:N with N the number of the GPU, not 'tpu'"),
-        (["--device", "cuda:x"], "--device must be cpu, cuda or cuda:N with N the number of the GPU, not 'cuda:x'"),
+        (["--device", "tpu"], f"--device must be {DEVICE_NAME.wanted}, not 'tpu'"),
+        (["--device", "cuda:x"], f"--device must be {DEVICE_NAME.wanted}, not 'cuda:x'"),
         (["--kernels", "fast"], "--kernels must be one of auto, reference, not 'fast'"),
         (["--dtype", "float16"], "--dtype must be one of float32, float64, not 'float16'"),
     ],

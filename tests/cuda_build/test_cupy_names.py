@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import cupy
-import cupyx
 import pytest
 from cuda import pathfinder
 from cupy import cublas as real_cublas
@@ -16,7 +15,7 @@ from cupyx.scipy import special
 from backends.cuda import backend as cupy_backend
 from tests.support.emulated_cuda import cublas, functions, modules
 from tests.support.emulated_cuda.array import ndarray
-from tests.support.emulated_cuda.device import Device, MemoryPool
+from tests.support.emulated_cuda.device import Device, Event, MemoryPool
 
 EMULATED = modules.make_cupy()
 POSITIONAL = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty)
@@ -33,12 +32,16 @@ def test_a_function_has_the_parameters_of_the_real_one(name: str):
     assert parameters(getattr(EMULATED["cupy"], name)) == parameters(getattr(cupy, name))
 
 
-def test_scatter_add_has_the_parameters_of_the_real_one():
-    assert parameters(functions.scatter_add) == parameters(cupyx.scatter_add)
+def test_add_at_has_the_parameters_of_the_real_one():
+    assert (cupy.ufunc.at.__doc__ or "").startswith("ufunc.at(self, a, indices, b=None)")
+    assert (
+        str(inspect.signature(functions.ufunc.at)) == "(self, a: 'ndarray', indices: 'Any', b: 'Any' = None) -> 'None'"
+    )
 
 
-def test_gemm_has_the_parameters_of_the_real_one():
-    assert parameters(EMULATED["cupy.cublas"].gemm) == parameters(real_cublas.gemm)
+@pytest.mark.parametrize("name", ["dot", "gemm"])
+def test_a_function_of_cublas_has_the_parameters_of_the_real_one(name: str):
+    assert parameters(getattr(EMULATED["cupy.cublas"], name)) == parameters(getattr(real_cublas, name))
 
 
 def test_math_modes_are_set_as_cupy_sets_them():
@@ -80,6 +83,7 @@ def test_no_name_is_emulated_that_cupy_lacks(module: str):
     [
         (ndarray, cupy.ndarray),
         (Device, cupy.cuda.Device),
+        (Event, cupy.cuda.Event),
         (MemoryPool, cupy.cuda.MemoryPool),
         (functions.RawModule, cupy.RawModule),
     ],

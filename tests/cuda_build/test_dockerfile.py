@@ -94,11 +94,24 @@ def test_the_versions_of_python_cuda_and_cupy_are_named():
         "PYTHON_VERSION",
         "CUDA_MAJOR",
         "CUPY_VERSION",
+        "CUDA_TOOLKIT_12",
+        "CUDA_TOOLKIT_13",
     }
     assert all(re.fullmatch(r"[\w.]+", argument.partition("=")[2]) for argument in of("ARG"))
     (cupy,) = re.findall(r"cupy-\S+", " ".join(of("RUN")).replace('"', " "))
     assert cupy == "cupy-cuda${CUDA_MAJOR}x[ctk]==${CUPY_VERSION}"
+    assert '"cuda-toolkit==${toolkit}"' in " ".join(of("RUN"))
+    for major in (12, 13):
+        assert f"CUDA_TOOLKIT_{major}={major}." in " ".join(of("ARG"))
     assert {image.split()[0] for image in of("FROM")} == {"python:${PYTHON_VERSION}-slim-bookworm"}
+
+
+def test_the_image_asks_the_container_runtime_for_all_gpus_and_for_what_it_needs_of_the_driver():
+    """CUDA needs "compute", nvidia-smi "utility". NVIDIA's images set both variables, but this one is Python's."""
+    (environment,) = (rest for rest in of("ENV") if "CUPY_CACHE_DIR" in rest)
+    variables = dict(assignment.split("=", 1) for assignment in environment.split())
+    assert variables["NVIDIA_VISIBLE_DEVICES"] == "all"
+    assert variables["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
 
 
 def test_the_programs_that_the_image_starts_exist():

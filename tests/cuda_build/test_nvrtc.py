@@ -6,12 +6,16 @@ No GPU and no driver is needed. `make test-cuda-build` runs this where CuPy and 
 from __future__ import annotations
 
 import re
+from functools import cache
+from unittest import mock
 
 import pytest
+from cupy._core import core
 from cupy.cuda import compiler
 from cupy_backends.cuda.libs import nvrtc
 
-from backends.cuda.launch import STORAGE_BITS, options, source
+from backends.cuda import launch
+from backends.cuda.launch import STORAGE_BITS, source
 from tests.support.emulated_cuda.compiler import kernel_names
 
 VOLTA = ("70",) if nvrtc.getVersion()[0] < 13 else ()  # CUDA 13 no longer compiles for Volta
@@ -25,16 +29,60 @@ def targets() -> list[str]:
     return [*MUST, *(target for target in MAY if target in known)]
 
 
+class HandedOverError(Exception):
+    """Carries what CuPy hands to NVRTC."""
+
+    def __init__(self, text: str, options: tuple[str, ...], *_: object) -> None:
+        super().__init__()
+        self.text, self.options = text, options
+
+
+@cache
+def handed_over(dtype: str) -> HandedOverError:
+    """Let CuPy compile the source as a `RawModule` does; return the source and the options that it hands to NVRTC.
+
+    The target alone is missing. CuPy would ask the device for it.
+    """
+
+    def stop(*arguments: object) -> None:
+        raise HandedOverError(*arguments)  # type: ignore[arg-type]
+
+    with (
+        mock.patch.object(compiler, "_get_arch", return_value="80"),
+        mock.patch.object(compiler, "_get_arch_for_options_for_nvrtc", return_value=("-arch=sm_80", "cubin")),
+        mock.patch.object(compiler, "_preprocess", return_value=""),
+        mock.patch.object(compiler._kernel_cache_backend, "load", return_value=None),
+        mock.patch.object(compiler, "_compile_using_nvrtc_no_warning", stop),
+        pytest.raises(HandedOverError) as found,
+    ):
+        core.compile_with_cache(source(), launch.options(dtype), prepend_cupy_headers=False)
+    return found.value
+
+
+def options(dtype: str) -> tuple[str, ...]:
+    """Return the options with which CuPy compiles the kernels."""
+    return *handed_over(dtype).options, "--device-as-default-execution-space"  # which CuPy adds at the last moment
+
+
 def cubin(text: str, dtype: str, target: str) -> bytes:
-    """Return the machine code of a source."""
+    """Return the machine code of a source, compiled with CuPy's options."""
     program = nvrtc.createProgram(text, "kernels.cu", (), ())
     try:
-        nvrtc.compileProgram(program, (f"-arch=sm_{target}", *options(dtype)))
+        nvrtc.compileProgram(program, (*options(dtype), f"-arch=sm_{target}"))
         return nvrtc.getCUBIN(program)
     except nvrtc.NVRTCError:
         pytest.fail(nvrtc.getProgramLog(program))
     finally:
         nvrtc.destroyProgram(program)
+
+
+def compiled_to_ptx(dtype: str) -> str:
+    """Return the source as NVIDIA's intermediate code, which shows each operation."""
+    program = nvrtc.createProgram(source(), "kernels.cu", (), ())
+    nvrtc.compileProgram(program, (*options(dtype), "-arch=compute_80"))
+    text = nvrtc.getPTX(program)
+    nvrtc.destroyProgram(program)
+    return text.decode() if isinstance(text, bytes) else text
 
 
 def test_the_compiler_knows_all_generations():
@@ -50,11 +98,19 @@ def test_every_kernel_compiles(target: str, dtype: str):
 
 
 @pytest.mark.parametrize("dtype", STORAGE_BITS)
-def test_cupy_compiles_the_source_as_the_backend_hands_it_over(dtype: str, monkeypatch: pytest.MonkeyPatch):
-    """CuPy adds its own options. Only the target is given here, since CuPy would ask the device for it."""
-    monkeypatch.setattr(compiler, "_get_arch_for_options_for_nvrtc", lambda arch: ("-arch=sm_80", "cubin"))
-    result, *_ = compiler.compile_using_nvrtc(source(), options=options(dtype), arch="80")
-    assert result
+def test_cupy_adds_the_options_that_the_docs_name(dtype: str):
+    """It compiles every source in C++17, and float32 kernels treat subnormal numbers as zero."""
+    given = options(dtype)
+    assert f"-DSTORAGE_BITS={STORAGE_BITS[dtype]}" in given
+    assert "-ftz=true" in given
+    assert [option.lstrip("-") for option in given if "std=" in option] == ["std=c++17"]
+    assert handed_over(dtype).text == source()
+
+
+def test_subnormal_float32_numbers_become_zero_as_the_docs_say():
+    ptx = compiled_to_ptx("float32")
+    assert "mul.ftz.f32" in ptx
+    assert not re.search(r"\b(mul|add|sub)(\.rn)?\.f32", ptx)
 
 
 def test_a_mistake_does_not_compile():
@@ -67,12 +123,7 @@ def test_no_float32_kernel_computes_in_float64():
 
     Conversions of parameters from float64 are fine.
     """
-    program = nvrtc.createProgram(source(), "kernels.cu", (), ())
-    nvrtc.compileProgram(program, ("-arch=compute_80", *options("float32")))
-    text = nvrtc.getPTX(program)
-    text = text.decode() if isinstance(text, bytes) else text
-    nvrtc.destroyProgram(program)
-    lines = [line.strip() for line in text.splitlines() if ".f64" in line]
+    lines = [line.strip() for line in compiled_to_ptx("float32").splitlines() if ".f64" in line]
     arithmetic = [line for line in lines if line.startswith(("mul", "fma", "div", "sqrt"))]
     assert arithmetic == []
 
@@ -82,7 +133,7 @@ def test_no_float32_kernel_computes_in_float64():
 def test_the_largest_block_has_enough_registers_and_none_spill(target: str, dtype: str):
     """A block has 65,536 registers. A launch that needs more fails, which only a real GPU would show."""
     program = nvrtc.createProgram(source(), "kernels.cu", (), ())
-    nvrtc.compileProgram(program, (f"-arch=sm_{target}", "--ptxas-options=-v", *options(dtype)))
+    nvrtc.compileProgram(program, (*options(dtype), f"-arch=sm_{target}", "--ptxas-options=-v"))
     log = nvrtc.getProgramLog(program)
     nvrtc.destroyProgram(program)
     reports = re.findall(r"entry function '(\w+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers", log, re.DOTALL)

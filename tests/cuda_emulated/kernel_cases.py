@@ -98,7 +98,8 @@ def row_cases(rows: int, columns: int, seed: int) -> list[KernelCase]:
     calls |= {"sublayer": sublayer(True), "sublayer, no dropout": sublayer(False)}
     cases = [KernelCase(f"{name} {rows}x{columns}", operands, call) for name, call in calls.items()]
     cases.append(KernelCase(f"linear {rows}x{columns}", operands | square, linear))
-    return [*cases, _embedding(rows, columns, rng), _adamw(rows * columns, rng)]
+    flat_cases = _adamw(rows * columns, rng), _add_scaled(rows * columns, rng)
+    return [*cases, _embedding(rows, columns, rng), *flat_cases]
 
 
 def _embedding(rows: int, columns: int, rng: np.random.Generator) -> KernelCase:
@@ -127,6 +128,17 @@ def _adamw(size: int, rng: np.random.Generator) -> KernelCase:
         return parameters, first, second
 
     return KernelCase(f"adamw {size}", operands, call)
+
+
+def _add_scaled(size: int, rng: np.random.Generator) -> KernelCase:
+    operands = {name: rng.standard_normal(size) for name in ("total", "values")}
+
+    def call(k: Kernels, b: Backend, a: Mapping[str, Array]) -> tuple[Array, ...]:
+        total = a["total"].copy()
+        k.add_scaled(total, a["values"], 3.0)
+        return (total,)
+
+    return KernelCase(f"add_scaled {size}", operands, call)
 
 
 def attention_case(batch: int, length: int, attention_heads: int, width: int, variant: str, seed: int) -> KernelCase:

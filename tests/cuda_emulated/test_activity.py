@@ -15,6 +15,7 @@ from backends import Backend, get_backend
 from backends.cuda import backend as cupy_backend
 from minibert import MiniBERT, MiniBERTConfig
 from minibert.data.batch_source import Batch
+from minibert.gradient_accumulator import GradientAccumulator
 from minibert.gradients import MiniBERTGradients
 from minibert.kernels import Kernels
 from minibert.optimizer import AdamW
@@ -214,4 +215,48 @@ def test_two_runs_are_the_same_bit_for_bit_when_asked_for(cuda: Backend, monkeyp
         results.append(backend.to_numpy(some.model.parameters.flat))
     np.testing.assert_array_equal(*results)
     assert ACTIVITY.launches["scatter_add_runs"] > 0
-    assert "scatter_add" not in ACTIVITY.launches
+    assert "add.at" not in ACTIVITY.launches
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_squared_norm_takes_no_memory(dtype: str, cuda: Backend):
+    host = np.arange(3000, dtype=dtype)
+    x = cuda.asarray(host)
+    pool = cuda.cupy.get_default_memory_pool()
+    pool.free_all_blocks()
+    ACTIVITY.reset()
+    before = pool.total_bytes()
+    norm = Kernels(cuda).squared_norm(x)
+    assert (pool.total_bytes() - before, ACTIVITY.waits) == (x.itemsize, 0)
+    assert float(norm) == pytest.approx(float(host @ host))
+
+
+def test_the_squared_norm_of_an_array_with_gaps_is_of_its_own_elements(cuda: Backend):
+    """cuBLAS is told that there are no gaps: without a copy, it would read the elements between."""
+    gaps = cuda.asarray(np.array([1, 50, 2, 60, 3, 70], dtype=np.float32))[::2]
+    assert float(Kernels(cuda).squared_norm(gaps)) == 14.0
+
+
+def test_a_scatter_add_is_one_launch_and_leaves_the_filters_of_warnings_alone(
+    cuda: Backend, monkeypatch: pytest.MonkeyPatch
+):
+    """Entering a filter at every call changes the filters of all threads, not only those of this one."""
+    target, rows = (cuda.asarray(np.ones((n, 2), dtype=np.float32)) for n in (4, 3))
+    monkeypatch.setattr("warnings.catch_warnings", None)
+    ids = cuda.asarray(np.array([0, 3, 0], dtype=np.int32))
+    ACTIVITY.reset()
+    cuda.scatter_add(target, ids, rows)
+    assert ACTIVITY.launches == {"add.at": 1}
+    assert cuda.to_numpy(target)[:, 0].tolist() == [3.0, 1.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_the_gradients_of_a_micro_batch_are_added_in_one_launch_and_no_memory(weight: float, cuda: Backend):
+    model = MiniBERT(config(2), backend=cuda)
+    gradients, accumulator = MiniBERTGradients(model).gradients, GradientAccumulator(model)
+    cuda.cupy.get_default_memory_pool().free_all_blocks()
+    ACTIVITY.reset()
+    before = cuda.memory()
+    accumulator.add(gradients, weight=weight)
+    assert ACTIVITY.launches.total() == 1
+    assert cuda.memory() == before

@@ -106,7 +106,7 @@ def test_an_adamw_update_of_arrays_of_different_sizes_is_refused(which: int, cho
     flat = [backend.xp.ones(1 << 15, dtype=backend.xp.float32, device=backend.device) for _ in range(4)]
     flat[which] = backend.xp.ones(1 << 16, dtype=backend.xp.float32, device=backend.device)
     scale = backend.xp.asarray(1.0, dtype=backend.xp.float32, device=backend.device)
-    with pytest.raises((ValueError, IndexError)):  # array_api_strict and CuPy have their own words
+    with pytest.raises((ValueError, IndexError, RuntimeError)):  # the libraries have their own words
         Kernels(backend, choice).adamw_update(*flat, scale, 0.1, 0.9, 0.999, 1e-6, 0.01, 1)
 
 

@@ -130,6 +130,19 @@ def test_the_squared_norm_is_the_sum_of_squares(size: int, backend: Backend):
             assert_close(backend, Kernels(backend, choice).squared_norm(x), np.square(host).sum(), dtype)
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.0, 0.3])
+@pytest.mark.parametrize("size", [0, 1, (1 << 18) + 3])
+def test_add_scaled_adds_the_product_to_every_element(size: int, weight: float, backend: Backend):
+    """The largest size is more than one block of the definition, and not a multiple of it."""
+    start, values = np.random.default_rng(size).standard_normal((2, size))
+    for dtype in backends_under_test.float_dtypes(backend):
+        for choice in ("reference", "auto"):
+            on_device = [backend.asarray(host, dtype=backend.dtype(dtype)) for host in (start, values)]
+            total = backend.xp.asarray(on_device[0], copy=True)
+            Kernels(backend, choice).add_scaled(total, on_device[1], weight)
+            assert_close(backend, total, start + weight * values, dtype)
+
+
 class _TwinnedBackend(NumpyBackend):
     """NumPy with the given twins."""
 

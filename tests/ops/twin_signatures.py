@@ -29,6 +29,7 @@ class Definition(Generic[P, R]):
 
 
 Definition(ops.adamw_update).has_twins(numpy.adamw_update, numba.adamw_update, cuda.adamw_update)
+Definition(ops.add_scaled).has_twins(cuda.add_scaled)
 Definition(ops.attention_backward).has_twins(numba.attention_backward, cuda_attention.attention_backward)
 Definition(ops.attention_forward).has_twins(numba.attention_forward, cuda_attention.attention_forward)
 Definition(ops.attention_weights).has_twins(cuda_attention.attention_weights)

@@ -2,12 +2,13 @@
 
 Besides NumPy there are read-only NumPy arrays, which catch an operation that changes its input, and `array_api_strict`,
 which refuses everything that the Array API standard does not promise. Its devices also refuse to mix with host arrays,
-as a GPU does.
+as a GPU does. PyTorch is a third library, where it is installed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import array_api_strict
@@ -110,7 +111,7 @@ class StrictBackend(Backend):
         return f"array_api_strict {array_api_strict.__version__} on {self.device}"
 
 
-_CPU = {
+_CPU: dict[str, Callable[[], Backend]] = {
     "numpy": NumpyBackend,
     "numpy:readonly": ReadOnlyNumpyBackend,
     "array_api_strict:device1": lambda: StrictBackend("device1"),
@@ -118,11 +119,16 @@ _CPU = {
     "array_api_strict:no_float64": lambda: StrictBackend("no_float64"),
 }
 
+if importlib.util.find_spec("torch") is not None:
+    _CPU["torch"] = lambda: get_backend("torch")
+
 
 def names(device: str) -> list[str]:
     """Return the names of the backends to test for a device; pytest shows them."""
     if device == "cpu":
         return list(_CPU)
+    if device.startswith("torch"):
+        return [device]
     return ["cupy EMULATED" if emulated_cuda.installed() else "cupy"]
 
 

@@ -160,6 +160,7 @@ def calls_beyond_the_cases(backend: Backend, calls: list[Call]) -> list[Call]:
     scale = np.asarray(np.float32(0.7))
     more = [
         Call("adamw", "adamw_update", (flat, flat + 1, flat + 2, flat + 3, scale, *rates)),
+        Call("add_scaled", "add_scaled", (flat, flat + 1, 0.5)),
         Call("squared_norm", "squared_norm", (flat,)),
     ]
     for call in calls:
@@ -401,6 +402,10 @@ def _of_the_rest() -> list[Misfit]:
         _longer(embedding, "embedding", r"ids\[2\]", (1, 2)),
         _as(embedding, "embedding", "ids", (1, 0), "float32", r"ids\[0\] must be integers, not float32"),
         _deeper("squared_norm", "squared_norm", "x", (0,), r"\(size,\)"),
+        _deeper("add_scaled", "add_scaled", "total", (0,), r"\(size,\)"),
+        _shorter("add_scaled", "add_scaled", "values", (1,)),
+        _longer("add_scaled", "add_scaled", "values", (1,)),
+        _float64("add_scaled", "add_scaled", "values", (1,)),
         _deeper("adamw_update", "adamw", "parameters", (0,), r"\(size,\)"),
     ]
     for number, name in enumerate(("gradients", "first_moment", "second_moment"), 1):

@@ -1,4 +1,4 @@
-"""cuBLAS as CuPy offers it, emulated: `cupy.cublas.gemm`, the math mode of a device's handle, and TF32."""
+"""cuBLAS as CuPy offers it, emulated: `cupy.cublas.gemm` and `dot`, the math mode of a device's handle, and TF32."""
 
 from __future__ import annotations
 
@@ -55,6 +55,21 @@ def product(a: np.ndarray, b: np.ndarray, tf32: bool) -> np.ndarray:
     if a.dtype == np.float32 and tf32:
         return np.matmul(rounded_to_tf32(a), rounded_to_tf32(b))
     return np.matmul(a, b)
+
+
+def dot(x: ndarray, y: ndarray, out: Any = None) -> ndarray:
+    """`cupy.cublas.dot`: the sum of x * y on the device, in the two kernels that cuBLAS launches.
+
+    As CuPy does, it tells cuBLAS that vectors have no gaps, whatever their strides are.
+    """
+    if x.dtype.char not in "fd":
+        raise TypeError("invalid dtype (EMULATED)")
+    if x.ndim != 1 or x.shape != y.shape or x.dtype != y.dtype:
+        raise ValueError("x and y must be vectors of one size and dtype (EMULATED)")
+    ACTIVITY.launch("cublas.dot", 2)
+    result = uninitialised((), x.dtype) if out is None else out
+    result._host[...] = np.dot(*(np.lib.stride_tricks.as_strided(v._host, v.shape, (v.itemsize,)) for v in (x, y)))
+    return result
 
 
 def gemm(

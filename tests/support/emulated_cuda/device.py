@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from types import TracebackType
 from typing import Any
@@ -153,6 +154,24 @@ class Stream:
 
     def synchronize(self) -> None:
         ACTIVITY.waits += 1
+
+
+class Event:
+    """`cupy.cuda.Event`: a moment on the stream, which here is a moment on the CPU's clock."""
+
+    def __init__(self, block: bool = False, disable_timing: bool = False, interprocess: bool = False) -> None:
+        self._seconds = 0.0
+
+    def record(self, stream: Any = None) -> None:
+        self._seconds = time.perf_counter()
+
+    def synchronize(self) -> None:
+        ACTIVITY.waits += 1
+
+
+def get_elapsed_time(start_event: Event, end_event: Event) -> float:
+    """Return the milliseconds between two moments."""
+    return 1e3 * (end_event._seconds - start_event._seconds)
 
 
 class CUDARuntimeError(RuntimeError):

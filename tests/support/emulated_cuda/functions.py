@@ -253,6 +253,12 @@ class ufunc:  # noqa: N801 - CuPy's name
         ACTIVITY.launch(self.name)
         return wrap(self._function(*(operand(arg) for arg in args)))
 
+    def at(self, a: ndarray, indices: Any, b: Any = None) -> None:
+        """Equal indices accumulate; indices out of range wrap around."""
+        index, _ = a._index(indices)
+        ACTIVITY.launch(f"{self.name}.at")
+        self._function.at(a._host, index, operand(b))
+
 
 UFUNCS = {
     name: ufunc(name, getattr(np, name))
@@ -308,17 +314,9 @@ def matmul(
 def dot(a: ndarray, b: ndarray, out: Any = None) -> ndarray:
     if out is not None and not out.flags.c_contiguous:
         raise ValueError("Output array must be C-contiguous (EMULATED)")
-    if a.ndim == b.ndim == 1:  # a product of elements, and their sum
-        ACTIVITY.launch("dot", 2)
-        return wrap(np.dot(a._host, b._host))
+    if a.ndim == b.ndim == 1:  # an array of products, and their sum
+        return UFUNCS["multiply"](a, b).sum()
     return matmul(a, b, out=out)
-
-
-def scatter_add(a: ndarray, slices: Any, value: Any) -> None:
-    """`cupyx.scatter_add`: equal indices accumulate, indices out of range wrap around."""
-    index, _ = a._index(slices)
-    ACTIVITY.launch("scatter_add")
-    np.add.at(a._host, index, operand(value))
 
 
 def _erf(x: Any) -> Any:

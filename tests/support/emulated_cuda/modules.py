@@ -69,8 +69,9 @@ def make_cupy() -> dict[str, ModuleType]:
     for name in ("setMathMode", "getMathMode", "CUBLASError", "CUBLAS_DEFAULT_MATH"):
         setattr(cuda.cublas, name, getattr(cublas, name))
     cupy.cublas = ModuleType("cupy.cublas")
-    cupy.cublas.gemm = cublas.gemm
+    cupy.cublas.gemm, cupy.cublas.dot = cublas.gemm, cublas.dot
     cuda.runtime, cuda.Device, cuda.Stream = runtime, device.Device, device.Stream
+    cuda.Event, cuda.get_elapsed_time = device.Event, device.get_elapsed_time
     cupy.cuda = cuda
     of_device = ModuleType("cupy.cuda.device")
     of_device.Device = device.Device
@@ -85,7 +86,7 @@ def make_cupy() -> dict[str, ModuleType]:
     cupyx.__path__, scipy.__path__ = [], []
     special = ModuleType("cupyx.scipy.special")
     special.erf = functions.erf
-    cupyx.scatter_add, cupyx.scipy, scipy.special = functions.scatter_add, scipy, special
+    cupyx.scipy, scipy.special = scipy, special
     modules = (cupy, cuda, cuda.cublas, cupy.cublas, runtime, of_device, linalg, fft, cupyx, scipy, special)
     return {module.__name__: module for module in modules}
 

@@ -1,0 +1,1 @@
+"""The PyTorch backend: tensors without autograd, on every device that PyTorch reaches."""
