@@ -47,6 +47,16 @@ def build_parser() -> Parser:
         metavar="TEXT",
         help="text to evaluate on, see below (default: the text that the model was trained on, or stdlib)",
     )
+    parser.add_argument(
+        "--encoding",
+        metavar="NAME",
+        help="encoding of the text files (default: that of the model's own training text, or utf-8)",
+    )
+    parser.add_argument(
+        "--skip-damaged",
+        action="store_true",
+        help="leave out lines and files that are damaged, and count them; a model that was trained so does it always",
+    )
     add_option(
         parser,
         Option(
@@ -106,7 +116,11 @@ def _evaluate(arguments: Sequence[str] | None) -> int:
         )
 
     screen = make_screen(Console(stderr=options.json))  # with --json, standard output is for the figures alone
-    corpus = open_corpus(options.corpus or run.get("corpus", ["stdlib"]))
+    corpus = open_corpus(
+        options.corpus or run.get("corpus", ["stdlib"]),
+        encoding=options.encoding or run.get("encoding", "utf-8"),
+        skip_damaged=options.skip_damaged or run.get("skip_damaged", False),
+    )
     try:
         cache = options.cache_dir or options.model.resolve().parent / CACHE_FOLDER
         tokenized = prepare_tokens(corpus, tokenizer, cache, progress=screen.preparing)

@@ -33,6 +33,7 @@ from minibert.data.tokenizer_files import (
     check_config,
     check_vocabulary,
     name_unused,
+    read_bytes,
     read_json,
     read_max_length,
     read_normalizer,
@@ -223,15 +224,16 @@ class Tokenizer:
         config = {**read_json(folder / SPECIAL_FILE), **read_json(folder / CONFIG_FILE)}
         check_config(folder / CONFIG_FILE, config, SPECIAL_TOKENS)
         special_tokens = {field: read_token(config[field]) for field in SPECIAL_TOKENS if config.get(field) is not None}
-        if (folder / TOKENIZER_FILE).is_file():
+        if (folder / TOKENIZER_FILE).exists():
+            content = read_bytes(folder / TOKENIZER_FILE)
             try:
-                backend = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+                backend = tokenizers.Tokenizer.from_buffer(content)
             except Exception as error:  # the library raises a bare Exception for every fault
                 raise DataError(f"{folder / TOKENIZER_FILE} is damaged: {error}") from error
             if config.get("tokenizer_class") not in GENERIC_CLASSES:
                 apply_config(folder, backend, config)
             check_vocabulary(folder, backend)
-        elif (folder / VOCABULARY_FILE).is_file():
+        elif (folder / VOCABULARY_FILE).exists():
             backend = build_wordpiece(read_vocabulary(folder / VOCABULARY_FILE), config, special_tokens)
             add_tokens(folder / ADDED_FILE, backend)
         else:

@@ -85,17 +85,33 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read the JSON object in a file; return an empty one if there is no such file.
 
     Raises:
-        DataError: the file does not hold a JSON object.
+        DataError: the file cannot be read, or does not hold a JSON object.
     """
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(read_bytes(path))
+    except RecursionError as error:
+        raise DataError(f"{path} is nested too deeply to be read; download or write it again") from error
+    except ValueError as error:  # not JSON, not UTF-8, or a number with thousands of digits
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path} is not valid JSON ({error}); download or write it again") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} must hold a JSON object, not a {type(content).__name__}")
     return content
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        DataError: the file cannot be read, for example without the right to; the message gives the system's reason.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
@@ -104,12 +120,13 @@ def read_vocabulary(path: Path) -> dict[str, int]:
     If a token is in two lines, the last one counts, as in Hugging Face.
 
     Raises:
-        DataError: the file is not UTF-8.
+        DataError: the file cannot be read or is not UTF-8.
     """
     try:
-        tokens = path.read_text(encoding="utf-8-sig").split("\n")
+        text = read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: byte {error.start} is not UTF-8; a vocabulary has one token a line") from error
+    tokens = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     if tokens[-1] == "":
         tokens.pop()
     return {token: id_ for id_, token in enumerate(tokens)}

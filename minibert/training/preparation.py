@@ -29,6 +29,7 @@ CACHE_FOLDER = ".minibert-cache"
 """The name of the cache folder. It lies beside the output folders, so that all runs there share it, and may be
 deleted."""
 
+_CHARACTERS_BETWEEN_REPORTS = 1 << 28  # a few seconds of reading
 _EVALUATION_TOKENS_PER_BATCH = 8192  # keeps the logits of an evaluation small, whatever the training's batch size
 
 
@@ -77,7 +78,7 @@ def prepare_data(
     Raises:
         DataError: the text cannot be read, or it is too short.
     """
-    corpus = open_corpus(settings.corpus)
+    corpus = open_corpus(settings.corpus, encoding=settings.encoding, skip_damaged=settings.skip_damaged)
     if tokenizer is None:
         tokenizer = cached_tokenizer(corpus, settings.vocab_size, settings.cased, cache, progress)
     tokenized = prepare_tokens(corpus, tokenizer, cache, progress=progress)
@@ -103,7 +104,7 @@ def cached_tokenizer(
         vocab_size: V; a small corpus may get fewer tokens.
         cased: True distinguishes upper and lower case.
         cache: the cache folder; created if needed.
-        progress: called with the name of the current work and 0.
+        progress: called with the name of the current work, which says how much text is read, and 0.
 
     Raises:
         DataError: the text cannot be read, it makes no vocabulary, or the cached vocabulary is damaged.
@@ -111,9 +112,7 @@ def cached_tokenizer(
     identity = (corpus.fingerprint(), vocab_size, cased, tokenizers.__version__)
     folder = cache / f"vocabulary-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}"
     if not folder.is_dir():
-        if progress is not None:
-            progress("making a vocabulary", 0)
-        made = train_tokenizer((document.text for document in corpus), vocab_size, lowercase=not cased)
+        made = train_tokenizer(_texts(corpus, progress), vocab_size, lowercase=not cased)
         cache.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".making-vocabulary-", dir=cache))
         try:
@@ -126,3 +125,16 @@ def cached_tokenizer(
         return Tokenizer.load(folder)
     except DataError as error:
         raise DataError(f"{error}; the cache is damaged: delete {folder} and start again") from error
+
+
+def _texts(corpus: Corpus, progress: Progress | None) -> Iterator[str]:
+    """Yield the documents of a corpus; say now and then how much was read."""
+    if progress is not None:
+        progress("making a vocabulary", 0)
+    characters, next_report = 0, _CHARACTERS_BETWEEN_REPORTS
+    for document in corpus:
+        yield document.text
+        characters += len(document.text)
+        if progress is not None and characters >= next_report:
+            progress(f"making a vocabulary, {characters:,} characters read", 0)
+            next_report = characters + _CHARACTERS_BETWEEN_REPORTS

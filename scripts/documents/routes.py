@@ -41,6 +41,7 @@ BATCH = (
 SIDE_ROADS = (
     "minibert/data/permutation.py",
     "minibert/data/prefetch.py",
+    "minibert/data/text_files.py",
     "minibert/data/text_stream.py",
     "minibert/data/token_splitting.py",
     "minibert/data/tokenizer_files.py",
