@@ -24,7 +24,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from minibert.errors import TrainingError
+from minibert.errors import TrainingError, brief
 
 _OPTION = "option"  # the key of an Option in the metadata of a dataclass field
 
@@ -99,7 +99,7 @@ class Option(NamedTuple):
         """
         check = one_of(self.choices) if self.choices else self.check
         if value is not None and check is not None and not check.holds(value):
-            raise TrainingError(f"{flag(self.name)} must be {check.wanted}, not {value!r}")
+            raise TrainingError(f"{flag(self.name)} must be {check.wanted}, not {brief(value)}")
 
     def help_text(self) -> str:
         """Return the meaning and, in parentheses, the default."""

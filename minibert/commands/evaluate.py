@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from minibert.commands.tables import show_evaluation
 from minibert.data.batch_source import OBJECTIVES, build_sequences
 from minibert.data.corpus import CORPUS_HELP, open_corpus
 from minibert.data.token_file import prepare_tokens
-from minibert.errors import TrainingError
+from minibert.errors import TrainingError, brief
 from minibert.inference.loading import load_model
 from minibert.options import Option
 from minibert.training.evaluation import evaluate
@@ -95,7 +96,7 @@ def _evaluate(arguments: Sequence[str] | None) -> int:
     run = read_run_description(options.model).get("settings", {})
     objective = run.get("objective", OBJECTIVES[0]) if options.objective is None else options.objective
     if objective not in OBJECTIVES:
-        raise TrainingError(f"--objective must be one of {', '.join(OBJECTIVES)}, not {objective!r}")
+        raise TrainingError(f"--objective must be one of {', '.join(OBJECTIVES)}, not {brief(objective)}")
     model, tokenizer = load_model(
         options.model, options.device, options.dtype, options.kernels, precision=options.precision
     )
@@ -128,6 +129,11 @@ def _evaluate(arguments: Sequence[str] | None) -> int:
         screen.end()
     sequences = build_sequences(objective, tokenized.evaluation, tokenizer, length)
     evaluation = evaluate(model, frozen_batches(sequences, tokenizer), tokenized.unigram_counts)
+    if not math.isfinite(evaluation.loss):
+        raise TrainingError(
+            f"the evaluation loss is {evaluation.loss}: the weights in {options.model} are damaged, or too large for "
+            "its numbers; use another checkpoint"
+        )
     if options.json:
         print(json.dumps(evaluation.to_dict(), allow_nan=False))
     else:

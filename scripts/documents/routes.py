@@ -45,6 +45,7 @@ SIDE_ROADS = (
     "minibert/data/text_stream.py",
     "minibert/data/token_splitting.py",
     "minibert/data/tokenizer_files.py",
+    "minibert/data/tokenizer_safety.py",
     "minibert/data/vocabulary.py",
     "minibert/gradient_accumulator.py",
     "minibert/ops/precision.py",
