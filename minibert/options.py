@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
@@ -163,13 +164,20 @@ def options_of(settings: type) -> dict[str, Option]:
 
 
 def check_options(settings: Any) -> None:
-    """Check the value of every option of a settings object.
+    """Check the value of every option of a settings object; make all whole numbers Python integers.
 
     Raises:
         TrainingError: a value is not accepted; the message names the option and what it accepts.
     """
     for name, declared in options_of(type(settings)).items():
-        declared.check_value(getattr(settings, name))
+        value = getattr(settings, name)
+        if declared.kind is int and value is not None:
+            try:
+                value = operator.index(value)  # NumPy's integers are neither JSON nor free of overflow
+            except TypeError:
+                raise TrainingError(f"{flag(name)} must be a whole number, not {brief(value)}") from None
+            object.__setattr__(settings, name, value)
+        declared.check_value(value)
 
 
 def flag(name: str) -> str:

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from backends.cpu.threads import hold_while_forking
+
 SMALLEST = 1 << 16
 """Bytes. Smaller arrays are left to NumPy, whose own allocator reuses their memory."""
 
@@ -87,6 +89,7 @@ class BufferPool:
         self._free: list[tuple[int, int, _Block]] = []  # sorted by size, then address, so that high addresses stay free
         self._returned: deque[_Block] = deque()
         self._lock = threading.Lock()
+        hold_while_forking(self._lock)
         self.reserved = 0
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ _BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS"
 """Environment variables by which users set the threads of NumPy's BLAS."""
 
 _threads_were_set = False  # by set_threads, whose number stands against the CPU quota
+
+
+def hold_while_forking(lock: threading.Lock) -> None:
+    """Let a fork of this process wait for a lock, so that the child does not inherit it from a thread that it lacks."""
+    if hasattr(os, "register_at_fork"):  # Windows does not fork
+        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
 
 
 def default_threads(root: Path = Path("/")) -> int:
