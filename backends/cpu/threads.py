@@ -3,6 +3,9 @@
 Two sets of threads that work at the same time, or that spin while they wait, take processor time from each other. So
 the kernels run all their work on Numba's threads, matrix products included (see `backends/cpu/kernels/blas.py`). When
 NumPy's BLAS is called, no kernel is running, and the BLAS has the cores to itself.
+
+A process may fork while another of its threads runs a kernel: the fork waits for the kernel. It cannot wait for NumPy's
+BLAS, which computes with kernels="reference": such a fork can hang in the BLAS's own preparations for it.
 """
 
 from __future__ import annotations
