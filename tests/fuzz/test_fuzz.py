@@ -17,6 +17,7 @@ _SETTINGS = settings(
 )
 
 
+@pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")  # cases may be large
 @pytest.mark.parametrize("name", TARGETS)
 def test_strange_input_succeeds_or_is_refused(name: str):
     target = TARGETS[name]
