@@ -72,13 +72,13 @@ def _cell(row: Mapping[str, Any], column: str, place: str) -> str:
     """
     if column not in row:
         names = brief(", ".join(map(repr, row)), 300, quoted=False)
-        raise TrainingError(f"{place}: there is no column {column!r}; this row has {names or 'nothing'}")
+        raise TrainingError(f"{place}: there is no column {brief(column)}; this row has {names or 'nothing'}")
     value = row[column]
     if value is None or value == "":
-        raise TrainingError(f"{place}: {column!r} is empty; fill it in or remove the row")
+        raise TrainingError(f"{place}: {brief(column)} is empty; fill it in or remove the row")
     if isinstance(value, list | dict):
         raise TrainingError(
-            f"{place}: {column!r} must be a string, not a {type(value).__name__}; write it as a string, or name "
+            f"{place}: {brief(column)} must be a string, not a {type(value).__name__}; write it as a string, or name "
             "another column"
         )
     text = value if isinstance(value, str) else json.dumps(value)
@@ -86,8 +86,8 @@ def _cell(row: Mapping[str, Any], column: str, place: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise TrainingError(
-            f"{place}: {column!r} holds half a surrogate pair, which is not a character ({brief(text)}, at character "
-            f"{error.start}); write the whole character"
+            f"{place}: {brief(column)} holds half a surrogate pair, which is not a character ({brief(text)}, at "
+            f"character {error.start}); write the whole character"
         ) from error
     return text
 

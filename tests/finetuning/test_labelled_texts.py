@@ -71,3 +71,10 @@ def test_values_and_column_names_are_shortened_in_messages(tmp_path: Path):
     with pytest.raises(TrainingError, match="every text has the label") as error:
         labels_of([LabelledText("a", None, "x" * 1_000_000)])
     assert len(str(error.value)) < 300
+
+
+def test_a_column_with_a_very_long_name_is_shortened(tmp_path: Path):  # found by `make fuzz`
+    (tmp_path / "a.csv").write_text("text,label\na,b\n")
+    with pytest.raises(TrainingError, match="there is no column 'xxx") as error:
+        read_labelled_texts(tmp_path / "a.csv", "text", "label", "x" * 5000)
+    assert len(str(error.value)) < 400
