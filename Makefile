@@ -12,11 +12,12 @@ CUDA_READY := $(CUDA)/.ready
 NOTEBOOKS_READY := $(VENV)/.notebooks-ready
 DOCS_READY := $(VENV)/.docs-ready
 
-.PHONY: help setup train test test-parity test-cuda-build benchmark-peers verify-gpu lint format verify simple-test docs-tables docs notebooks clean
+.PHONY: help setup train test fuzz test-parity test-cuda-build benchmark-peers verify-gpu lint format verify simple-test docs-tables docs notebooks clean
 
 help:
 	@echo "make train        train BERT on this Python's own documentation, about three minutes"
 	@echo "make test         run the tests (NumPy, read-only NumPy, array-api-strict)"
+	@echo "make fuzz         feed every reader of files with 10,000 strange inputs each, with limits of time and memory"
 	@echo "make test-parity  run the comparisons with PyTorch and transformers, and the tests on the arrays of PyTorch (downloads both)"
 	@echo "make test-cuda-build  compile the CUDA kernels, run all tests on an emulated GPU (downloads 1.5 GB)"
 	@echo "make benchmark-peers  time sentence embeddings beside transformers, onnxruntime, OpenVINO (downloads 1 GB)"
@@ -62,6 +63,10 @@ train: $(READY)
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+# Hypothesis belongs to the extra `test`, because `make test` runs some of the cases, too.
+fuzz: $(READY)
+	$(VENV)/bin/python -m tests.fuzz.run $(ARGS)
 
 test-parity: $(PARITY_READY)
 	$(PARITY)/bin/python -m pytest tests/parity $(ARGS)
@@ -115,4 +120,4 @@ simple-test: $(READY)
 	$(VENV)/bin/python scripts/simple_test.py
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(PEERS) $(CUDA) *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist
+	rm -rf $(VENV) $(PARITY) $(PEERS) $(CUDA) *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

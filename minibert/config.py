@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from minibert.errors import brief
+
 SINGLE_LABEL = "single_label_classification"
 PROBLEM_TYPES = (SINGLE_LABEL, "multi_label_classification", "regression")
 """Values of `problem_type`: the kind of loss that a classifier was trained with."""
@@ -77,28 +79,31 @@ class MiniBERTConfig:
             value, least = getattr(self, field.name), int(field.name != "pad_token_id")
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if field.type == "int" and not (number and isinstance(value, int) and value >= least):
-                raise ValueError(f"{field.name} must be an integer of at least {least}, not {value!r}")
-            if field.type == "float" and not number:
-                raise ValueError(f"{field.name} must be a number, not {value!r}")
+                raise ValueError(f"{field.name} must be an integer of at least {least}, not {brief(value)}")
+            optional = field.type == "float | None" and value is None
+            if field.type in ("float", "float | None") and not number and not optional:
+                raise ValueError(f"{field.name} must be a number, not {brief(value)}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"hidden_size ({self.hidden_size}) must be divisible by num_attention_heads "
-                f"({self.num_attention_heads}): every attention head gets an equal share of the hidden states"
+                f"hidden_size ({brief(self.hidden_size)}) must be divisible by num_attention_heads "
+                f"({brief(self.num_attention_heads)}): every attention head gets an equal share of the hidden states"
             )
         if self.pad_token_id >= self.vocab_size:
-            raise ValueError(f"pad_token_id ({self.pad_token_id}) must be below vocab_size ({self.vocab_size})")
+            raise ValueError(
+                f"pad_token_id ({brief(self.pad_token_id)}) must be below vocab_size ({brief(self.vocab_size)})"
+            )
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             if getattr(self, name) is not None and not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)!r}")
-        for name in ("layer_norm_eps", "initializer_range"):
-            if not getattr(self, name) > 0.0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be at least 0 and below 1, not {brief(getattr(self, name))}")
+        for name, largest in (("layer_norm_eps", 1.0), ("initializer_range", 100.0)):
+            if not 0.0 < getattr(self, name) <= largest:
+                raise ValueError(f"{name} must be above 0 and at most {largest:g}, not {brief(getattr(self, name))}")
         if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, not {self.hidden_act!r}")
+            raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, not {brief(self.hidden_act)}")
         if self.problem_type not in (None, *PROBLEM_TYPES):
-            raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, not {self.problem_type!r}")
+            raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, not {brief(self.problem_type)}")
         if len(set(self.labels)) != len(self.labels):
-            raise ValueError(f"labels must all differ; got {', '.join(map(repr, self.labels))}")
+            raise ValueError(f"labels must all differ; got {brief(self.labels, 200)}")
 
     @property
     def head_size(self) -> int:
@@ -117,7 +122,7 @@ class MiniBERTConfig:
             ValueError: an unknown name, or a value that is not possible.
         """
         if name not in _PRESETS:
-            raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
+            raise ValueError(f"unknown preset {brief(name)}: choose one of {', '.join(PRESETS)}")
         sizes = _PRESETS[name]
         hidden_size = sizes["hidden_size"]  # in all of them, D = 64 and I = 4 H
         derived = {"num_attention_heads": hidden_size // 64, "intermediate_size": 4 * hidden_size}

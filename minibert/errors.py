@@ -6,8 +6,32 @@ Mistakes in Mini-BERT itself raise other exceptions and keep their traceback.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+
+def brief(value: object, characters: int = 80, *, quoted: bool = True) -> str:
+    """Return a value as a message shows it; a long one is shortened in its middle.
+
+    Values come from files, which may be large and made by strangers. So every message that repeats one uses this.
+
+    Args:
+        value: anything.
+        characters: the length of the result, about.
+        quoted: False shows a text as it is, without quotation marks and escapes.
+    """
+    if quoted or not isinstance(value, str):
+        shortener = reprlib.Repr()
+        shortener.maxstring = shortener.maxother = shortener.maxlong = characters
+        try:
+            value = shortener.repr(value)
+        except ValueError:  # Python refuses to write very large integers
+            value = f"<a number of the type {type(value).__name__}>"
+    if len(value) <= characters:
+        return value
+    half = (characters - 3) // 2
+    return f"{value[:half]}...{value[len(value) - half :]}"
 
 
 class DataError(ValueError):

@@ -10,7 +10,11 @@ the whole batch, however the batch was split.
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import operator
+import threading
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from backends import Array, get_backend
 from backends.base import NO_INT8_GRADIENTS
@@ -26,8 +30,35 @@ IGNORED = -100
 """The label of a position that is not predicted (any negative label is)."""
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _one_thread_at_a_time(
+    method: Callable[Concatenate[MiniBERTGradients, P], T],
+) -> Callable[Concatenate[MiniBERTGradients, P], T]:
+    """Let a method raise a RuntimeError while another thread is in it: both would write to the same gradients."""
+
+    @functools.wraps(method)
+    def guarded(self: MiniBERTGradients, /, *arguments: P.args, **keywords: P.kwargs) -> T:
+        if not self._in_use.acquire(blocking=False):
+            raise RuntimeError(
+                "another thread is computing with this MiniBERTGradients, and both would write to its gradients: make "
+                "one for each thread"
+            )
+        try:
+            return method(self, *arguments, **keywords)
+        finally:
+            self._in_use.release()
+
+    return guarded
+
+
 class MiniBERTGradients:
     """Computes the gradients of a model's loss, in pretraining or in classification.
+
+    One object serves one thread at a time, since every call overwrites its gradients. Several threads may compute with
+    one model, each with an object of its own.
 
     Args:
         model: the loss is differentiated with respect to this model's parameters.
@@ -45,11 +76,13 @@ class MiniBERTGradients:
         if model.precision == "int8":
             raise ValueError(NO_INT8_GRADIENTS)
         self.model = model
+        self._in_use = threading.Lock()
         self.gradients = NamedArrays.zeros_like(model.parameters)
         zero = model.backend.xp.zeros((), dtype=model.dtype, device=model.backend.device)
         self.masked_language_model_loss: Array = zero
         self.next_sentence_loss: Array = zero
 
+    @_one_thread_at_a_time
     def backward(
         self,
         cache: Cache,
@@ -65,7 +98,8 @@ class MiniBERTGradients:
              + sum of the next-sentence cross-entropies / total_sequences
 
         Args:
-            cache: from `MiniBERT.forward`, of the same model with the same parameters.
+            cache: from `MiniBERT.forward`, of the same model. Neither the parameters nor the logits have been changed
+                since; that is not checked.
             labels: (B, T) token ids, -100 where nothing is predicted. If the forward pass was given
                 `prediction_positions`: (M,), one for each of these positions.
             next_sentence_labels: (B,), 0 if segment B follows A, 1 if it is random, -100 to leave a sequence out;
@@ -78,9 +112,13 @@ class MiniBERTGradients:
 
         Raises:
             ValueError: labels of another shape, outside the vocabulary, or where nothing was computed; a cache
-                from another model's forward pass.
+                from another model's forward pass; a negative total.
+            TypeError: labels or a total are not integers.
+            RuntimeError: another thread is computing with this object.
         """
         self._check_cache(cache)
+        total_predictions = _checked_total(total_predictions, "total_predictions")
+        total_sequences = _checked_total(total_sequences, "total_sequences")
         dlogits, self.masked_language_model_loss = self._masked_language_model_loss(cache, labels, total_predictions)
         dhidden = self._masked_language_model_head(cache, dlogits)
         del dlogits  # (M, V): its memory is free for the layers below
@@ -92,13 +130,15 @@ class MiniBERTGradients:
         self._encoder(cache, dhidden)
         return self.masked_language_model_loss + self.next_sentence_loss
 
+    @_one_thread_at_a_time
     def backward_classification(self, cache: Cache, labels: Any, *, total_sequences: int | None = None) -> Array:
         """Compute the loss of classified sequences and its gradient with respect to every parameter.
 
         loss = sum of the sequences' cross-entropies / total_sequences
 
         Args:
-            cache: from `MiniBERT.classify`, of the same model with the same parameters.
+            cache: from `MiniBERT.classify`, of the same model. Neither the parameters nor the logits have been changed
+                since; that is not checked.
             labels: (B,), the number of each sequence's class; -100 to leave a sequence out.
             total_sequences: divides the loss; None for the number of labelled sequences.
 
@@ -107,9 +147,12 @@ class MiniBERTGradients:
 
         Raises:
             ValueError: labels of another shape or outside the classes; the cache has no classifier, or holds
-                nothing for the backward pass.
+                nothing for the backward pass; a negative total.
+            TypeError: labels or the total are not integers.
+            RuntimeError: another thread is computing with this object.
         """
         self._check_cache(cache)
+        total_sequences = _checked_total(total_sequences, "total_sequences")
         model, classifier, pooler = self.model, cache.classifier, cache.pooler
         if classifier is None or pooler is None or not cache.layers:
             raise ValueError("the gradient of a classification needs the cache of MiniBERT.classify(for_backward=True)")
@@ -166,8 +209,6 @@ class MiniBERTGradients:
         backend, kernels = self.model.backend, self.model.kernels
         if total is None:
             total = _count(host_labels >= 0)
-        if total < 0:
-            raise ValueError(f"the loss is divided by a number of predictions, 0 or more, not by {total}")
         scale = 1.0 / max(total, 1)  # without predictions the sum is 0 already
         host_labels = _HOST.clip(host_labels, IGNORED, None)  # a very negative label must not wrap around in 32 bits
         labels = backend.asarray(host_labels, dtype=backend.xp.int32)
@@ -406,3 +447,19 @@ class MiniBERTGradients:
 def _count(condition: Array) -> int:
     """Return how many entries of a host array are True."""
     return int(_HOST.sum(_HOST.astype(condition, _HOST.int64)))
+
+
+def _checked_total(total: int | None, what: str) -> int | None:
+    """Return the number that divides a loss as a Python integer.
+
+    Raises:
+        ValueError: it is negative.
+        TypeError: it is no integer.
+    """
+    if total is None:
+        return None
+    if isinstance(total, bool):
+        raise TypeError(f"{what} must be an integer, not {total}")
+    if operator.index(total) < 0:
+        raise ValueError(f"the loss is divided by {what}, 0 or more, not by {total}")
+    return operator.index(total)

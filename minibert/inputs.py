@@ -7,6 +7,7 @@ the last layer computes only the positions that the heads read.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from array_api_compat import is_array_api_obj, is_numpy_array
 
 from backends import Array, Backend, get_backend
 from minibert.config import MiniBERTConfig
+from minibert.errors import brief
 from minibert.ops import AttentionLayout, score_bound
 from minibert.rows import Rows
 
@@ -179,8 +181,9 @@ def prepare_inputs(
         ValueError, TypeError: the batch does not fit this model; the message says what is wrong and where.
     """
     xp = _HOST.xp
-    if first_sequence < 0:
-        raise ValueError(f"first_sequence counts the sequences of a step from 0; got {first_sequence}")
+    first_sequence = operator.index(first_sequence)
+    if not 0 <= first_sequence < 2**32:
+        raise ValueError(f"first_sequence counts the sequences of a step from 0; got {brief(first_sequence)}")
     ids, mask, token_types = _check_batch(config, backend, input_ids, attention_mask, token_type_ids)
     batch, length = ids.shape
     predicted = None

@@ -12,6 +12,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from backends import Array, Backend
 from minibert import ops
+from minibert.errors import brief
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,7 +42,7 @@ class Kernels:
 
     def __init__(self, backend: Backend, choice: str = "auto") -> None:
         if choice not in CHOICES:
-            raise ValueError(f"kernels must be one of {', '.join(CHOICES)}, not {choice!r}")
+            raise ValueError(f"kernels must be one of {', '.join(CHOICES)}, not {brief(choice)}")
         twins = backend.twins if choice == "auto" else {}
         if not backend.twins_have_precision:
             lacking = ops.LINEAR if backend.precision == "int8" else ops.PRODUCTS

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import warnings
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
@@ -83,7 +84,9 @@ class MiniBERT:
         absent_heads: heads that the loaded checkpoint lacked. They were drawn at random and are untrained.
 
     Raises:
-        ValueError: the dtype, the device, `kernels` or the precision is unknown, or the heads do not go together.
+        ValueError: the dtype, the device, `kernels` or the precision is unknown, the heads do not go together, or the
+            seed is not from 0 to 2**64 - 1.
+        TypeError: the seed is no integer.
         BackendError: this machine does not have the device.
 
     Warns:
@@ -110,12 +113,12 @@ class MiniBERT:
         self.precision = self.backend.precision
         if kernels == "auto" and not self.backend.twins_have_precision:
             _warn_of_slow_products(self.backend.name, self.precision, dtype)
-        self.seed = seed
+        self.seed = operator.index(seed)
         self.kernels = Kernels(self.backend, kernels)
         self.heads = check_heads(heads, self.config)
         self.parameters = NamedArrays.zeros(Layout.of(self.config, self.heads), self.backend, self.dtype)
         if initialised:
-            initialise(self.parameters, self.config, self.backend, seed)
+            initialise(self.parameters, self.config, self.backend, self.seed)
         self.absent_heads: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -228,12 +231,14 @@ class MiniBERT:
             for_backward: False keeps nothing of the layers for a backward pass, which saves memory.
 
         Returns:
-            logits (B, T, V), or (M, V) with `prediction_positions`; and the cache for the backward pass.
+            logits (B, T, V), or (M, V) with `prediction_positions`; and the cache for the backward pass. The cache
+            refers to these logits and to the parameters. So writing into the logits, or changing parameters before
+            `MiniBERTGradients.backward`, gives gradients of no function: copy the logits first, and update afterwards.
 
         Raises:
             ValueError: ids are outside the tables, the sequences are too long, shapes do not fit each other, or this
                 model lacks a head.
-            TypeError: ids are not integers.
+            TypeError: ids, `dropout_step` or `first_sequence` are not integers.
         """
         self._check_heads("mlm")
         if next_sentence:
@@ -284,7 +289,8 @@ class MiniBERT:
             for_backward: False keeps nothing for a backward pass, which saves memory.
 
         Returns:
-            logits (B, C), in the order of `config.labels`; and the cache for the backward pass.
+            logits (B, C), in the order of `config.labels`; and the cache for the backward pass, which refers to these
+            logits and to the parameters: as in `forward`, change neither before the backward pass.
 
         Raises:
             ValueError, TypeError: as `forward`.
@@ -505,7 +511,7 @@ class MiniBERT:
         """Return one use of dropout; None if the pass has no dropout step or the probability is 0."""
         if step is None or probability == 0.0:
             return None
-        if step < 0:
+        if operator.index(step) < 0:
             raise ValueError(f"dropout_step is the number of a training step, 0 or more, not {step}")
         return Dropout(probability, derive_key(self.seed, Stream.DROPOUT, step, layer, site), row_numbers)
 

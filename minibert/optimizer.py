@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from backends import Array
 from minibert.model import MiniBERT
 from minibert.parameters import NamedArrays
@@ -63,9 +65,9 @@ class AdamW:
     ) -> None:
         if not all(0.0 <= beta < 1.0 for beta in betas):
             raise ValueError(f"betas must be at least 0 and below 1, not {betas}")
-        if not (epsilon > 0.0 and weight_decay >= 0.0 and max_norm > 0.0):
+        if not (0.0 < epsilon < math.inf and 0.0 <= weight_decay < math.inf and max_norm > 0.0):
             raise ValueError(
-                "epsilon and max_norm must be positive and weight_decay at least 0, not "
+                "epsilon and max_norm must be positive, weight_decay at least 0, all but max_norm finite, not "
                 f"{epsilon}, {max_norm} and {weight_decay}"
             )
         self.model = model
@@ -88,10 +90,12 @@ class AdamW:
             The global norm of the gradients before clipping, a 0-d array on the device.
 
         Raises:
-            ValueError: the gradients belong to another model.
+            ValueError: the gradients belong to another model, or the learning rate is negative, infinite or NaN.
             TypeError: the gradients have another dtype than the parameters.
         """
         self._check_gradients(gradients)
+        if not 0.0 <= learning_rate < math.inf:
+            raise ValueError(f"the learning rate must be at least 0 and finite, not {learning_rate}")
         self.steps += 1
         norm, gradient_scale = clipping_scale(self.model, gradients, self.max_norm)
         parameters, first, second = self.model.parameters, self.first_moment, self.second_moment

@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from minibert.errors import TrainingError
+from minibert.errors import TrainingError, brief
 
 _OPTION = "option"  # the key of an Option in the metadata of a dataclass field
 
@@ -99,7 +100,7 @@ class Option(NamedTuple):
         """
         check = one_of(self.choices) if self.choices else self.check
         if value is not None and check is not None and not check.holds(value):
-            raise TrainingError(f"{flag(self.name)} must be {check.wanted}, not {value!r}")
+            raise TrainingError(f"{flag(self.name)} must be {check.wanted}, not {brief(value)}")
 
     def help_text(self) -> str:
         """Return the meaning and, in parentheses, the default."""
@@ -163,13 +164,20 @@ def options_of(settings: type) -> dict[str, Option]:
 
 
 def check_options(settings: Any) -> None:
-    """Check the value of every option of a settings object.
+    """Check the value of every option of a settings object; make all whole numbers Python integers.
 
     Raises:
         TrainingError: a value is not accepted; the message names the option and what it accepts.
     """
     for name, declared in options_of(type(settings)).items():
-        declared.check_value(getattr(settings, name))
+        value = getattr(settings, name)
+        if declared.kind is int and value is not None:
+            try:
+                value = operator.index(value)  # NumPy's integers are neither JSON nor free of overflow
+            except TypeError:
+                raise TrainingError(f"{flag(name)} must be a whole number, not {brief(value)}") from None
+            object.__setattr__(settings, name, value)
+        declared.check_value(value)
 
 
 def flag(name: str) -> str:

@@ -19,10 +19,13 @@ for dropout, masking and shuffling. It is not for cryptography.
 
 from __future__ import annotations
 
+import operator
 from enum import IntEnum
 from typing import Any
 
 from array_api_compat import array_namespace, device
+
+from minibert.errors import brief
 
 Array = Any
 Key = tuple[int, int]
@@ -82,11 +85,12 @@ def derive_key(seed: int, stream: Stream, *path: int) -> Key:
 
     Raises:
         ValueError: an integer is outside that range.
+        TypeError: a value is no integer.
     """
     row_key, column_key = _mix_int(len(path) + 1), _mix_int(_GOLDEN)
-    for value in (seed, int(stream), *path):
+    for value in map(operator.index, (seed, stream, *path)):  # a NumPy integer would wrap, or never become 0
         if not 0 <= value < 2**64:
-            raise ValueError(f"random keys are made of integers from 0 to 2**64 - 1; got {value}")
+            raise ValueError(f"random keys are made of integers from 0 to 2**64 - 1; got {brief(value)}")
         for word in (value & _WORD, value >> 32):
             row_key = _mix_int(row_key ^ _mix_int((word + _GOLDEN) & _WORD))
             column_key = _mix_int((column_key + row_key) & _WORD)

@@ -18,8 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from backends.cpu.threads import hold_while_forking
+
 SMALLEST = 1 << 16
 """Bytes. Smaller arrays are left to NumPy, whose own allocator reuses their memory."""
+
+_LOCK = threading.Lock()  # of all pools: a process has one pool, but for tests
+hold_while_forking(_LOCK)
 
 _ALIGNMENT = 64  # bytes: a cache line, and the longest vector
 
@@ -86,7 +91,6 @@ class BufferPool:
     def __init__(self) -> None:
         self._free: list[tuple[int, int, _Block]] = []  # sorted by size, then address, so that high addresses stay free
         self._returned: deque[_Block] = deque()
-        self._lock = threading.Lock()
         self.reserved = 0
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
@@ -97,7 +101,7 @@ class BufferPool:
         # Sizes are rounded up, in eighths of a power of two, so that batches of about equal size need equal blocks.
         step = 1 << (size.bit_length() - 4)
         size = -(-size // step) * step
-        with self._lock:
+        with _LOCK:
             self._take_back()
             place = bisect_left(self._free, (size, 0))
             block = self._free.pop(place)[-1] if place < len(self._free) else self._allocate(size)
@@ -108,7 +112,7 @@ class BufferPool:
 
     def clear(self) -> None:
         """Return unused memory to the system."""
-        with self._lock:
+        with _LOCK:
             self._take_back()
             for _, _, block in [entry for entry in self._free if entry[-1].whole]:
                 self._give_up(block)

@@ -3,6 +3,9 @@
 Two sets of threads that work at the same time, or that spin while they wait, take processor time from each other. So
 the kernels run all their work on Numba's threads, matrix products included (see `backends/cpu/kernels/blas.py`). When
 NumPy's BLAS is called, no kernel is running, and the BLAS has the cores to itself.
+
+A process may fork while another of its threads runs a kernel: the fork waits for the kernel. It cannot wait for NumPy's
+BLAS, which computes with kernels="reference": such a fork can hang in the BLAS's own preparations for it.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import ctypes
 import importlib.util
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,12 @@ _TBB = "libtbb.so.12"
 """The library that Numba's "tbb" layer needs, on Linux."""
 
 _number_set: int | None = None  # by set_threads; it stands against the CPU quota
+
+
+def hold_while_forking(lock: threading.Lock) -> None:
+    """Let a fork of this process wait for a lock, so that the child does not inherit it from a thread that it lacks."""
+    if hasattr(os, "register_at_fork"):  # Windows does not fork
+        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
 
 
 def default_threads(root: Path = Path("/")) -> int:

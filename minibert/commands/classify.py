@@ -46,11 +46,14 @@ def _classify(arguments: Sequence[str] | None) -> int:
         texts = options.texts or list(read_lines("-"))
         backend = quick_backend(options.device, options.kernels, options.precision, sum(map(len, texts)))
         from minibert.finetuning.text_classifier import TextClassifier
+        from minibert.inference.finite import check_finite
 
         classifier = TextClassifier.load(options.model, backend, options.kernels, options.precision)
     pairs = None if options.text_pair is None else [options.text_pair] * len(texts)
-    probabilities = classifier.probabilities(classifier.encode(texts, pairs)).tolist()
-    whole = write_to_standard_output(lambda file: _write(texts, classifier.labels, probabilities, file))
+    probabilities = classifier.probabilities(classifier.encode(texts, pairs))
+    check_finite(probabilities, "a probability", texts)
+    rows = probabilities.tolist()
+    whole = write_to_standard_output(lambda file: _write(texts, classifier.labels, rows, file))
     return SUCCESS if whole else PIPE_CLOSED
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from minibert.commands.tables import show_evaluation
 from minibert.data.batch_source import OBJECTIVES, build_sequences
 from minibert.data.corpus import CORPUS_HELP, open_corpus
 from minibert.data.token_file import prepare_tokens
-from minibert.errors import TrainingError
+from minibert.errors import TrainingError, brief
 from minibert.inference.loading import load_model
 from minibert.options import Option, options_of
 from minibert.training.evaluation import evaluate
@@ -48,6 +49,16 @@ def build_parser() -> Parser:
         nargs="+",
         metavar="TEXT",
         help="text to evaluate on, see below (default: the text that the model was trained on, or stdlib)",
+    )
+    parser.add_argument(
+        "--encoding",
+        metavar="NAME",
+        help="encoding of the text files (default: that of the model's own training text, or utf-8)",
+    )
+    parser.add_argument(
+        "--skip-damaged",
+        action="store_true",
+        help="leave out lines and files that are damaged, and count them; a model that was trained so does it always",
     )
     add_option(
         parser,
@@ -92,7 +103,7 @@ def _evaluate(arguments: Sequence[str] | None) -> int:
     run = read_run_description(options.model).get("settings", {})
     objective = run.get("objective", OBJECTIVES[0]) if options.objective is None else options.objective
     if objective not in OBJECTIVES:
-        raise TrainingError(f"--objective must be one of {', '.join(OBJECTIVES)}, not {objective!r}")
+        raise TrainingError(f"--objective must be one of {', '.join(OBJECTIVES)}, not {brief(objective)}")
     model, tokenizer = load_model(
         options.model, options.device, options.dtype, options.kernels, precision=options.precision
     )
@@ -117,7 +128,11 @@ def _evaluate(arguments: Sequence[str] | None) -> int:
         tokens = run.get(_TOKENS.name, _TOKENS.default)
 
     screen = make_screen(Console(stderr=options.json))  # with --json, standard output is for the figures alone
-    corpus = open_corpus(options.corpus or run.get("corpus", ["stdlib"]))
+    corpus = open_corpus(
+        options.corpus or run.get("corpus", ["stdlib"]),
+        encoding=options.encoding or run.get("encoding", "utf-8"),
+        skip_damaged=options.skip_damaged or run.get("skip_damaged", False),
+    )
     try:
         cache = options.cache_dir or options.model.resolve().parent / CACHE_FOLDER
         tokenized = prepare_tokens(corpus, tokenizer, cache, progress=screen.preparing)
@@ -134,6 +149,11 @@ def _evaluate(arguments: Sequence[str] | None) -> int:
         )
     finally:
         screen.end()
+    if not math.isfinite(evaluation.loss):
+        raise TrainingError(
+            f"the evaluation loss is {evaluation.loss}: the weights in {options.model} are damaged, or too large for "
+            "its numbers; use another checkpoint"
+        )
     share = measured / len(sequences)
     if options.json:
         print(json.dumps({**evaluation.to_dict(), "share_of_held_out_text": share}, allow_nan=False))

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from backends import BackendError
 from backends.cpu.threads import set_threads
 from minibert.commands.process import BAD_INPUT
+from minibert.errors import brief
 from minibert.options import (
     COMPUTATION,
     DEVICE,
@@ -34,7 +35,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message on standard error and end the program with status 2."""
-        self.exit(BAD_INPUT, f"error: {message} (--help lists all options)\n")
+        self.exit(BAD_INPUT, f"error: {brief(message, 1000, quoted=False)} (--help lists all options)\n")
 
 
 class _StoreChecked(argparse.Action):

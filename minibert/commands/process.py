@@ -16,7 +16,9 @@ from typing import NoReturn
 
 from backends import BackendError
 from minibert.commands.standard_output import discard_output
-from minibert.errors import DataError, NonFiniteError, SavingError, TrainingError
+from minibert.errors import DataError, InferenceError, NonFiniteError, SavingError, TrainingError, brief
+
+_LONGEST_ERROR = 2000  # characters; what is longer repeats a value that somebody else wrote
 
 SUCCESS, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -44,7 +46,7 @@ def run_command(command: Callable[[], int]) -> int:
             return command()
         except (NonFiniteError, SavingError) as error:
             return _fail(error, FAILURE)
-        except (TrainingError, DataError, BackendError) as error:
+        except (TrainingError, DataError, InferenceError, BackendError) as error:
             return _fail(error, BAD_INPUT)
         except MemoryError as error:  # CuPy's OutOfMemoryError is a MemoryError, too
             advice = (
@@ -81,7 +83,7 @@ def _escape_unprintable_characters() -> None:
 
 
 def _fail(error: object, status: int) -> int:
-    tell("error: " + " ".join(str(error).split()))
+    tell("error: " + brief(" ".join(str(error).split()), _LONGEST_ERROR, quoted=False))
     return status
 
 

@@ -53,14 +53,20 @@ class PlainScreen(Screen):
     _evaluated_step = -1
 
     def preparing(self, stage: str, tokens: int) -> None:
-        """Print each stage once."""
+        """Print each stage, and during a long one now and then how much is done."""
+        now = time.monotonic()
         if stage != self._stage:
             self._stage = stage
             self.message(f"{stage} ...")
+            self._next_line = now + _SECONDS_BETWEEN_LINES
+        elif tokens and now >= self._next_line:
+            self.message(f"{stage}: {tokens:,} tokens done")
+            self._next_line = now + _SECONDS_BETWEEN_LINES
 
     def begin(self, budget: Budget, step: int, elapsed: float) -> None:
         """Remember the budget, to compute the time left."""
         self._budget, self._elapsed = budget, elapsed
+        self._next_line = 0.0  # the first report is printed at once
 
     def advance(self, step: int, elapsed: float) -> None:
         """Remember the time, to compute the time left."""

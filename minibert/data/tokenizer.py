@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from minibert.data.tokenizer_files import (
     check_config,
     check_vocabulary,
     name_unused,
+    read_bytes,
     read_json,
     read_max_length,
     read_normalizer,
@@ -40,7 +40,8 @@ from minibert.data.tokenizer_files import (
     read_token,
     read_vocabulary,
 )
-from minibert.errors import DataError
+from minibert.data.tokenizer_safety import check_vocabulary_size, library_errors, longest_text
+from minibert.errors import DataError, brief
 from minibert.files import write_text
 
 CONTINUATION = "##"  # the prefix of a word piece that continues a word, as in "##ing"
@@ -76,7 +77,7 @@ class Tokenizer:
         lowercase: True if text is lowercased (and accents dropped) before it is split.
 
     Raises:
-        DataError: the vocabulary lacks a special token.
+        DataError: the vocabulary lacks a special token or has gigantic ids; or the tokenizer could run for ever.
     """
 
     def __init__(
@@ -95,9 +96,12 @@ class Tokenizer:
         missing = [token for token in self.special_tokens.values() if token not in vocabulary]
         if missing:
             raise DataError(
-                f"the vocabulary of {len(vocabulary)} tokens lacks {' '.join(missing)}; BERT needs all of "
-                f"{' '.join(self.special_tokens.values())}; if they have other names, write these into {CONFIG_FILE}"
+                f"the vocabulary of {len(vocabulary)} tokens lacks {' '.join(map(_shown, missing))}; BERT needs all of "
+                f"{' '.join(map(_shown, self.special_tokens.values()))}; if they have other names, write these into "
+                f"{CONFIG_FILE}"
             )
+        check_vocabulary_size(vocabulary)
+        self._longest_text = longest_text(backend)
         self.vocab_size = max(vocabulary.values()) + 1
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
             vocabulary[self.special_tokens[field]] for field in SPECIAL_TOKENS
@@ -115,39 +119,76 @@ class Tokenizer:
         self.is_continuation &= ~self.is_special
         self.lowercase = bool(read_normalizer(backend).get("lowercase", False))
         cls_token, sep_token = self.special_tokens["cls_token"], self.special_tokens["sep_token"]
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{cls_token} $A {sep_token}",
-            pair=f"{cls_token} $A {sep_token} $B:1 {sep_token}:1",
-            special_tokens=[(cls_token, self.cls_id), (sep_token, self.sep_id)],
-        )
+        with library_errors(f"texts are put between {brief(cls_token)} and {brief(sep_token)}"):
+            backend.post_processor = processors.TemplateProcessing(
+                single=f"{cls_token} $A {sep_token}",
+                pair=f"{cls_token} $A {sep_token} $B:1 {sep_token}:1",
+                special_tokens=[(cls_token, self.cls_id), (sep_token, self.sep_id)],
+            )
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text, without [CLS] and [SEP].
 
         Raises:
             DataError: the text is not Unicode: it holds half a surrogate pair. That comes from a byte of the command
-                line that is not UTF-8, or from an escape in JSON. `encode_batch` and `encode_pair` raise it, too.
+                line that is not UTF-8, or from an escape in JSON. Or the text is so long that tokenizing it would take
+                gigabytes, or the tokenizer fails. `encode_batch` and `encode_pair` raise it, too.
         """
-        with _check_unicode(text):
+        self._check_length(text)
+        with library_errors("it encodes this text", [text]):
             return list(self.backend.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of many texts, without [CLS] and [SEP]; uses all cores."""
-        with _check_unicode(*texts):
-            return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        found: list[list[int]] = []
+        for group in self._groups(texts):
+            with library_errors("it encodes a batch of texts", group):
+                found += [encoding.ids for encoding in self.backend.encode_batch_fast(group, add_special_tokens=False)]
+        return found
+
+    def _groups(self, texts: Sequence[str]) -> Iterator[Sequence[str]]:
+        """Yield neighbouring texts in groups that the library can encode within bounded memory."""
+        start = characters = 0
+        for number, text in enumerate(texts):
+            self._check_length(text)
+            if characters + len(text) > self._longest_text and number > start:
+                yield texts[start:number]
+                start, characters = number, 0
+            characters += len(text)
+        yield texts[start:]
+
+    def _check_length(self, text: str) -> None:
+        """Refuse a text that is too long to be tokenized at once.
+
+        Raises:
+            DataError: the text has too many characters.
+        """
+        if len(text) > self._longest_text:
+            raise DataError(
+                f"a text of {len(text):,} characters ({brief(text, 40)}) is too long to be tokenized at once; divide "
+                f"it into texts of at most {self._longest_text:,}"
+            )
 
     def encode_pair(self, a: str, b: str | None = None) -> tuple[list[int], list[int]]:
         """Return (input_ids, token_type_ids) of `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`.
 
         The token type is 1 for `b` and its [SEP], and 0 elsewhere. An empty `b` counts as none, as in Hugging Face.
         """
-        with _check_unicode(a, b or ""):
+        texts = [a, b or ""]
+        for text in texts:
+            self._check_length(text)
+        with library_errors("it encodes this text", texts):
             encoding = self.backend.encode(a, b or None)
         return list(encoding.ids), list(encoding.type_ids)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """Return the text of some token ids; a piece that begins with "##" is joined to the piece before it."""
-        return str(self.backend.decode([int(id_) for id_ in ids], skip_special_tokens=skip_special_tokens))
+        """Return the text of some token ids; a piece that begins with "##" is joined to the piece before it.
+
+        Raises:
+            DataError: an id is negative or beyond 32 bits, or the tokenizer fails.
+        """
+        with library_errors("it decodes ids"):
+            return str(self.backend.decode([int(id_) for id_ in ids], skip_special_tokens=skip_special_tokens))
 
     def token_to_id(self, token: str) -> int:
         """Return the id of a token.
@@ -157,7 +198,7 @@ class Tokenizer:
         """
         id_ = self.backend.token_to_id(token)
         if id_ is None:
-            raise KeyError(f"{token!r} is not in the vocabulary of {self.vocab_size} tokens")
+            raise KeyError(f"{brief(token)} is not in the vocabulary of {self.vocab_size} tokens")
         return int(id_)
 
     def id_to_token(self, id_: int) -> str:
@@ -223,15 +264,12 @@ class Tokenizer:
         config = {**read_json(folder / SPECIAL_FILE), **read_json(folder / CONFIG_FILE)}
         check_config(folder / CONFIG_FILE, config, SPECIAL_TOKENS)
         special_tokens = {field: read_token(config[field]) for field in SPECIAL_TOKENS if config.get(field) is not None}
-        if (folder / TOKENIZER_FILE).is_file():
-            try:
-                backend = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_FILE))
-            except Exception as error:  # the library raises a bare Exception for every fault
-                raise DataError(f"{folder / TOKENIZER_FILE} is damaged: {error}") from error
+        if (folder / TOKENIZER_FILE).exists():
+            backend = _read_backend(folder / TOKENIZER_FILE)
             if config.get("tokenizer_class") not in GENERIC_CLASSES:
                 apply_config(folder, backend, config)
             check_vocabulary(folder, backend)
-        elif (folder / VOCABULARY_FILE).is_file():
+        elif (folder / VOCABULARY_FILE).exists():
             backend = build_wordpiece(read_vocabulary(folder / VOCABULARY_FILE), config, special_tokens)
             add_tokens(folder / ADDED_FILE, backend)
         else:
@@ -243,6 +281,20 @@ class Tokenizer:
             return cls(backend, special_tokens, read_max_length(config))
         except DataError as error:
             raise DataError(f"{folder}: {error}") from error
+
+
+def _read_backend(path: Path) -> tokenizers.Tokenizer:
+    """Read a tokenizer.json.
+
+    Raises:
+        DataError: the file cannot be read, or is no tokenizer; the message names it.
+    """
+    content = read_bytes(path)
+    try:
+        with library_errors("it reads this file"):
+            return tokenizers.Tokenizer.from_buffer(content)
+    except DataError as error:
+        raise DataError(f"{path} is damaged: {error}") from error
 
 
 def build_wordpiece(
@@ -287,25 +339,9 @@ def _is_bert_tokenizer(backend: tokenizers.Tokenizer) -> bool:
     )
 
 
-@contextmanager
-def _check_unicode(*texts: str) -> Iterator[None]:
-    """Explain the library's error if a text holds half a surrogate pair. The library says only that it is no string.
-
-    Raises:
-        DataError: a text is not Unicode; the message gives the place.
-    """
-    try:
-        yield
-    except TypeError as error:
-        for text in texts:
-            try:
-                text.encode()
-            except UnicodeEncodeError as why:
-                here = text[max(0, why.start - 10) : why.start + 10]
-                raise DataError(
-                    f"this is not Unicode text: {here!r}, at character {why.start}; remove that character"
-                ) from error
-        raise
+def _shown(token: str) -> str:
+    """Return a token for a message."""
+    return brief(token, quoted=False)
 
 
 def pad_batch(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:

@@ -13,7 +13,8 @@ from typing import Any
 import tokenizers
 from tokenizers import normalizers
 
-from minibert.errors import DataError
+from minibert import reading
+from minibert.errors import DataError, brief
 
 TOKENIZER_FILE, VOCABULARY_FILE = "tokenizer.json", "vocab.txt"
 CONFIG_FILE, SPECIAL_FILE = "tokenizer_config.json", "special_tokens_map.json"
@@ -48,10 +49,21 @@ def check_config(path: Path, config: Mapping[str, Any], token_fields: Iterable[s
         content = entry.get("content") if isinstance(entry, dict) else entry
         if entry is not None and not isinstance(content, str):
             raise DataError(f'{path}: {field} must be a string, or an object with the token in its field "content"')
+        if isinstance(content, str) and not _is_unicode(content):
+            raise DataError(f"{path}: {field} is {brief(content)}, which is not Unicode text")
     for theirs, default in NORMALIZER_FIELDS.values():
         value = config.get(theirs, default)
         if not isinstance(value, bool) and not (value is default is None):
-            raise DataError(f"{path}: {theirs} must be true or false, not {json.dumps(value)}")
+            raise DataError(f"{path}: {theirs} must be true or false, not {brief(json.dumps(value), quoted=False)}")
+
+
+def _is_unicode(text: str) -> bool:
+    """Return False if a text holds half a surrogate pair, which JSON can write and the library cannot read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_max_length(config: Mapping[str, Any]) -> int | None:
@@ -77,7 +89,9 @@ def read_added_tokens(path: Path) -> dict[str, int]:
     """
     tokens = read_json(path)
     if wrong := [token for token, id_ in tokens.items() if type(id_) is not int]:
-        raise DataError(f"{path}: the id of {wrong[0]!r} must be a whole number")
+        raise DataError(f"{path}: the id of {brief(wrong[0])} must be a whole number")
+    if wrong := [token for token in tokens if not _is_unicode(token)]:
+        raise DataError(f"{path}: the token {brief(wrong[0])} is not Unicode text")
     return dict(sorted(tokens.items(), key=lambda entry: entry[1]))
 
 
@@ -85,17 +99,31 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read the JSON object in a file; return an empty one if there is no such file.
 
     Raises:
-        DataError: the file does not hold a JSON object.
+        DataError: the file cannot be read, or does not hold a JSON object.
     """
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(read_bytes(path))
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number too long or a nesting too deep
         raise DataError(f"{path} is not valid JSON ({error}); download or write it again") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} must hold a JSON object, not a {type(content).__name__}")
     return content
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        DataError: the file cannot be read, for example without the right to; the message gives the system's reason.
+    """
+    try:
+        return reading.read_bytes(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
@@ -104,12 +132,13 @@ def read_vocabulary(path: Path) -> dict[str, int]:
     If a token is in two lines, the last one counts, as in Hugging Face.
 
     Raises:
-        DataError: the file is not UTF-8.
+        DataError: the file cannot be read or is not UTF-8.
     """
     try:
-        tokens = path.read_text(encoding="utf-8-sig").split("\n")
+        text = read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: byte {error.start} is not UTF-8; a vocabulary has one token a line") from error
+    tokens = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     if tokens[-1] == "":
         tokens.pop()
     return {token: id_ for id_, token in enumerate(tokens)}
@@ -128,7 +157,7 @@ def check_vocabulary(folder: Path, backend: tokenizers.Tokenizer) -> None:
     for token, number in read_vocabulary(path).items():
         if ids.get(token) != number and token != name_unused(number):
             raise DataError(
-                f"{path} says that the token {token!r} has the id {number}, {TOKENIZER_FILE} beside it says "
+                f"{path} says that the token {brief(token)} has the id {number}, {TOKENIZER_FILE} beside it says "
                 f"{ids.get(token, 'that there is no such token')}: the files belong to different vocabularies; keep "
                 "the one that belongs to the model, and remove the other"
             )
@@ -175,8 +204,8 @@ def add_tokens(path: Path, backend: tokenizers.Tokenizer) -> None:
             backend.add_tokens([tokenizers.AddedToken(token, normalized=True)])
         if backend.token_to_id(token) != id_:
             raise DataError(
-                f"{path} gives the token {token!r} the id {id_}, but by {VOCABULARY_FILE} beside it the id is "
-                f"{backend.token_to_id(token)}: the files belong to different vocabularies; fetch both again"
+                f"{path} gives the token {brief(token)} the id {brief(id_)}, but by {VOCABULARY_FILE} beside it the id "
+                f"is {backend.token_to_id(token)}: the files belong to different vocabularies; fetch both again"
             )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minibert.data.permutation import permute
-from minibert.errors import NonFiniteError, TrainingError
+from minibert.errors import NonFiniteError, TrainingError, brief
 from minibert.finetuning.checkpoints import EpochCheckpoints
 from minibert.finetuning.labelled_texts import LabelledText
 from minibert.finetuning.scores import Epoch, Scores
@@ -191,7 +191,7 @@ def check_labels(labels: Sequence[str], evaluation: Sequence[LabelledText]) -> N
         TrainingError: an evaluation text has such a label; the message names it.
     """
     if unknown := sorted({example.label for example in evaluation} - set(labels)):
-        raise TrainingError(f"the classifier does not know the label {unknown[0]!r}: no training text has it")
+        raise TrainingError(f"the classifier does not know the label {brief(unknown[0])}: no training text has it")
 
 
 def _encode(classifier: TextClassifier, examples: Sequence[LabelledText]) -> _EncodedTexts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from minibert.data.permutation import permute
-from minibert.errors import TrainingError
+from minibert.errors import TrainingError, brief
 from minibert.random_bits import Stream, derive_key
+
+_MOST_DIGITS = 1000  # Python refuses to read numbers with many more
 
 
 @dataclass(frozen=True)
@@ -65,20 +68,28 @@ def _cell(row: Mapping[str, Any], column: str, place: str) -> str:
     """Return the text in a column of a row.
 
     Raises:
-        TrainingError: the column is missing, empty, a list or an object; the message names the place.
+        TrainingError: the column is missing, empty, a list or an object, or not Unicode; the message names the place.
     """
     if column not in row:
-        names = ", ".join(map(repr, row))
-        raise TrainingError(f"{place}: there is no column {column!r}; this row has {names or 'nothing'}")
+        names = brief(", ".join(map(repr, row)), 300, quoted=False)
+        raise TrainingError(f"{place}: there is no column {brief(column)}; this row has {names or 'nothing'}")
     value = row[column]
     if value is None or value == "":
-        raise TrainingError(f"{place}: {column!r} is empty; fill it in or remove the row")
+        raise TrainingError(f"{place}: {brief(column)} is empty; fill it in or remove the row")
     if isinstance(value, list | dict):
         raise TrainingError(
-            f"{place}: {column!r} must be a string, not a {type(value).__name__}; write it as a string, or name "
+            f"{place}: {brief(column)} must be a string, not a {type(value).__name__}; write it as a string, or name "
             "another column"
         )
-    return value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TrainingError(
+            f"{place}: {brief(column)} holds half a surrogate pair, which is not a character ({brief(text)}, at "
+            f"character {error.start}); write the whole character"
+        ) from error
+    return text
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -95,8 +106,10 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     continue
                 if names is None:
                     names = fields
-                    if twice := {name for name in names if name and names.count(name) > 1}:
-                        raise TrainingError(f"{path}: two columns are called {', '.join(map(repr, sorted(twice)))}")
+                    if twice := [name for name, count in Counter(names).items() if name and count > 1]:
+                        raise TrainingError(
+                            f"{path}: two columns are called {', '.join(map(brief, sorted(twice)[:3]))}"
+                        )
                     continue
                 if len(fields) != len(names):
                     raise TrainingError(f"{path}, line {reader.line_num}: {_wrong_field_count(names, fields)}")
@@ -138,10 +151,10 @@ def labels_of(examples: Sequence[LabelledText]) -> list[str]:
         TrainingError: there are fewer than two classes.
     """
     labels = sorted({example.label for example in examples})
-    if all(label.isdecimal() for label in labels):
+    if all(label.isdecimal() and len(label) < _MOST_DIGITS for label in labels):
         labels.sort(key=int)
     if len(labels) < 2:
-        raise TrainingError(f"a classifier needs at least two labels, but every text has the label {labels[0]!r}")
+        raise TrainingError(f"a classifier needs at least two labels, but every text has the label {brief(labels[0])}")
     return labels
 
 
@@ -162,12 +175,16 @@ def hold_out(
     Raises:
         TrainingError: there are too few texts to hold any out.
     """
+    indices: dict[str, list[int]] = {}  # of the texts of each class
+    for index, example in enumerate(examples):
+        indices.setdefault(example.label, []).append(index)
     held_out: set[int] = set()
     for number, label in enumerate(labels_of(examples)):
-        members = [index for index, example in enumerate(examples) if example.label == label]
+        members = indices[label]
         wanted = min(round(share * len(members)), len(members) - 1)
-        order = permute(np.arange(len(members)), len(members), derive_key(seed, Stream.SPLIT, number))
-        held_out |= {members[int(index)] for index in order[:wanted]}
+        if wanted:
+            order = permute(np.arange(wanted), len(members), derive_key(seed, Stream.SPLIT, number))
+            held_out |= {members[int(index)] for index in order}
     if not held_out:
         raise TrainingError(
             f"{len(examples)} texts are too few to hold {share:.0%} out; give --evaluation-data or more texts"

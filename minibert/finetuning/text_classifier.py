@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from backends import Backend
 from minibert.data.tokenizer import Tokenizer, pad_batch
-from minibert.errors import NoClassifierError, TrainingError
+from minibert.errors import NoClassifierError, TrainingError, brief
 from minibert.huggingface.tensor_files import read_json
 from minibert.inference.batches import batches_by_length
 from minibert.inference.loading import load_model
@@ -107,7 +107,7 @@ class TextClassifier:
         kind = read_json(folder / "config.json").get("problem_type")
         if kind not in (None, "single_label_classification") or len(model.config.labels) < 2:
             raise TrainingError(
-                f"the model in {folder} does not predict one label out of several (problem_type {kind!r}, "
+                f"the model in {folder} does not predict one label out of several (problem_type {brief(kind)}, "
                 f"{len(model.config.labels)} labels); Mini-BERT has no other classifiers"
             )
         return cls(model, tokenizer)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minibert.config import SINGLE_LABEL, MiniBERTConfig
-from minibert.errors import PretrainedError
+from minibert.errors import PretrainedError, brief
 from minibert.files import before_save
 from minibert.huggingface.tensor_files import read_json
 
@@ -21,6 +21,7 @@ CONFIG_FILE = "config.json"
 CLASSIFIER = "BertForSequenceClassification"
 
 _DEFAULTS = {"num_attention_heads": 12, "intermediate_size": 3072}  # where transformers' defaults differ
+_MOST_NAMELESS = 1000  # classes without names of a classifier that is not stored
 _ONLY_VALUES = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
 _OTHER_NAMES = {"gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_new"}  # other names of the same activations
 
@@ -58,12 +59,14 @@ class ConfigFile:
         fields = {name: value for name, value in read_json(path).items() if value is not None}
         architectures = fields.get("architectures", [])
         if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
-            raise PretrainedError(f"{path}: architectures must be a list of names, not {architectures!r}")
+            raise PretrainedError(f"{path}: architectures must be a list of names, not {brief(architectures)}")
         if fields.get("model_type", "bert") != "bert":
-            raise PretrainedError(f"{path}: model_type is {fields['model_type']!r}; Mini-BERT reads BERT models only")
+            raise PretrainedError(
+                f"{path}: model_type is {brief(fields['model_type'])}; Mini-BERT reads BERT models only"
+            )
         for name, only in _ONLY_VALUES.items():
             if fields.get(name, only) != only:
-                raise PretrainedError(f"{path}: {name} is {fields[name]!r}; Mini-BERT computes {only!r} only")
+                raise PretrainedError(f"{path}: {name} is {brief(fields[name])}; Mini-BERT computes {only!r} only")
         missing = [name for name in ("vocab_size", "hidden_size", "num_hidden_layers") if name not in fields]
         if missing:
             raise PretrainedError(f"{path}: {', '.join(missing)} is missing; this is not the config of a BERT")
@@ -77,22 +80,29 @@ class ConfigFile:
             raise PretrainedError(f"{path}: {error}") from error
         return cls(path, fields, config, tuple(architectures))
 
-    def with_classes(self) -> MiniBERTConfig:
+    def with_classes(self, stored: int | None) -> MiniBERTConfig:
         """Return the config with the names of the classes, in the order of their numbers.
 
         Classes that the file does not name are called LABEL_0, LABEL_1, ..., as in `transformers`.
 
+        Args:
+            stored: the number of classes that the stored classifier has; None if none is stored.
+
         Raises:
-            PretrainedError: the classes are not numbered from 0 to C - 1, or a field about them has a wrong value.
+            PretrainedError: the classes are not numbered from 0 to C - 1, are far more than the stored classifier
+                has, or a field about them has a wrong value.
         """
         named = self.fields.get("id2label")
         if named is None:
             count = self.fields.get("num_labels", 2)
             if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-                raise PretrainedError(f"{self.path}: num_labels must be an integer of at least 1, not {count!r}")
+                raise PretrainedError(f"{self.path}: num_labels must be an integer of at least 1, not {brief(count)}")
+            if count > _MOST_NAMELESS and count != stored:
+                has = "no classifier is stored" if stored is None else f"the stored classifier has {stored:,} classes"
+                raise PretrainedError(f"{self.path}: num_labels is {brief(count)}, but {has}")
             labels = tuple(f"LABEL_{number}" for number in range(count))
         elif not isinstance(named, dict) or set(named) != {str(number) for number in range(len(named))}:
-            raise PretrainedError(f"{self.path}: id2label must number the classes 0, 1, 2, ..., not {named!r}")
+            raise PretrainedError(f"{self.path}: id2label must number the classes 0, 1, 2, ..., not {brief(named)}")
         else:
             labels = tuple(str(named[str(number)]) for number in range(len(named)))
         try:

@@ -22,7 +22,7 @@ from pathlib import Path
 from backends import Array, Backend
 from minibert.checksums import CHECKSUMS_FILE
 from minibert.config import MiniBERTConfig
-from minibert.errors import NoClassifierError, PretrainedError
+from minibert.errors import NoClassifierError, PretrainedError, brief
 from minibert.files import write_tensors_and_text
 from minibert.huggingface.config_file import CLASSIFIER, CONFIG_FILE, ConfigFile, config_fields
 from minibert.huggingface.tensor_files import WEIGHTS_FILE, StoredTensors, checksums_of, shards_of
@@ -99,6 +99,9 @@ class PretrainedModel:
     ) -> PretrainedModel:
         """Read the config of a folder and find the tensor of every parameter.
 
+        Everything is compared with the headers of the weights first. So sizes in a config that are not those of the
+        weights neither take memory nor time.
+
         Args:
             folder: a folder with `config.json` and `model.safetensors` (or its shards and their index).
             heads: the heads to have; None: pooler and classifier of a `BertForSequenceClassification`, otherwise
@@ -120,12 +123,14 @@ class PretrainedModel:
         stored = _stored_names(tensors)
         _check_layers(file.config, tensors, stored)
 
-        config, use_classifier = _config_with_classes(file, stored, labels)
+        config, use_classifier = _config_with_classes(file, tensors, stored, labels)
         chosen = _chosen_heads(folder, config, heads)
         shapes = _shapes(folder, config, chosen)
         sources = _sources(shapes, stored, use_classifier)
         absent_heads = _absent_heads(shapes, sources)
         _check_complete(tensors, shapes, sources, absent_heads)
+        for name, source in sources.items():
+            _check_shape(tensors, source, shapes[name])
 
         random_heads = [head for head in absent_heads if head != "classifier" or labels is None]
         unknown = _unknown_tensors(config, stored, knows_classifier=use_classifier or labels is not None)
@@ -142,15 +147,13 @@ class PretrainedModel:
             seed: decides the parameters that are drawn.
 
         Raises:
-            PretrainedError: a tensor has another shape or dtype than the model needs, contradicts another tensor, or
-                holds NaN or infinities. The message names file and tensor.
+            PretrainedError: a tensor has a dtype that no weights have, contradicts another tensor, or holds NaN or
+                infinities. The message names file and tensor.
         """
         initialise(parameters, self.config, backend, seed, names=parameters.keys() - self.sources.keys())
         for name, source in self.sources.items():
             view = parameters[name]
-            tensor = self.tensors[source]
-            self._check_shape(source, tensor.shape, view.shape)
-            view[...] = backend.asarray(tensor, dtype=view.dtype)
+            view[...] = backend.asarray(self.tensors[source], dtype=view.dtype)
         if "mlm" in self.heads:
             self._check_decoder()
         self._check_finite(parameters, backend)
@@ -166,13 +169,6 @@ class PretrainedModel:
         """
         for message in self.messages:
             warnings.warn(message, PretrainedWarning, stacklevel=stacklevel + 1)
-
-    def _check_shape(self, source: str, found: Shape, wanted: Shape) -> None:
-        if found != wanted:
-            raise PretrainedError(
-                f"{self.tensors.file_of(source)}: the tensor {source} has the shape {found}, but {CONFIG_FILE} "
-                f"asks for {wanted}; one of the two files belongs to another model"
-            )
 
     def _check_decoder(self) -> None:
         """Refuse a decoder that is not tied: its weight must equal the token embeddings, and it has one bias."""
@@ -196,8 +192,8 @@ class PretrainedModel:
         for name, source in self.sources.items():
             if not bool(xp.all(xp.isfinite(parameters[name]))):
                 raise PretrainedError(
-                    f"{self.tensors.file_of(source)}: the tensor {source} has numbers that are NaN or infinite; the "
-                    "model was saved after its training had failed, or the file is damaged"
+                    f"{self.tensors.file_of(source)}: the tensor {_shown(source)} has numbers that are NaN or "
+                    "infinite; the model was saved after its training had failed, or the file is damaged"
                 )
 
 
@@ -212,41 +208,73 @@ def _stored_names(tensors: StoredTensors) -> dict[str, str]:
         first = stored.setdefault(current_name(name), name)
         if first != name and not _same(tensors[first], tensors[name]):
             raise PretrainedError(
-                f"{tensors.file_of(name)}: {first} and {name} are two names of one parameter, but their values differ; "
-                "remove the wrong one"
+                f"{tensors.file_of(name)}: {_shown(first)} and {_shown(name)} are two names of one parameter, but "
+                "their values differ; remove the wrong one"
             )
     return stored
+
+
+def _shown(name: str) -> str:
+    """Return the name of a tensor for a message."""
+    return brief(name, 120, quoted=False)
 
 
 def _same(one: Array, other: Array) -> bool:
     return one.shape == other.shape and bool((one == other).all())
 
 
+def _check_shape(tensors: StoredTensors, source: str, wanted: Shape) -> None:
+    found = tensors.shape(source)
+    if found != wanted:
+        raise PretrainedError(
+            f"{tensors.file_of(source)}: the tensor {_shown(source)} has the shape {brief(found)}, but {CONFIG_FILE} "
+            f"asks for {brief(wanted)}; one of the two files belongs to another model"
+        )
+
+
 def _check_layers(config: MiniBERTConfig, tensors: StoredTensors, stored: Mapping[str, str]) -> None:
-    """Refuse tensors of layers that the config does not have.
+    """Refuse tensors of layers that the config does not have, and a config with more layers than are stored.
 
     Raises:
-        PretrainedError: there is such a tensor; the message names it.
+        PretrainedError: there is such a tensor or such a layer; the message names it.
     """
+    layers = set()
     for current, name in stored.items():
         number = layer_number(current)
-        if number is not None and number >= config.num_hidden_layers:
+        if number is None:
+            continue
+        layers.add(number)
+        if number >= config.num_hidden_layers:
             raise PretrainedError(
-                f"{tensors.file_of(name)}: the tensor {name} belongs to layer {number}, counted from 0, but "
+                f"{tensors.file_of(name)}: the tensor {_shown(name)} belongs to layer {number}, counted from 0, but "
                 f"{CONFIG_FILE} says num_hidden_layers = {config.num_hidden_layers}; one of the two files belongs to "
                 "another model"
             )
+    if len(layers) < config.num_hidden_layers:
+        absent = next(number for number in range(config.num_hidden_layers) if number not in layers)
+        raise PretrainedError(
+            f"{tensors.listing}: the tensor {hugging_face_name(f'layers.{absent}.attention.query.weight')} is missing, "
+            f"like all of its layer, but {CONFIG_FILE} says num_hidden_layers = {brief(config.num_hidden_layers)}; the "
+            "file is incomplete, or one of the two files belongs to another model"
+        )
 
 
 def _config_with_classes(
-    file: ConfigFile, stored: Mapping[str, str], labels: Sequence[str] | None
+    file: ConfigFile, tensors: StoredTensors, stored: Mapping[str, str], labels: Sequence[str] | None
 ) -> tuple[MiniBERTConfig, bool]:
     """Return the config with the classes of the model, and True if the stored classifier has exactly these classes."""
     has_classifier = _has_sequence_classifier(file.architectures, stored)
-    config = file.with_classes() if has_classifier else file.config
+    config = file.with_classes(_stored_classes(tensors, stored)) if has_classifier else file.config
     if labels is None or tuple(labels) == config.labels:
         return config, has_classifier
     return dataclasses.replace(config, labels=tuple(labels), problem_type=None), False
+
+
+def _stored_classes(tensors: StoredTensors, stored: Mapping[str, str]) -> int | None:
+    """Return the number of classes C of the stored classifier, whose weight is (C, H); None if none is stored."""
+    name = stored.get(hugging_face_name("classifier.weight"))
+    shape = () if name is None else tensors.shape(name)
+    return shape[0] if len(shape) == 2 else None
 
 
 def _has_sequence_classifier(architectures: Sequence[str], stored: Collection[str]) -> bool:
@@ -343,7 +371,7 @@ def _messages(folder: Path, random_heads: Sequence[str], unknown: Sequence[str])
         "constants that BERT computes": [name for name in unknown if is_constant(name)],
     }
     ignored = [
-        f"ignored {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        f"ignored {kind}: {', '.join(map(_shown, names[:3]))}{', ...' if len(names) > 3 else ''}"
         for kind, names in groups.items()
         if names
     ]

@@ -18,12 +18,14 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from backends import Array, get_backend
-from minibert.errors import PretrainedError
+from minibert.errors import PretrainedError, brief
+from minibert.reading import open_file, read_bytes
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 
 CHECKSUMS = "minibert.crc32"
 """The key of the checksums in the metadata of a safetensors file."""
+Shape = tuple[int, ...]
 
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # safetensors' name -> NumPy's
 
@@ -35,7 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
         PretrainedError: the file is missing, cannot be read, or holds no JSON object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_bytes(path))
     except FileNotFoundError:
         raise PretrainedError(f"{path.parent} is not a checkpoint folder: it has no {path.name}") from None
     except OSError as error:  # a folder of that name, or no right to read it
@@ -61,21 +63,28 @@ class TensorFile(Mapping[str, Array]):
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            with open_file(path) as file:
+                self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             with safe_open(path, framework="numpy"):  # checks the header and that nothing is cut off
                 pass
-            with path.open("rb") as file:
-                self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             raise PretrainedError(f"{path} is missing, but {INDEX_FILE} names it; download it again") from None
         except SafetensorError as error:
+            why = brief(str(error), 300, quoted=False)
+            raise PretrainedError(f"{path} is damaged or not safetensors ({why}); download it again") from error
+        except OSError as error:  # a folder of that name, or no right to read it
+            raise PretrainedError(f"{path} cannot be read: {error.strerror or error}") from error
+        except ValueError as error:  # an empty file, or a name that no file can have
             raise PretrainedError(f"{path} is damaged or not safetensors ({error}); download it again") from error
-        except (OSError, ValueError) as error:  # a folder of that name, no right to read it, an empty file
-            raise PretrainedError(f"{path} cannot be read: {error}") from error
         header_size = int.from_bytes(self._mapped[:8], "little")
         self._start = 8 + header_size
         self._entries: dict[str, dict[str, Any]] = json.loads(self._mapped[8 : self._start])
         metadata = self._entries.pop("__metadata__", {})
         self._checksums = _read_checksums(path, metadata.get(CHECKSUMS), self._entries.keys())
+
+    def shape(self, name: str) -> Shape:
+        """Return the shape of a tensor, without reading it."""
+        return tuple(self._entries[name]["shape"])
 
     def __getitem__(self, name: str) -> Array:
         """Return a tensor in its stored dtype; bfloat16, which NumPy lacks, becomes float32."""
@@ -83,8 +92,8 @@ class TensorFile(Mapping[str, Array]):
         entry = self._entries[name]
         if entry["dtype"] not in _DTYPES:
             raise PretrainedError(
-                f"{self.path}: the tensor {name} is stored as {entry['dtype']}; weights must be one of "
-                f"{', '.join(_DTYPES)}"
+                f"{self.path}: the tensor {brief(name, quoted=False)} is stored as {entry['dtype']}; weights must be "
+                f"one of {', '.join(_DTYPES)}"
             )
         count, offset = math.prod(entry["shape"]), self._start + entry["data_offsets"][0]
         if count == 0:
@@ -163,9 +172,11 @@ class StoredTensors(Mapping[str, Array]):
                     f"{self.listing} has no weight_map, which maps tensors to files; download it again"
                 )
             for name, file in weight_map.items():
+                shown = brief(name, quoted=False)
                 if Path(str(file)).name != file:
                     raise PretrainedError(
-                        f"{self.listing}: {name} is said to be in {file!r}; all shards must lie in the folder itself"
+                        f"{self.listing}: {shown} is said to be in {brief(file)}; all shards must lie "
+                        "in the folder itself"
                     )
             self._files: dict[str, Path] = {name: folder / file for name, file in weight_map.items()}
             return
@@ -182,11 +193,20 @@ class StoredTensors(Mapping[str, Array]):
         """Return the path of the file that holds a tensor."""
         return self._files[name]
 
+    def shape(self, name: str) -> Shape:
+        """Return the shape of a tensor; only the header of its file is read."""
+        return self._file_with(name).shape(name)
+
     def __getitem__(self, name: str) -> Array:
+        return self._file_with(name)[name]
+
+    def _file_with(self, name: str) -> TensorFile:
         file = self._open(self._files[name])
         if name not in file:
-            raise PretrainedError(f"{file.path}: the tensor {name} is missing, but {INDEX_FILE} says it is there")
-        return file[name]
+            raise PretrainedError(
+                f"{file.path}: the tensor {brief(name, quoted=False)} is missing, but {INDEX_FILE} says it is there"
+            )
+        return file
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)

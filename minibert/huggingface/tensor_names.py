@@ -55,9 +55,14 @@ def current_name(stored: str) -> str:
 
 
 def layer_number(name: str) -> int | None:
-    """Return the number of the encoder layer, from 0, that a tensor belongs to; None outside the layers."""
-    match = re.match(r"bert\.encoder\.layer\.(\d+)\.", name)
-    return int(match[1]) if match else None
+    """Return the number of the encoder layer, from 0, that a tensor belongs to; None outside the layers.
+
+    A number of more than nine digits, which Python may refuse to read, becomes 10**9.
+    """
+    match = re.match(r"bert\.encoder\.layer\.0*([0-9]+)\.", name)
+    if match is None:
+        return None
+    return int(match[1]) if len(match[1]) < 10 else 10**9
 
 
 def is_constant(name: str) -> bool:

@@ -18,6 +18,7 @@ from backends import Backend
 from minibert.data.tokenizer import Tokenizer, pad_batch
 from minibert.errors import InferenceError
 from minibert.inference.batches import batches_by_length
+from minibert.inference.finite import check_finite
 from minibert.inference.loading import load_model
 from minibert.inference.pooling import SentencePooling
 from minibert.model import MiniBERT
@@ -121,7 +122,7 @@ class SentenceEmbedder:
         vectors = np.empty((len(texts), self.width), dtype=np.float32)
         for chosen in batches_by_length([len(sequence) for sequence in sequences], self.batch_tokens):
             vectors[chosen] = self._vectors([sequences[index] for index in chosen])
-        _check_finite(vectors, texts)
+        check_finite(vectors, "the vector", texts)
         return vectors
 
     def _sequences(self, texts: Sequence[str]) -> list[list[int]]:
@@ -155,17 +156,3 @@ class SentenceEmbedder:
             lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
             vectors = vectors / np.maximum(lengths, np.finfo(vectors.dtype).tiny)
         return vectors
-
-
-def _check_finite(vectors: npt.NDArray[np.float32], texts: Sequence[str]) -> None:
-    """Refuse vectors with NaN or infinities.
-
-    Raises:
-        InferenceError: there is such a vector; the message names its text.
-    """
-    finite = np.isfinite(vectors).all(axis=1)  # (n,)
-    if not finite.all():
-        text = texts[int(np.argmin(finite))]
-        raise InferenceError(
-            f"the vector of {text[:40]!r} is not finite: the model's weights are damaged; use another checkpoint"
-        )

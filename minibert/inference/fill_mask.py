@@ -9,6 +9,7 @@ import numpy as np
 
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import TrainingError
+from minibert.inference.finite import check_finite
 from minibert.model import MiniBERT
 from minibert.ops import stable_softmax
 
@@ -35,6 +36,7 @@ def fill_mask(model: MiniBERT, tokenizer: Tokenizer, text: str, top: int = 5) ->
 
     Raises:
         TrainingError: the text has no mask or is too long, or `top` is below 1.
+        InferenceError: a probability is not finite.
     """
     ids, _ = tokenizer.encode_pair(text)
     mask = tokenizer.special_tokens["mask_token"]
@@ -57,6 +59,7 @@ def fill_ids(model: MiniBERT, tokenizer: Tokenizer, ids: Sequence[int], top: int
     logits, _ = model.forward([list(ids)], prediction_positions=positions, next_sentence=False)  # (M, V)
     # a table of embeddings that was rounded up has rows at the end that belong to no token
     probabilities = model.backend.to_numpy(stable_softmax(logits[:, : tokenizer.vocab_size]))
+    check_finite(probabilities, "a probability", [f"token {position + 1} of the text" for position in positions])
     best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]  # (M, top)
     tokens = tokenizer.tokens()
     return [

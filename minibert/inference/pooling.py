@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minibert.errors import InferenceError
+from minibert.errors import InferenceError, brief
 from minibert.huggingface.tensor_files import read_json
+from minibert.reading import read_bytes
 
 POOLINGS = ("mean", "cls")
 
@@ -48,7 +49,7 @@ class SentencePooling:
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
-            raise InferenceError(f"pooling must be one of {', '.join(POOLINGS)}, not {self.pooling!r}")
+            raise InferenceError(f"pooling must be one of {', '.join(POOLINGS)}, not {brief(self.pooling)}")
         if self.max_length is not None and self.max_length < 3:
             raise InferenceError(f"a text needs at least 3 tokens, [CLS] and [SEP] included, not {self.max_length}")
 
@@ -73,15 +74,19 @@ class SentencePooling:
             elif kind == "Normalize":
                 fields["normalize"] = True
             else:
-                raise InferenceError(f"{path}: Mini-BERT does not compute the step {kind or module}")
+                raise InferenceError(
+                    f"{path}: Mini-BERT does not compute the step {brief(kind or module, quoted=False)}"
+                )
         return cls(**fields)
 
 
 def _modules(path: Path) -> list[dict[str, Any]]:
     """Return the steps in `modules.json`. The file holds a list, so `read_json` cannot read it."""
     try:
-        modules = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        modules = json.loads(read_bytes(path))
+    except OSError as error:
+        raise InferenceError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
         raise InferenceError(f"{path} is not valid JSON ({error}); download it again") from error
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise InferenceError(f"{path} must hold a list of steps")
@@ -95,9 +100,9 @@ def _text_fields(path: Path) -> dict[str, Any]:
     content = read_json(path)
     longest, lowercase = content.get("max_seq_length"), content.get("do_lower_case", False)
     if longest is not None and type(longest) is not int:
-        raise InferenceError(f"{path}: max_seq_length must be a whole number or null, not {longest!r}")
+        raise InferenceError(f"{path}: max_seq_length must be a whole number or null, not {brief(longest)}")
     if type(lowercase) is not bool:
-        raise InferenceError(f"{path}: do_lower_case must be true or false, not {lowercase!r}")
+        raise InferenceError(f"{path}: do_lower_case must be true or false, not {brief(lowercase)}")
     return {"max_length": longest, "lowercase": lowercase}
 
 
@@ -107,9 +112,9 @@ def _default_prompt(path: Path) -> str:
     name, prompts = content.get("default_prompt_name"), content.get("prompts") or {}
     if name is None:
         return ""
-    prompt = prompts.get(name) if isinstance(prompts, dict) else None
+    prompt = prompts.get(name) if isinstance(prompts, dict) and isinstance(name, str) else None
     if not isinstance(prompt, str):
-        raise InferenceError(f"{path}: default_prompt_name is {name!r}, but the prompts have no text of that name")
+        raise InferenceError(f"{path}: default_prompt_name is {brief(name)}, but the prompts have no text of that name")
     return prompt
 
 
@@ -122,7 +127,8 @@ def _pooling(path: Path, prompt: str) -> str:
     content = read_json(path)
     if prompt and content.get("include_prompt", True) is not True:
         raise InferenceError(
-            f"{path} leaves out the tokens of the prompt {prompt!r} (include_prompt); Mini-BERT does not compute that"
+            f"{path} leaves out the tokens of the prompt {brief(prompt)} (include_prompt); Mini-BERT does not "
+            "compute that"
         )
     flags = [name for name, value in content.items() if name.startswith("pooling_mode_") and value is True]
     if "pooling_mode" in content and not flags:
@@ -130,7 +136,7 @@ def _pooling(path: Path, prompt: str) -> str:
     wanted = [_POOLING_OF_FLAG.get(flag, flag) for flag in flags]
     if len(wanted) != 1 or wanted[0] not in POOLINGS:
         raise InferenceError(
-            f"{path} asks for the pooling {' and '.join(wanted) or 'none'}; Mini-BERT computes exactly one of "
-            f"{', '.join(POOLINGS)}"
+            f"{path} asks for the pooling {brief(' and '.join(wanted) or 'none', quoted=False)}; Mini-BERT computes "
+            f"exactly one of {', '.join(POOLINGS)}"
         )
     return wanted[0]

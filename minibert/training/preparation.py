@@ -30,6 +30,7 @@ CACHE_FOLDER = ".minibert-cache"
 """The name of the cache folder. It lies beside the output folders, so that all runs there share it, and may be
 deleted."""
 
+_CHARACTERS_BETWEEN_REPORTS = 1 << 28  # a few seconds of reading
 _EVALUATION_TOKENS_PER_BATCH = 1024  # an evaluation needs less memory than a small step of training
 
 
@@ -100,7 +101,7 @@ def prepare_data(
     Raises:
         DataError: the text cannot be read, changes while it is read, or is too short.
     """
-    corpus = open_corpus(settings.corpus)
+    corpus = open_corpus(settings.corpus, encoding=settings.encoding, skip_damaged=settings.skip_damaged)
     if tokenizer is None:
         tokenizer = cached_tokenizer(corpus, settings.vocab_size, settings.cased, cache, progress)
     tokenized = prepare_tokens(corpus, tokenizer, cache, progress=progress)
@@ -154,7 +155,7 @@ def cached_tokenizer(
         vocab_size: V; a small corpus may get fewer tokens.
         cased: True distinguishes upper and lower case.
         cache: the cache folder; created if needed.
-        progress: called with the name of the current work and 0.
+        progress: called with the name of the current work, which says how much text is read, and 0.
 
     Raises:
         DataError: the text cannot be read, changes while it is read, or makes no vocabulary.
@@ -170,9 +171,7 @@ def cached_tokenizer(
             return Tokenizer.load(folder)
         warnings.warn(f"{damage}: the vocabulary is made again", CacheWarning, stacklevel=2)
         shutil.rmtree(folder)
-    if progress is not None:
-        progress("making a vocabulary", 0)
-    made = train_tokenizer((document.text for document in corpus), vocab_size, lowercase=not cased)
+    made = train_tokenizer(_texts(corpus, progress), vocab_size, lowercase=not cased)
     with folder_in_the_making(cache, "vocabulary") as beside:
         made.save(beside)
         write_checksums(beside, sorted(path.name for path in beside.iterdir()))
@@ -180,3 +179,16 @@ def cached_tokenizer(
         if not folder.is_dir():  # another run may have made it meanwhile
             rename_folder(beside, folder)
     return Tokenizer.load(folder)
+
+
+def _texts(corpus: Corpus, progress: Progress | None) -> Iterator[str]:
+    """Yield the documents of a corpus; say now and then how much was read."""
+    if progress is not None:
+        progress("making a vocabulary", 0)
+    characters, next_report = 0, _CHARACTERS_BETWEEN_REPORTS
+    for document in corpus:
+        yield document.text
+        characters += len(document.text)
+        if progress is not None and characters >= next_report:
+            progress(f"making a vocabulary, {characters:,} characters read", 0)
+            next_report = characters + _CHARACTERS_BETWEEN_REPORTS

@@ -63,6 +63,13 @@ class Settings:
         group=RUN,
         may_change=True,  # the same text may lie in another place
     )
+    encoding: str = option("utf-8", "encoding of the text files, such as latin-1 or utf-16", metavar="NAME", group=RUN)
+    skip_damaged: bool = option(
+        False,
+        "leave out lines and files that are damaged or in another encoding, and count them, instead of ending with an "
+        "error",
+        group=RUN,
+    )
     steps: int | None = option(
         None,
         "train for N optimizer steps; on a CPU, such a run can be repeated bit for bit",

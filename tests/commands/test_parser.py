@@ -171,7 +171,9 @@ def test_every_option_of_every_command_has_a_meaning_and_a_default(command, monk
     narrow = options_table(parser_of_command(command))
     monkeypatch.setenv("COLUMNS", "200")
     assert options_table(parser_of_command(command)) == narrow
-    without_value = {f"`--{name}`" for name in ("cased", "whole-word-masking", "resume", "json", "no-normalize")}
+    without_value = {
+        f"`--{name}`" for name in ("cased", "whole-word-masking", "resume", "json", "no-normalize", "skip-damaged")
+    }
     optional_words = {"`--text TEXT`", "`--text-pair TEXT`"}  # nothing stands in their place
     for row in narrow.splitlines()[2:]:
         name, default, meaning = re.fullmatch(r"\| (.*?) \| (.*?) \| (.*) \|", row).groups()

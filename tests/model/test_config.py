@@ -40,7 +40,7 @@ def test_a_config_survives_json_and_ignores_fields_it_does_not_have():
         ({"hidden_act": "swish"}, "hidden_act must be one of gelu, gelu_new, relu, not 'swish'"),
         ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob must be at least 0 and below 1"),
         ({"attention_probs_dropout_prob": -0.1}, "attention_probs_dropout_prob must be"),
-        ({"layer_norm_eps": 0.0}, "layer_norm_eps must be positive"),
+        ({"layer_norm_eps": 0.0}, "layer_norm_eps must be above 0 and at most 1"),
         ({"pad_token_id": 40000}, "pad_token_id"),
     ],
 )

@@ -184,7 +184,7 @@ def test_any_negative_label_is_ignored_and_none_wraps_around():
         labels = np.where(LABELS >= 0, LABELS, -100).astype(np.int64)
         expected = float(gradients.backward(cache, labels))
         assert float(gradients.backward(cache, np.where(labels >= 0, labels, ignored))) == expected
-        with pytest.raises(ValueError, match="the loss is divided by a number of predictions, 0 or more, not by -5"):
+        with pytest.raises(ValueError, match="the loss is divided by total_predictions, 0 or more, not by -5"):
             gradients.backward(cache, labels, total_predictions=-5)
 
 

@@ -5,13 +5,16 @@ NUMBA_CACHE_DIR), so that only the first process waits for the compiler.
 
 Threads: `backends/cpu/threads.py` chooses Numba's "tbb" layer, or "workqueue" where TBB is missing. "workqueue" ends
 the process when two Python threads enter it at once, and a parallel loop releases Python's global lock. So a lock of
-our own admits one thread at a time.
+our own admits one thread at a time. A fork waits for that lock, so a child process finds the threads idle, and starts
+its own. Threads of OpenMP, which users may choose, do not survive a fork: the child's first kernel would end it, so it
+is refused.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +22,8 @@ from typing import Any
 
 import numba
 
-from backends.cpu.threads import configure_numba
+from backends.base import BackendError
+from backends.cpu.threads import configure_numba, hold_while_forking
 
 configure_numba()
 
@@ -62,6 +66,22 @@ would not be those of later ones.
 """
 
 _IN_PARALLEL = threading.Lock()
+hold_while_forking(_IN_PARALLEL)
+
+_forked_with_openmp = False
+
+
+def _notice_openmp() -> None:
+    """Note, in a child process, that the parent's threads were those of OpenMP."""
+    global _forked_with_openmp
+    try:
+        _forked_with_openmp = numba.threading_layer() == "omp"
+    except ValueError:  # no threads were started before the fork
+        _forked_with_openmp = False
+
+
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(after_in_child=_notice_openmp)
 
 
 def parallel(function: Callable[..., None]) -> Callable[..., None]:
@@ -70,6 +90,11 @@ def parallel(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def one_at_a_time(*arguments: Any) -> None:
+        if _forked_with_openmp:
+            raise BackendError(
+                "this process was forked from one in which Numba's threads run on OpenMP, which ends such processes: "
+                "start it anew (multiprocessing's method spawn), or leave NUMBA_THREADING_LAYER out"
+            )
         with _IN_PARALLEL:
             dispatcher(*arguments)
 

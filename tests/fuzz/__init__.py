@@ -1,0 +1,1 @@
+"""Fuzzing: strange input succeeds or is refused, and nothing else happens. `run.py` is `make fuzz`."""
