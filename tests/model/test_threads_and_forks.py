@@ -95,8 +95,8 @@ print("equal", flush=True)
 os._exit(0)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    # where two Python threads have used the kernels, Numba's TBB layer says that it cannot end its threads before a fork;
-    # the child then computes with its own thread
+    # where two Python threads have used the kernels, Numba's TBB layer says that it cannot end its threads before a
+    # fork; the child then computes with its own thread
     assert done.stdout.splitlines()[-1:] == ["equal"], done.stderr
 
 
