@@ -204,6 +204,25 @@ def set_threads(number: int) -> None:
         hold_kernel_blas()  # NumPy and the kernels share one BLAS, and each thread of the kernels calls it
 
 
+def kernel_threads() -> int:
+    """Return how many threads the kernels that this Python thread calls are divided among."""
+    import numba
+
+    configure_numba()  # before get_num_threads, which starts the threads
+    return int(numba.get_num_threads())
+
+
+def use_kernel_threads(number: int) -> None:
+    """Divide the kernels that this Python thread calls among fewer threads, or again among all of them.
+
+    Args:
+        number: from 1 to the threads that Numba has started.
+    """
+    import numba
+
+    numba.set_num_threads(number)
+
+
 def number_set() -> int | None:
     """Return the number that `set_threads` last set; None if it was never called."""
     return _number_set

@@ -26,6 +26,7 @@ from minibert.training.loss_check import LossWarning, diverged, learnt_nothing
 from minibert.training.preparation import Data
 from minibert.training.saver import CheckpointSaver
 from minibert.training.settings import Settings
+from minibert.training.thread_choice import thread_choice
 from minibert.training.trainer import Trainer
 
 _LATE = 0.5  # from this share of a run on, a model should know more than how frequent words are
@@ -200,13 +201,17 @@ class Run:
         """Take steps until the budget is exhausted (return True) or until an interruption (return False)."""
         settings = self.settings
         last = None if settings.steps is None else settings.steps - 1
-        with closing(prefetch(self.data.source.training_batch, self.step, last, _BATCHES_AHEAD)) as batches:
+        with (
+            closing(prefetch(self.data.source.training_batch, self.step, last, _BATCHES_AHEAD)) as batches,
+            closing(thread_choice(self.model)) as threads,
+        ):
             self._interval_began = time.monotonic()
             while not self.budget.exhausted(self.step, self.elapsed):
                 if interrupted():
                     return False
                 position = self.budget.schedule_position(self.step, self.elapsed)
                 self._learning_rate = self.highest_rate * linear_schedule(position, settings.warmup)
+                threads.before_step()
                 self.trainer.step(next(batches), self._learning_rate)
                 self.display.advance(self.step, self.elapsed)
                 if self.step % settings.report_every == 0:

@@ -54,6 +54,7 @@ SIDE_ROADS = (
     "minibert/parameters.py",
     "minibert/random_bits.py",
     "minibert/training/budget.py",
+    "minibert/training/thread_choice.py",
 )
 """Files of the core, `data/` and `training/` that a batch needs, too, and that a first reading can leave closed."""
 
