@@ -1,16 +1,16 @@
-"""BERT in one file, in plain NumPy: forward pass, backward pass, AdamW and a training loop.
+"""BERT in one file, in NumPy (and SciPy's erf): forward pass, backward pass, AdamW and a training loop.
 
 Read this file first, from top to bottom. It imports nothing from the rest of Mini-BERT, and leaves out everything that
 is there for speed. It is the same BERT: `tests/model/test_reference.py` shows that logits, every gradient and twenty
 optimizer steps agree with those of `MiniBERT`.
 
-    python -m minibert.reference        # trains a BERT on this very file, in about a minute
+    OPENBLAS_NUM_THREADS=1 python -m minibert.reference   # trains a BERT on this very file, in about a minute
 
 Two conventions carry the whole file:
 
 - `dx` is the gradient of the loss with respect to `x`, and has the shape of `x`.
 - `f_forward` computes y; `f_backward` stands below it, receives `dy`, and returns `dx`. A comment in the backward
-  quotes the forward line that it undoes. `saved` is what a backward needs from its forward (in PyTorch: `ctx`).
+  names the formula that it undoes. `saved` is what a backward needs from its forward (in PyTorch: `ctx`).
 
 `p` holds the parameters by name, `d` their gradients by the same names. Letters in the shapes: B sequences of
 T tokens, N = B T rows (one per token), H hidden size, A attention heads of size D = H / A, I intermediate size,

@@ -314,6 +314,11 @@ def _verify(arguments: Sequence[str] | None) -> int:
     options = build_parser().parse_args(arguments)
     if not options.minutes > 0:
         raise TrainingError(f"--minutes must be above 0, not {options.minutes}")
+    if options.device.startswith("torch"):
+        raise TrainingError(
+            f"--device {options.device}: this command checks CuPy's path; give cuda, cuda:N or cpu (for PyTorch's arrays: "
+            "pytest --device torch)"
+        )
     site = options.site.resolve() if options.site else None
     if site is not None:
         if not site.is_dir():

@@ -129,7 +129,8 @@ def test_when_the_minutes_are_over_the_rest_is_not_run(tmp_path: Path):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_killed_at_any_moment_the_report_holds_what_was_done(how: signal.Signals, tmp_path: Path):
     code = (
-        "import sys\n"
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job inherits to ignore it
         "from minibert.commands import verify_gpu\n"
         "from minibert.commands.verify_gpu import Part\n"
         "sleep = 'import os, time; print(os.getpid(), flush=True); time.sleep(600)'\n"
