@@ -316,7 +316,7 @@ def _verify(arguments: Sequence[str] | None) -> int:
         raise TrainingError(f"--minutes must be above 0, not {options.minutes}")
     if options.device.startswith("torch"):
         raise TrainingError(
-            f"--device {options.device}: this command checks CuPy's path; give cuda, cuda:N or cpu (PyTorch's arrays are "
+            f"--device {options.device}: it checks CuPy's path; give cuda, cuda:N or cpu (PyTorch's arrays are "
             "checked by pytest --device torch)"
         )
     site = options.site.resolve() if options.site else None
