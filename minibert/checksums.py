@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from minibert.files import write_text
+from minibert.reading import open_file, read_bytes
 
 CHECKSUMS_FILE = "checksums.json"
 
@@ -47,7 +48,7 @@ def find_damage(folder: Path, *, required: bool) -> str | None:
     """
     path = folder / CHECKSUMS_FILE
     try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))["crc32"]
+        recorded = json.loads(read_bytes(path))["crc32"]
         names = [str(name) for name in recorded]
     except FileNotFoundError:
         return f"{path} is missing" if required else None
@@ -83,6 +84,6 @@ def _checksum(path: Path) -> str:
 
 
 def _checksum_of_chunk(path: Path, start: int) -> int:
-    with open(path, "rb", buffering=0) as file:
+    with open_file(path) as file:
         file.seek(start)
         return zlib.crc32(file.read(_CHUNK_BYTES))

@@ -61,7 +61,7 @@ def learnt_nothing(loss: float, unigram_loss: float, settings: Settings) -> Loss
     text = (
         f"the evaluation loss of the model {place} the unigram baseline ({loss:,.2f} and {unigram_loss:.2f}): {meaning}"
     )
-    return LossWarning(kind, f"{text}{meaning}. {_causes(settings, '')}")
+    return LossWarning(kind, f"{text}. {_causes(settings, '')}")
 
 
 def _causes(settings: Settings, kind: str) -> str:

@@ -87,8 +87,22 @@ def evaluated_sequences(sequences: Sequences, tokens: int) -> int:
     return min(len(sequences), max(1, tokens // sequences.seq_length))
 
 
+def corpus_of(settings: Settings) -> Corpus:
+    """Open the text of a run.
+
+    Raises:
+        DataError: the text cannot be read.
+    """
+    return open_corpus(settings.corpus, encoding=settings.encoding, skip_damaged=settings.skip_damaged)
+
+
 def prepare_data(
-    settings: Settings, cache: Path, tokenizer: Tokenizer | None = None, progress: Progress | None = None
+    settings: Settings,
+    cache: Path,
+    tokenizer: Tokenizer | None = None,
+    progress: Progress | None = None,
+    *,
+    corpus: Corpus | None = None,
 ) -> Data:
     """Open the corpus, make its vocabulary and its tokens or find them in the cache, and build the batches.
 
@@ -97,11 +111,12 @@ def prepare_data(
         cache: the cache folder; created if needed.
         tokenizer: the vocabulary of a run that is resumed; None makes one or finds it in the cache.
         progress: called with the name of the current work and the number of tokens done.
+        corpus: from `corpus_of`, if it is open already.
 
     Raises:
         DataError: the text cannot be read, changes while it is read, or is too short.
     """
-    corpus = open_corpus(settings.corpus, encoding=settings.encoding, skip_damaged=settings.skip_damaged)
+    corpus = corpus_of(settings) if corpus is None else corpus
     if tokenizer is None:
         tokenizer = cached_tokenizer(corpus, settings.vocab_size, settings.cased, cache, progress)
     tokenized = prepare_tokens(corpus, tokenizer, cache, progress=progress)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from backends import get_backend
-from minibert.data.corpus import open_corpus
+from minibert.data.corpus import Corpus
 from minibert.data.token_file import is_text_of
 from minibert.data.tokenizer import Tokenizer
 from minibert.errors import DataError, TrainingError, explained
@@ -37,7 +37,7 @@ from minibert.training.log import (
     read_run_description,
 )
 from minibert.training.output_folder import FolderState, folder_state, remove_leftovers
-from minibert.training.preparation import CACHE_FOLDER, Data, prepare_data
+from minibert.training.preparation import CACHE_FOLDER, Data, corpus_of, prepare_data
 from minibert.training.provenance import changes, describe
 from minibert.training.run import Run
 from minibert.training.settings import Settings
@@ -153,14 +153,14 @@ def resume(given: Mapping[str, Any], output: Path, display: Display, *, cache: P
         backend = get_backend(settings.device)
     cache_folder = cache or output.parent / CACHE_FOLDER
     tokenizer = _load_tokenizer(output, state.tokenizer, cache_folder, display)
-    corpus = open_corpus(settings.corpus)
+    corpus = corpus_of(settings)
     if not is_text_of(corpus, tokenizer, cache_folder, state.corpus):
         raise TrainingError(
             f"the text in {' '.join(settings.corpus)} is not the one that the checkpoint {path} was trained on"
             f"{_difference(state.corpus_bytes, corpus.number_of_bytes())}; put it back, or start another run in "
             "another --output"
         )
-    data = _prepare(settings, output, cache, display, tokenizer)
+    data = _prepare(settings, output, cache, display, tokenizer, corpus)
     with explained():
         model = MiniBERT(
             settings.model_config(tokenizer.vocab_size),
@@ -301,11 +301,17 @@ def _history(output: Path) -> tuple[list[dict[str, Any]], list[int]]:
 
 
 def _prepare(
-    settings: Settings, output: Path, cache: Path | None, display: Display, tokenizer: Tokenizer | None = None
+    settings: Settings,
+    output: Path,
+    cache: Path | None,
+    display: Display,
+    tokenizer: Tokenizer | None = None,
+    corpus: Corpus | None = None,
 ) -> Data:
-    """Prepare the data of a run and show the progress. A resumed run passes its tokenizer."""
+    """Prepare the data of a run and show the progress. A resumed run passes its tokenizer and its open text."""
+    folder = cache or output.parent / CACHE_FOLDER
     try:
-        return prepare_data(settings, cache or output.parent / CACHE_FOLDER, tokenizer, display.preparing)
+        return prepare_data(settings, folder, tokenizer, display.preparing, corpus=corpus)
     finally:
         display.end()
 

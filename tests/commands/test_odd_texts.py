@@ -43,6 +43,15 @@ def test_a_text_in_another_encoding_with_damaged_lines_is_trained_on_and_evaluat
     assert "'no-such' is not the name of an encoding" in capsys.readouterr().err
 
 
+def test_a_run_on_a_text_in_another_encoding_is_resumed(tmp_path, capsys):
+    text = write_text(tmp_path / "animals.txt")
+    text.write_text(f"caf\xe9\n{text.read_text()}", encoding="latin-1")
+    output = tmp_path / "run"
+    assert train_command.main([*options(text, output=output, checkpoint_every=2), "--encoding", "latin-1"]) == 0
+    assert train_command.main(["--output", str(output), "--resume", "--steps", "8"]) == 0
+    assert "resuming from" in capsys.readouterr().out
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_a_run_whose_names_are_not_utf_8_is_resumed(tmp_path, capsys):
     text = write_text(tmp_path / os.fsdecode(b"caf\xe9.txt"))

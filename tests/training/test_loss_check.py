@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def test_an_evaluation_loss_that_is_not_below_the_baseline_has_a_likely_cause(lo
     if warning is not None:
         assert f"({loss:,.2f} and 5.40)" in warning.text
         assert cause in warning.text
+        assert len(re.findall("from the context|how frequent words are", warning.text)) == 1
 
 
 @pytest.mark.parametrize(("objective", "allowed"), [("mlm", 0.0), ("mlm+nsp", math.log(2.0))])
