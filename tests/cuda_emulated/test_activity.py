@@ -14,40 +14,22 @@ import pytest
 from backends import Backend, get_backend
 from backends.cuda import backend as cupy_backend
 from minibert import MiniBERT, MiniBERTConfig
-from minibert.data.batch_source import Batch
 from minibert.gradient_accumulator import GradientAccumulator
 from minibert.gradients import MiniBERTGradients
 from minibert.kernels import Kernels
 from minibert.optimizer import AdamW
 from minibert.training.trainer import Trainer
 from tests.support.emulated_cuda.device import ACTIVITY, DeviceError
+from tests.support.small_batch import V, small_batch
 
 PER_LAYER, OF_THE_PRUNED_LAYER, BEYOND = 33, 40, 57
 """The numbers of launches that docs/cuda.md gives."""
 
 ROOT = Path(__file__).parents[2]
-B, T, V = 3, 12, 50
 
 
 def config(layers: int) -> MiniBERTConfig:
     return MiniBERTConfig.preset("tiny", vocab_size=V, num_hidden_layers=layers)
-
-
-def batch(step: int, *, padded: bool = True) -> Batch:
-    """Return a batch with masked positions, padding and next-sentence labels."""
-    rng = np.random.default_rng(step)
-    mask = np.ones((B, T), dtype=np.int32)
-    if padded:
-        mask[1, 9:] = 0
-    predicted = np.flatnonzero(mask.reshape(-1) * (rng.random(B * T) < 0.3))
-    return Batch(
-        input_ids=rng.integers(0, V, (B, T)).astype(np.int32),
-        attention_mask=mask,
-        token_type_ids=np.zeros((B, T), dtype=np.int32),
-        prediction_positions=predicted,
-        labels=rng.integers(0, V, len(predicted)).astype(np.int32),
-        next_sentence_labels=rng.integers(0, 2, B).astype(np.int32),
-    )
 
 
 def trainer(backend: Backend, layers: int = 2, **arguments: object) -> Trainer:
@@ -73,11 +55,11 @@ def count_launches(backend: Backend, monkeypatch: pytest.MonkeyPatch, *, padded:
         return call
 
     some = trainer(backend, 3)
-    some.step(batch(0, padded=padded), 1e-3)
+    some.step(small_batch(0, padded=padded), 1e-3)
     for owner in (MiniBERT, MiniBERTGradients):
         monkeypatch.setattr(owner, "_layer", counted(owner._layer))
     ACTIVITY.reset()
-    some.step(batch(1, padded=padded), 1e-3)
+    some.step(small_batch(1, padded=padded), 1e-3)
     return [in_layers[n] for n in range(3)], ACTIVITY.launches.total() - in_layers.total()
 
 
@@ -127,7 +109,7 @@ def test_the_estimate_in_the_docs_is_of_these_launches(
 def test_a_batch_travels_in_one_transfer_and_its_labels_in_one_each(cuda: Backend):
     some = trainer(cuda)
     for next_sentence, expected in ((True, 3), (False, 2)):
-        given = batch(0) if next_sentence else replace(batch(0), next_sentence_labels=None)
+        given = small_batch(0) if next_sentence else replace(small_batch(0), next_sentence_labels=None)
         ACTIVITY.reset()
         some.step(given, 1e-3)
         assert ACTIVITY.uploads == expected
@@ -176,10 +158,10 @@ def test_arrays_of_one_transfer_lie_where_kernels_can_read_them(
 
 def test_a_step_never_waits_for_the_device(cuda: Backend):
     some = trainer(cuda)
-    some.step(batch(0), 1e-3)
+    some.step(small_batch(0), 1e-3)
     ACTIVITY.reset()
     for step in range(1, 4):
-        some.step(batch(step), 1e-3)
+        some.step(small_batch(step), 1e-3)
     assert (ACTIVITY.waits, ACTIVITY.downloads) == (0, 0)
     some.collect()
     assert ACTIVITY.downloads == 2  # the losses and the norms of all three steps, at once
@@ -188,7 +170,7 @@ def test_a_step_never_waits_for_the_device(cuda: Backend):
 def test_no_product_copies_an_operand(cuda: Backend):
     some = trainer(cuda)
     ACTIVITY.reset()
-    some.step(batch(0), 1e-3)
+    some.step(small_batch(0), 1e-3)
     assert not [name for name in ACTIVITY.launches if "copy of" in name]
 
 
@@ -198,7 +180,7 @@ def test_twenty_steps_have_the_losses_of_the_cpu(cuda: Backend):
     for name, backend, kernels in (("cpu", get_backend("cpu"), "reference"), ("cuda", cuda, "auto")):
         some = trainer(backend, kernels=kernels)
         for step in range(20):
-            some.step(batch(step), 2e-3)
+            some.step(small_batch(step), 2e-3)
         losses[name] = some.collect().losses
     assert losses["cpu"][0] != losses["cpu"][-1]
     np.testing.assert_allclose(losses["cuda"], losses["cpu"], rtol=1e-5)
@@ -211,7 +193,7 @@ def test_two_runs_are_the_same_bit_for_bit_when_asked_for(cuda: Backend, monkeyp
     for _ in range(2):
         some = trainer(backend)
         for step in range(3):
-            some.step(batch(step), 2e-3)
+            some.step(small_batch(step), 2e-3)
         results.append(backend.to_numpy(some.model.parameters.flat))
     np.testing.assert_array_equal(*results)
     assert ACTIVITY.launches["scatter_add_runs"] > 0

@@ -1,4 +1,4 @@
-"""What the fuzz targets are fed with: strange values of JSON, files that are nearly whole, and odd arrays."""
+"""Draw what the fuzz targets are fed with: strange values of JSON, files that are nearly whole, and odd arrays."""
 
 from __future__ import annotations
 

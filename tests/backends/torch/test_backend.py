@@ -12,27 +12,9 @@ from backends import Backend, BackendError, get_backend
 from backends.cpu.threads import set_threads
 from minibert import AdamW, MiniBERT, MiniBERTConfig
 from minibert.commands.device_checks import check_dropout_masks
-from minibert.data.batch_source import Batch
 from minibert.gradients import MiniBERTGradients
 from minibert.training.trainer import Trainer
-
-B, T, V = 3, 12, 50
-
-
-def batch(step: int) -> Batch:
-    """Return a batch with padding, masked positions and next-sentence labels."""
-    rng = np.random.default_rng(step)
-    mask = np.ones((B, T), dtype=np.int32)
-    mask[1, 9:] = 0
-    predicted = np.flatnonzero(mask.reshape(-1) * (rng.random(B * T) < 0.3))
-    return Batch(
-        input_ids=rng.integers(0, V, (B, T)).astype(np.int32),
-        attention_mask=mask,
-        token_type_ids=np.zeros((B, T), dtype=np.int32),
-        prediction_positions=predicted,
-        labels=rng.integers(0, V, len(predicted)).astype(np.int32),
-        next_sentence_labels=rng.integers(0, 2, B).astype(np.int32),
-    )
+from tests.support.small_batch import V, small_batch
 
 
 def model_on(backend: Backend, activation: str = "gelu") -> MiniBERT:
@@ -42,7 +24,7 @@ def model_on(backend: Backend, activation: str = "gelu") -> MiniBERT:
 
 def loss_and_gradients(backend: Backend, activation: str) -> tuple[float, dict[str, np.ndarray]]:
     """Return the loss of a batch with dropout and padding, and the gradients, on the host."""
-    model, given = model_on(backend, activation), batch(0)
+    model, given = model_on(backend, activation), small_batch(0)
     gradients = MiniBERTGradients(model)
     _, cache = model.forward(
         given.input_ids,
@@ -76,7 +58,7 @@ def test_twenty_steps_have_the_losses_of_numpy():
         model = model_on(get_backend(name))
         trainer = Trainer(model, AdamW(model))
         for step in range(20):
-            trainer.step(batch(step), 2e-3)
+            trainer.step(small_batch(step), 2e-3)
         losses.append(trainer.collect().losses)
     assert losses[0][0] != losses[0][-1]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-10)
