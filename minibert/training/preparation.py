@@ -101,7 +101,6 @@ def prepare_data(
     cache: Path,
     tokenizer: Tokenizer | None = None,
     progress: Progress | None = None,
-    *,
     corpus: Corpus | None = None,
 ) -> Data:
     """Open the corpus, make its vocabulary and its tokens or find them in the cache, and build the batches.

@@ -311,7 +311,7 @@ def _prepare(
     """Prepare the data of a run and show the progress. A resumed run passes its tokenizer and its open text."""
     folder = cache or output.parent / CACHE_FOLDER
     try:
-        return prepare_data(settings, folder, tokenizer, display.preparing, corpus=corpus)
+        return prepare_data(settings, folder, tokenizer, display.preparing, corpus)
     finally:
         display.end()
 
